@@ -1,0 +1,232 @@
+"""Every setting of a run, as dataclasses. Loading, checks and `explain` are in `configload.py`.
+
+Each field has one docstring below it: meaning, unit, and when it has no effect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from omegaconf import MISSING
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    name: str = MISSING
+    """Name of the run; its files go to `dir/name`."""
+    dir: str = "runs"
+    """Folder that holds the run folders."""
+    seed: int = 0
+    """Seed of everything random: data order, sampling, evaluation."""
+    steps: int = MISSING
+    """Training steps. One step samples `algorithm.prompts_per_step` groups."""
+    overwrite: bool = False
+    """Replace an existing run folder of the same name; otherwise that is an error."""
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    path: str = MISSING
+    """Folder of a Hugging Face causal language model (config.json, safetensors, tokenizer)."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model folder. Off: such a model is refused."""
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    task: str | None = None
+    """Procedural task that makes the prompts, for example `countdown`. Exactly one of `task` and `train_file`."""
+    task_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the procedural task."""
+    train_size: int = 20000
+    """Number of training problems that a procedural task makes. No effect with `train_file`."""
+    train_file: str | None = None
+    """JSON-lines file of training rows, each with `prompt` (text) and `answer`."""
+    eval_file: str | None = None
+    """JSON-lines file of evaluation rows. Needed with `train_file` when `eval.every` or `eval.at_end` is on."""
+    max_prompt_tokens: int = 512
+    """Prompts longer than this many tokens are refused before anything starts."""
+
+
+@dataclass(kw_only=True)
+class RewardConfig:
+    verifier: str = MISSING
+    """Name of the verifier, one of `maxpo.rewards.REWARDS`."""
+    workers: int = 1
+    """Verifier processes."""
+    timeout_s: float = 5.0
+    """Seconds that one answer may take; then its process is killed and the sample is invalid (masked)."""
+    max_chars: int = 20000
+    """Longer answers are not parsed: they get reward 0 and are counted."""
+
+
+@dataclass(kw_only=True)
+class AlgorithmConfig:
+    advantage: str = "maxpo"
+    """Advantage estimator, one of `maxpo.advantages.ADVANTAGES`."""
+    k: int = 4
+    """K of max@K, 1 <= k < group_size. No effect for `grpo`, `dr_grpo` and `rloo`."""
+    group_size: int = 16
+    """Completions per prompt, N."""
+    prompts_per_step: int = 32
+    """Groups sampled in one step, G."""
+    minibatches: int = 1
+    """Optimizer steps per training step; the groups are split evenly over them."""
+    loss: Literal["ppo_clip", "policy_gradient"] = "ppo_clip"
+    """Policy loss, one of `maxpo.losses.LOSSES`."""
+    clip_low: float = 0.2
+    """Lower clip bound: the ratio is clipped at 1 - clip_low. No effect with `policy_gradient`."""
+    clip_high: float = 0.28
+    """Upper clip bound: the ratio is clipped at 1 + clip_high. No effect with `policy_gradient`."""
+    aggregation: Literal["token_mean", "sequence_mean", "constant"] = "constant"
+    """How per-token losses become one number: over all tokens, over each sequence and then over sequences,
+    or the sum over tokens divided by `aggregation_constant` and averaged over sequences."""
+    aggregation_constant: float | None = None
+    """Tokens that the sum over a sequence is divided by with `aggregation: constant`; null: `rollout.max_new_tokens`."""
+    kl_coef: float = 0.0
+    """Weight of the KL to the frozen starting model; at 0 no reference model is loaded."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of that KL. No effect while `kl_coef` is 0."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    tis_cap: float | None = 2.0
+    """Truncated importance sampling: cap of the ratio of learner to sampler probability of each token; null turns it off."""
+    drop_zero_signal: bool = True
+    """Drop groups whose advantages are all zero before the learner. They are counted, and since the loss
+    still divides by everything that was sampled, this never changes the policy gradient."""
+    refill_rounds: int = 0
+    """How many times per step new prompts may be sampled in place of dropped groups. No effect without `drop_zero_signal`."""
+
+
+@dataclass(kw_only=True)
+class RolloutConfig:
+    workers: int = 1
+    """Number of vLLM engines, each in its own Ray actor."""
+    tensor_parallel_size: int = 1
+    """GPUs per engine (on CPU: processes per engine)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the engines run; auto: CUDA where the installed vLLM and the machine have it."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Number format of the engines' weights and activations."""
+    max_new_tokens: int = MISSING
+    """Longest completion in tokens."""
+    temperature: float = 1.0
+    """Sampling temperature; the log-probabilities of sampler and learner include it."""
+    top_p: float = 1.0
+    """Nucleus sampling. Only 1.0 is accepted in training: the learner's ratio is over the full distribution."""
+    top_k: int = 0
+    """Top-k sampling; 0 is off. Only 0 is accepted in training, for the same reason."""
+    max_concurrent_sequences: int = 256
+    """Sequences that one engine decodes at once; the pool keeps each engine supplied with about this many."""
+    gpu_memory_utilization: float = 0.85
+    """Share of GPU memory that an engine may take. No effect on CPU."""
+    cpu_kv_cache_gib: int = 1
+    """KV cache of an engine on CPU, GiB. No effect on GPU."""
+    enforce_eager: bool = False
+    """Do not capture CUDA graphs. No effect on CPU, which is always eager."""
+    start_timeout_s: float = 600.0
+    """Seconds that an engine may take to start."""
+    generate_timeout_s: float = 600.0
+    """Seconds that one group may take to generate."""
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """Further vLLM engine arguments, passed as they are."""
+
+
+@dataclass(kw_only=True)
+class LearnerConfig:
+    ranks: int = 1
+    """Learner processes, one GPU each (on CPU: one process each)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the learner runs; auto: CUDA where torch has it."""
+    cpu_threads: int = 1
+    """Threads per learner process on CPU."""
+    zero_stage: int = 2
+    """DeepSpeed ZeRO stage, 0 to 3."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Number format of forward and backward; master weights and optimizer state are float32 either way."""
+    lr: float = MISSING
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 5
+    """Optimizer steps of linear warm-up."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after warm-up; linear and cosine end at 0 with the last step."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    """AdamW's betas, two numbers."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient; 0 turns clipping off."""
+    token_budget: int = 16384
+    """Most tokens of one packed microbatch. A longer single sequence is an error before the start."""
+    logprob_chunk: int = 2048
+    """Tokens whose logits are held at once; memory grows with chunk x vocabulary."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
+    deepspeed: str | None = None
+    """JSON file with further DeepSpeed settings (offload, buckets), merged below the ones of this section."""
+    start_timeout_s: float = 600.0
+    """Seconds that the learner may take to start."""
+    step_timeout_s: float = 1800.0
+    """Seconds that one update may take."""
+
+
+@dataclass(kw_only=True)
+class SyncConfig:
+    backend: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
+    """How weights travel: gloo (CPU), nccl (GPUs apart), ipc (learner and engine share one GPU)."""
+    bucket_mib: int = 64
+    """Size of one packed bucket, MiB."""
+    timeout_s: float = 300.0
+    """Seconds that one sync may take before the run stops with the name of who is missing."""
+
+
+@dataclass(kw_only=True)
+class EvalConfig:
+    every: int = 0
+    """Evaluate every this many steps; 0: not between."""
+    at_start: bool = True
+    """Evaluate before the first step."""
+    at_end: bool = True
+    """Evaluate after the last step."""
+    prompts: int = 128
+    """Held-out prompts."""
+    samples: int = 32
+    """Completions per held-out prompt, n of the unbiased pass@k."""
+    k: list[int] = field(default_factory=lambda: [1, 4, 8, 16])
+    """The k of pass@k; each at most `samples`."""
+
+
+@dataclass(kw_only=True)
+class TrackingConfig:
+    tensorboard: bool = True
+    """Write TensorBoard files, fed from metrics.jsonl."""
+    save_rollouts: int = 1
+    """Groups of each step whose completions are written to `rollouts/`; 0: none."""
+
+
+@dataclass(kw_only=True)
+class RayConfig:
+    address: str | None = None
+    """Address of a running Ray cluster; null starts one on this machine, bound to loopback, and stops it at the end."""
+    num_cpus: int | None = None
+    """CPUs of the cluster that is started; null: as many as the machine has. No effect with `address`."""
+    object_store_mib: int = 512
+    """Object store of the cluster that is started, MiB. No effect with `address`."""
+
+
+@dataclass(kw_only=True)
+class Config:
+    """A whole run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
