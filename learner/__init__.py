@@ -1,0 +1,1 @@
+"""The training side: DeepSpeed ranks in Ray actors, and the sender of new weights."""

@@ -1,0 +1,126 @@
+"""DeepSpeed, and nothing else of the learner: initialise, accumulate gradients, step, read full parameters."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from maxpo.config import LearnerConfig
+
+
+def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed settings of a run: the user's JSON file below, what this framework relies on above."""
+    extra: dict[str, Any] = json.loads(Path(config.deepspeed).read_text()) if config.deepspeed else {}
+    zero = extra.pop("zero_optimization", {}) | {"stage": config.zero_stage}
+    return extra | {
+        # Microbatches are counted by tokens and their number changes from step to step: this framework marks the
+        # last one itself and divides by global counts, so DeepSpeed must neither count nor divide.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": world_size,
+        "gradient_clipping": config.grad_clip,
+        "zero_optimization": zero,
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1_000_000_000,
+    }
+
+
+class TrainEngine:
+    """A model under DeepSpeed with AdamW."""
+
+    def __init__(self, model: nn.Module, config: LearnerConfig, device: torch.device) -> None:
+        """Wrap the model. The default process group must exist already."""
+        os.environ["DS_ACCELERATOR"] = device.type
+        import deepspeed
+        import deepspeed.comm
+
+        if device.type == "cpu":
+            # Compiles for more than a minute an all-reduce kernel for inference that training never calls.
+            sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), dist_init_required=False)
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.lr,
+            betas=(config.betas[0], config.betas[1]),
+            weight_decay=config.weight_decay,
+            fused=device.type == "cuda",
+        )
+        self._ds = deepspeed
+        self.world_size = dist.get_world_size()
+        self._engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=deepspeed_config(config, self.world_size)
+        )
+        self._stage = config.zero_stage
+        self.device = device
+
+    @property
+    def module(self) -> nn.Module:
+        """The model; under ZeRO-3 its parameters are empty outside `forward` and `full_parameters`."""
+        return self._engine.module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward pass, with DeepSpeed's hooks."""
+        return self._engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of `loss` to that of the step; the sum over ranks and calls is what is applied.
+
+        Args:
+            loss: this rank's share of the global loss.
+            last: True for the last microbatch before `step`.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over ranks; the loss is a share of a global sum.
+        self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> float:
+        """One optimizer step with this learning rate; the norm of the gradient before clipping.
+
+        Raises:
+            FloatingPointError: the gradient was not finite. Under ZeRO 1 to 3 the parameters are then spoilt.
+        """
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        if self._stage == 0:
+            # Stage 0 keeps whole, already reduced gradients and reports no norm in float32.
+            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(grads))
+            _refuse_unless_finite(norm)
+            self._engine.step()
+            return norm
+        self._engine.step()
+        norm = float(self._engine.get_global_grad_norm())
+        _refuse_unless_finite(norm)
+        return norm
+
+    @contextmanager
+    def full_parameters(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Inside, these parameters are whole on this rank. All ranks must enter together under ZeRO-3."""
+        with self._ds.zero.GatheredParameters(list(parameters), enabled=self._stage == 3):
+            yield
+
+    def full_gradient(self, parameter: nn.Parameter) -> Tensor | None:
+        """The reduced gradient of one parameter, whole, between `backward` and `step`; for tests and probes."""
+        from deepspeed.utils import safe_get_full_grad
+
+        return safe_get_full_grad(parameter)
+
+    def full_shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
+        """Shape of the whole parameter, also while it is sharded."""
+        return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _refuse_unless_finite(norm: float) -> None:
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the norm of the gradient is {norm}")

@@ -1,0 +1,248 @@
+"""One learner update: advantages, packed microbatches, loss, optimizer steps. The same code on every rank."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from learner.engine import TrainEngine
+from learner.model import Policy
+from maxpo.advantages import ADVANTAGES
+from maxpo.batching import Sample, TrainBatch, pack, plan_microbatches, reward_matrix, valid_samples
+from maxpo.config import AlgorithmConfig, LearnerConfig
+from maxpo.losses import LOSSES, kl_estimate, truncated_importance_weights
+from maxpo.reductions import sequence_weight, weighted_sum
+from maxpo.types import StepBatch
+
+SUMS = (
+    "loss",
+    "tokens",
+    "entropy",
+    "clipped_low",
+    "clipped_high",
+    "approx_kl",
+    "reference_kl",
+    "tis_weight",
+    "tis_capped",
+    "mismatch_kl",
+    "mismatch_abs",
+)
+"""Quantities that a microbatch adds up over its loss tokens and that ranks add up in turn."""
+
+
+def learning_rate(config: LearnerConfig, step: int, total_steps: int) -> float:
+    """Learning rate of optimizer step `step` (from 0): linear warm-up, then the schedule down to 0 at the end."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    match config.schedule:
+        case "constant":
+            return config.lr
+        case "linear":
+            return config.lr * (1 - done)
+        case "cosine":
+            return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def microbatch_loss(
+    logprobs: Tensor,
+    entropy: Tensor,
+    batch: TrainBatch,
+    algorithm: AlgorithmConfig,
+    *,
+    old_logprobs: Tensor | None,
+    ref_logprobs: Tensor | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """This microbatch's share of the loss of the step, and its sums for the log.
+
+    Args:
+        logprobs: [T] of the policy, with gradient.
+        entropy: [T] of the policy's distributions.
+        batch: the packed row.
+        algorithm: loss, clip bounds, KL, entropy bonus, importance sampling.
+        old_logprobs: [T] of the policy at the start of the step; None: the same as `logprobs`, which is so for
+            the first optimizer step of a training step.
+        ref_logprobs: [T] of the frozen reference; None where the KL is off.
+    """
+    mask = batch.loss_mask
+    current = logprobs.detach()
+    old = current if old_logprobs is None else old_logprobs
+    per_token = LOSSES[algorithm.loss](
+        logprobs, old, batch.advantages, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high
+    )
+    sums: dict[str, Tensor] = {}
+    gap = old - batch.rollout_logprobs
+    if algorithm.tis_cap is not None:
+        weights = truncated_importance_weights(old, batch.rollout_logprobs, algorithm.tis_cap)
+        per_token = per_token * weights
+        sums["tis_weight"] = weights[mask].sum()
+        sums["tis_capped"] = (gap.exp() > algorithm.tis_cap)[mask].sum()
+    if ref_logprobs is not None:
+        kl = kl_estimate(logprobs, ref_logprobs, algorithm.kl_estimator)
+        per_token = per_token + algorithm.kl_coef * kl
+        sums["reference_kl"] = kl.detach()[mask].sum()
+    if algorithm.entropy_coef:
+        per_token = per_token - algorithm.entropy_coef * entropy
+    loss = weighted_sum(per_token, batch.token_weights, mask)
+
+    moved = current - old
+    ratio = moved.exp()
+    sums |= {
+        "loss": loss.detach(),
+        "tokens": mask.sum(),
+        "entropy": entropy.detach()[mask].sum(),
+        "clipped_low": ((ratio < 1 - algorithm.clip_low) & (batch.advantages < 0) & mask).sum(),
+        "clipped_high": ((ratio > 1 + algorithm.clip_high) & (batch.advantages > 0) & mask).sum(),
+        "approx_kl": (torch.expm1(moved) - moved)[mask].sum(),
+        "mismatch_kl": (torch.expm1(gap) - gap)[mask].sum(),
+        "mismatch_abs": gap.abs()[mask].sum(),
+    }
+    return loss, sums
+
+
+class Updater:
+    """Turns step batches into optimizer steps."""
+
+    def __init__(
+        self,
+        engine: TrainEngine,
+        reference: Policy | None,
+        learner: LearnerConfig,
+        algorithm: AlgorithmConfig,
+        *,
+        rank: int,
+        temperature: float,
+        aggregation_constant: float,
+        total_steps: int,
+    ) -> None:
+        """Keep what all updates share. `reference` is the frozen policy of the KL, None where it is off."""
+        self._engine = engine
+        self._reference = reference
+        self._learner = learner
+        self._algorithm = algorithm
+        self._rank = rank
+        self._constant = aggregation_constant
+        self._forward_args = {"temperature": temperature, "chunk": learner.logprob_chunk}
+        self._total = total_steps * algorithm.minibatches
+        self.optimizer_steps = 0
+
+    def update(self, batch: StepBatch) -> dict[str, float]:
+        """Advantages, then `algorithm.minibatches` optimizer steps; metrics of the whole step, equal on all ranks.
+
+        Raises:
+            FloatingPointError: loss or gradient is not finite.
+            ValueError: there is nothing to learn from.
+        """
+        started = time.perf_counter()
+        device = self._engine.device
+        rewards, valid = reward_matrix(batch.groups, device)
+        advantages = ADVANTAGES[self._algorithm.advantage](rewards, self._algorithm.k, valid)
+        samples = valid_samples(batch.groups)
+        if not samples:
+            raise ValueError("a learner step needs at least one valid sample")
+        packed = [
+            self._microbatches(part, advantages, batch)
+            for part in _split(samples, len(batch.groups), self._algorithm.minibatches)
+        ]
+        metrics = {
+            "advantage/abs_mean": float(advantages[valid].abs().mean()),
+            "advantage/group_sum_max": float(advantages.sum(1).abs().max()),
+            "time/pack_s": time.perf_counter() - started,
+        }
+        old = self._old_logprobs(packed)
+        totals = torch.zeros(len(SUMS), dtype=torch.float64)
+        norms: list[float] = []
+        for microbatches, old_logprobs in zip(packed, old, strict=True):
+            totals += self._accumulate(microbatches, old_logprobs)
+            lr = learning_rate(self._learner, self.optimizer_steps, self._total)
+            norms.append(self._engine.step(lr))
+            self.optimizer_steps += 1
+        metrics |= self._summary(totals)
+        return metrics | {
+            "train/grad_norm": sum(norms) / len(norms),
+            "train/lr": lr,
+            "train/optimizer_steps": float(self.optimizer_steps),
+            "train/microbatches": float(sum(len(m) for m in packed)),
+            "time/update_s": time.perf_counter() - started,
+        }
+
+    def _microbatches(self, samples: list[Sample], advantages: Tensor, batch: StepBatch) -> list[TrainBatch]:
+        """This rank's packed rows of one optimizer step."""
+        weight = partial(
+            sequence_weight,
+            self._algorithm.aggregation,
+            total_tokens=batch.sampled_tokens / self._algorithm.minibatches,
+            total_sequences=batch.sampled_sequences / self._algorithm.minibatches,
+            constant=self._constant,
+        )
+        plan = plan_microbatches(
+            [len(s.token_ids) for s in samples], self._learner.token_budget, self._engine.world_size
+        )
+        return [
+            pack([samples[i] for i in row], advantages, lambda s: weight(s.loss_tokens)).to(self._engine.device)
+            for row in plan[self._rank]
+        ]
+
+    def _old_logprobs(self, packed: Sequence[Sequence[TrainBatch]]) -> list[Iterable[Tensor | None]]:
+        """Log-probabilities at the start of the step; only needed where more than one optimizer step follows."""
+        if len(packed) == 1:
+            return [[None] * len(packed[0])]
+        with torch.no_grad():
+            return [[self._engine.forward(row, **self._forward_args)[0] for row in rows] for rows in packed]
+
+    def _accumulate(self, microbatches: Sequence[TrainBatch], old_logprobs: Iterable[Tensor | None]) -> Tensor:
+        """Forward and backward over this rank's rows; the sums over all ranks, in the order of `SUMS`.
+
+        Raises:
+            FloatingPointError: the loss is not finite, before any parameter changes.
+        """
+        totals = torch.zeros(len(SUMS), dtype=torch.float64, device=self._engine.device)
+        for i, (row, old) in enumerate(zip(microbatches, old_logprobs, strict=True)):
+            logprobs, entropy = self._engine.forward(
+                row, entropy_grad=bool(self._algorithm.entropy_coef), **self._forward_args
+            )
+            ref = None
+            if self._reference is not None:
+                with torch.no_grad():
+                    ref = self._reference(row, **self._forward_args)[0]
+            loss, sums = microbatch_loss(
+                logprobs, entropy, row, self._algorithm, old_logprobs=old, ref_logprobs=ref
+            )
+            self._engine.backward(loss, last=i == len(microbatches) - 1)
+            totals += torch.stack([sums.get(name, totals.new_zeros(())).double() for name in SUMS])
+        dist.all_reduce(totals)
+        if not bool(torch.isfinite(totals[SUMS.index("loss")])):
+            raise FloatingPointError("the loss is not finite; no optimizer step was taken")
+        return totals.cpu()
+
+    def _summary(self, totals: Tensor) -> dict[str, float]:
+        """Sums over the step -> metrics."""
+        sums = dict(zip(SUMS, totals.tolist(), strict=True))
+        tokens = max(sums["tokens"], 1.0)
+        mean = {name: total / tokens for name, total in sums.items()}
+        metrics = {
+            "train/loss": sums["loss"] / self._algorithm.minibatches,
+            "train/tokens": sums["tokens"],
+            "policy/entropy": mean["entropy"],
+            "policy/approx_kl": mean["approx_kl"],
+            "policy/clipped_low": mean["clipped_low"],
+            "policy/clipped_high": mean["clipped_high"],
+            "mismatch/kl": mean["mismatch_kl"],
+            "mismatch/logprob_abs": mean["mismatch_abs"],
+        }
+        if self._algorithm.tis_cap is not None:
+            metrics |= {"mismatch/tis_mean": mean["tis_weight"], "mismatch/tis_capped": mean["tis_capped"]}
+        if self._reference is not None:
+            metrics["policy/reference_kl"] = mean["reference_kl"]
+        return metrics
+
+
+def _split(samples: list[Sample], groups: int, parts: int) -> list[list[Sample]]:
+    """Whole groups in order, as evenly as possible over `parts`."""
+    return [[s for s in samples if s.group * parts // groups == part] for part in range(parts)]

@@ -1,0 +1,219 @@
+"""The learner's end of the weight-sync channel: buckets of new parameters to every engine.
+
+gloo is spoken here; nccl and ipc are vLLM's own trainer engines, imported when they are asked for. Either way
+one `update_weights` call per engine and sync, parameters gathered bucket by bucket on all ranks together, and
+a checksum of every tensor for the manifest.
+"""
+
+from __future__ import annotations
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from learner.engine import TrainEngine
+from learner.model import parameters_by_name
+from maxpo.deadline import wait_for
+from maxpo.digest import tensor_digest
+from maxpo.transport import TensorMeta, cut_into_buckets, gloo_group, serve_store
+from maxpo.types import WeightManifest
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """An engine that wants weights: its actor, the name it has in messages, and its number of workers."""
+
+    name: str
+    actor: Any
+    workers: int
+
+
+class ParameterSource:
+    """The parameters of a training engine on the wire, in buckets, under Hugging Face names."""
+
+    def __init__(self, engine: TrainEngine, dtype: torch.dtype, bucket_bytes: int, *, keep: bool) -> None:
+        """`keep`: this rank sends, so it needs the tensors; the others only join the gathering."""
+        self._engine = engine
+        self._parameters = parameters_by_name(engine.module)
+        self.metas = [TensorMeta(name, dtype, engine.full_shape(p)) for name, p in self._parameters.items()]
+        self._bucket_bytes = bucket_bytes
+        self._keep = keep
+        self.digests: dict[str, Tensor] = {}
+
+    def buckets(self) -> Iterator[list[tuple[str, Tensor]]]:
+        """Whole tensors, one bucket at a time; empty buckets on ranks that do not send. Collective."""
+        self.digests = {}
+        for bucket in cut_into_buckets(self.metas, self._bucket_bytes):
+            parameters = [self._parameters[meta.name] for meta in bucket]
+            tensors: list[tuple[str, Tensor]] = []
+            with torch.no_grad(), self._engine.full_parameters(parameters):
+                if self._keep:
+                    for meta, parameter in zip(bucket, parameters, strict=True):
+                        # A copy: the gathered tensor is gone after the bucket, and training may go on.
+                        tensor = parameter.detach().to(meta.dtype, copy=True)
+                        self.digests[meta.name] = tensor_digest(tensor)
+                        tensors.append((meta.name, tensor))
+            yield tensors
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """The same, tensor by tensor (the form of vLLM's trainer engines)."""
+        for bucket in self.buckets():
+            yield from bucket
+
+    def metadata(self) -> list[TensorMeta]:
+        """Name, dtype and shape of everything that iteration yields."""
+        return self.metas
+
+    def update_info(self) -> dict[str, Any]:
+        """The description of a sync that receivers get."""
+        return {
+            "names": [meta.name for meta in self.metas],
+            "dtype_names": [str(meta.dtype).removeprefix("torch.") for meta in self.metas],
+            "shapes": [list(meta.shape) for meta in self.metas],
+        }
+
+
+class EngineClient:
+    """Calls every engine at once. Has the four methods that vLLM's trainer engines expect of a client."""
+
+    def __init__(self, receivers: Sequence[Receiver], timeout_s: float) -> None:
+        """`receivers` in the order of their ranks; every call has `timeout_s` seconds."""
+        self.receivers = receivers
+        self.version = -1
+        self._timeout_s = timeout_s
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Let every engine meet the learner, each with its own rank in the group."""
+        offset = 1
+        refs: dict[str, Any] = {}
+        for receiver in self.receivers:
+            own = init_info | ({"rank_offset": offset} if "rank_offset" in init_info else {})
+            refs[receiver.name] = receiver.actor.init_weight_transfer.remote(own)
+            offset += receiver.workers
+        self._wait(refs, "joining the weight-sync group")
+
+    def start_weight_update(self) -> None:
+        """Pause the engines and make their models ready to receive."""
+        self._call("start_weight_update", "preparing to receive weights")
+
+    def update_weights(self, update_info: Any) -> None:
+        """Receive; returns when all engines have loaded everything."""
+        self._call("update_weights", "receiving weights", update_info)
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Close the update under the version of this sync and resume generation."""
+        self._call("finish_weight_update", "finishing the weight update", self.version)
+
+    def begin_update_weights(self, update_info: Any) -> dict[str, Any]:
+        """Start receiving without waiting; the pending calls by engine name."""
+        return {r.name: r.actor.update_weights.remote(update_info) for r in self.receivers}
+
+    def _call(self, method: str, doing: str, *args: Any) -> None:
+        self._wait({r.name: getattr(r.actor, method).remote(*args) for r in self.receivers}, doing)
+
+    def _wait(self, refs: dict[str, Any], doing: str) -> None:
+        wait_for(refs, timeout_s=self._timeout_s, doing=doing, ray=ray)
+
+
+class GlooSender:
+    """Sends buckets with gloo broadcasts."""
+
+    def __init__(self, source: ParameterSource, client: EngineClient, *, rank: int, host: str, timeout_s: float,
+                 bucket_bytes: int) -> None:
+        """Meet the engines (rank 0 only)."""
+        self._source, self._client, self._rank, self._timeout_s = source, client, rank, timeout_s
+        if rank:
+            return
+        self._store, port = serve_store(host, timeout_s)
+        world_size = 1 + sum(receiver.workers for receiver in client.receivers)
+        info = {"host": host, "port": port, "rank_offset": 1, "world_size": world_size,
+                "bucket_bytes": bucket_bytes, "timeout_s": timeout_s}
+        with ThreadPoolExecutor(max_workers=1) as side:
+            # The engines block until the learner joins, so both happen at once.
+            joined = side.submit(client.init_weight_transfer_engine, info)
+            self._group = gloo_group(self._store, 0, world_size, timeout_s)
+            joined.result()
+
+    def send_weights(self) -> None:
+        """Push all parameters. Called on every rank; only rank 0 talks to the engines."""
+        if self._rank:
+            for _ in self._source.buckets():
+                pass
+            return
+        self._client.start_weight_update()
+        pending = self._client.begin_update_weights(self._source.update_info())
+        for bucket in self._source.buckets():
+            # An engine that failed never joins the broadcast: say so now, not after gloo's time-out.
+            failed, _ = ray.wait(list(pending.values()), timeout=0)
+            if failed:
+                break
+            buffer = torch.cat([tensor.reshape(-1).view(torch.uint8) for _, tensor in bucket]).cpu()
+            self._group.broadcast(buffer, 0).wait()
+        wait_for(pending, timeout_s=self._timeout_s, doing="receiving weights", ray=ray)
+        self._client.finish_weight_update()
+
+
+class WeightSender:
+    """Publishes versions of the policy to whichever engines there are."""
+
+    def __init__(self, engine: TrainEngine, *, backend: str, dtype: torch.dtype, bucket_bytes: int,
+                 timeout_s: float, rank: int, host: str) -> None:
+        """Nothing is connected before the first `publish`."""
+        self._source = ParameterSource(engine, dtype, bucket_bytes, keep=rank == 0)
+        self._backend, self._bucket_bytes, self._timeout_s = backend, bucket_bytes, timeout_s
+        self._rank, self._host = rank, host
+        self._members: list[Any] | None = None
+
+    def publish(self, version: int, receivers: Sequence[Receiver]) -> WeightManifest | None:
+        """Send the parameters as `version`; on rank 0 the manifest to compare with. Collective.
+
+        The group is built anew when the set of receivers has changed.
+        """
+        members = [receiver.actor for receiver in receivers]
+        if members != self._members:
+            self._client = EngineClient(receivers, self._timeout_s)
+            self._transport = self._connect()
+            self._members = members
+        self._client.version = version
+        self._transport.send_weights()
+        if self._rank:
+            return None
+        info, digests = self._source.update_info(), self._source.digests
+        return WeightManifest(
+            version=version,
+            names=tuple(info["names"]),
+            dtypes=tuple(info["dtype_names"]),
+            shapes=tuple(meta.shape for meta in self._source.metas),
+            digests=tuple(int(digests[name]) for name in info["names"]),
+        )
+
+    def _connect(self) -> Any:
+        if self._backend == "gloo":
+            return GlooSender(self._source, self._client, rank=self._rank, host=self._host,
+                              timeout_s=self._timeout_s, bucket_bytes=self._bucket_bytes)
+        from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
+        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+        if self._backend == "ipc":
+            info: Any = IPCTrainerInitInfo(rank=self._rank, packed=True, packed_buffer_size_bytes=self._bucket_bytes)
+        else:
+            info = NCCLTrainerInitInfo(
+                rank=self._rank,
+                master_address=self._host,
+                master_port=_free_port(self._host),
+                world_size=1 + sum(receiver.workers for receiver in self._client.receivers),
+                packed_buffer_size_bytes=self._bucket_bytes,
+            )
+        return WeightTransferTrainerFactory.trainer_init(info, client=self._client, source=self._source)
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as listener:
+        return listener.getsockname()[1]

@@ -1,0 +1,113 @@
+"""One learner rank as a Ray actor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from maxpo.config import Config
+from maxpo.types import StepBatch, WeightManifest
+
+if TYPE_CHECKING:
+    from learner.weight_sender import Receiver
+
+
+class LearnerWorker:
+    """Holds one DeepSpeed rank. Every method but `serve_rendezvous` is collective over the ranks."""
+
+    def __init__(self, config: Config, rank: int, device: str, sync_backend: str) -> None:
+        """Remember the configuration; `start` does the work."""
+        self._config, self._rank, self._device_type, self._backend = config, rank, device, sync_backend
+        self._host = ray.util.get_node_ip_address()
+
+    def serve_rendezvous(self) -> tuple[str, int]:
+        """Open the rendezvous of all ranks on this worker (rank 0); its host and port."""
+        from maxpo.transport import serve_store
+
+        self._store, port = serve_store(self._host, self._config.learner.start_timeout_s)
+        return self._host, port
+
+    def start(self, host: str, port: int) -> int:
+        """Join the ranks, load the model, start DeepSpeed. Returns the number of parameters."""
+        ranks = self._config.learner.ranks
+        # DeepSpeed insists on these; the rendezvous itself goes through the store.
+        os.environ.update(RANK=str(self._rank), WORLD_SIZE=str(ranks), LOCAL_RANK="0")
+        import torch
+        import torch.distributed as dist
+
+        from maxpo.transport import join_store
+
+        learner, algorithm, rollout = self._config.learner, self._config.algorithm, self._config.rollout
+        cuda = self._device_type == "cuda"
+        device = torch.device("cuda", 0) if cuda else torch.device("cpu")
+        if cuda:
+            torch.cuda.set_device(device)
+        else:
+            torch.set_num_threads(learner.cpu_threads)
+        torch.manual_seed(self._config.run.seed)
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            store=self._store if self._rank == 0 else join_store(host, port, learner.start_timeout_s),
+            rank=self._rank,
+            world_size=ranks,
+            timeout=timedelta(seconds=learner.step_timeout_s),
+        )
+        # Imported here: deepspeed reads the environment above when it is imported.
+        from learner.engine import TrainEngine
+        from learner.model import Policy, load_language_model
+        from learner.step import Updater
+        from learner.weight_sender import WeightSender
+
+        dtype = getattr(torch, learner.dtype)
+        model = self._config.model
+        lm = load_language_model(model.path, dtype, trust_remote_code=model.trust_remote_code)
+        if learner.gradient_checkpointing:
+            lm.gradient_checkpointing_enable()
+        parameters = sum(p.numel() for p in lm.parameters())
+        self._engine = TrainEngine(Policy(lm), learner, device)
+        reference = None
+        if algorithm.kl_coef:
+            frozen = load_language_model(model.path, dtype, trust_remote_code=model.trust_remote_code)
+            reference = Policy(frozen).to(device).eval().requires_grad_(False)
+        self._updater = Updater(
+            self._engine,
+            reference,
+            learner,
+            algorithm,
+            rank=self._rank,
+            temperature=rollout.temperature,
+            aggregation_constant=algorithm.aggregation_constant or rollout.max_new_tokens,
+            total_steps=self._config.run.steps,
+        )
+        self._sender = WeightSender(
+            self._engine,
+            backend=self._backend,
+            dtype=getattr(torch, rollout.dtype),
+            bucket_bytes=self._config.sync.bucket_mib << 20,
+            timeout_s=self._config.sync.timeout_s,
+            rank=self._rank,
+            host=self._host,
+        )
+        return parameters
+
+    def update(self, batch: StepBatch) -> dict[str, float]:
+        """One training step; metrics, equal on all ranks but for this process's memory."""
+        import psutil
+
+        metrics = self._updater.update(batch)
+        return metrics | {"memory/learner_rss_mib": psutil.Process().memory_info().rss / 2**20}
+
+    def publish(self, version: int, receivers: Sequence[Receiver]) -> WeightManifest | None:
+        """Send the weights to the engines as `version`; rank 0 returns the manifest."""
+        return self._sender.publish(version, receivers)
+
+    def export(self, target: str) -> None:
+        """Write the policy as a Hugging Face folder."""
+        from learner.export import export_policy
+
+        export_policy(self._engine, self._config.model.path, Path(target), rank=self._rank)

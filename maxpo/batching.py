@@ -1,0 +1,173 @@
+"""From scored groups to packed microbatches, balanced over learner ranks.
+
+A microbatch is one row of T tokens: sequences one after the other, without padding. Which sequences share a
+row, and which rank gets the row, changes nothing but speed: weights and denominators are global.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from maxpo.types import ScoredGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One prompt with one valid completion, L tokens in all; per-token arrays are [L]."""
+
+    group: int
+    index: int
+    """Row and column of its advantage in the [G, N] matrix."""
+    token_ids: tuple[int, ...]
+    loss_mask: tuple[bool, ...]
+    rollout_logprobs: tuple[float, ...]
+    """0 where loss_mask is False."""
+    weight_version: int
+    """Oldest version of the weights that made one of its tokens."""
+
+    @property
+    def loss_tokens(self) -> int:
+        """Number of tokens that contribute to the loss."""
+        return sum(self.loss_mask)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainBatch:
+    """One packed microbatch of T tokens in B sequences, on one device."""
+
+    token_ids: Int[Tensor, " T"]
+    position_ids: Int[Tensor, " T"]
+    """Position within its own sequence; 0 starts a sequence."""
+    lengths: tuple[int, ...]
+    """[B] tokens of each sequence; they add up to T."""
+    loss_mask: Bool[Tensor, " T"]
+    """True where the token contributes to the loss."""
+    rollout_logprobs: Float[Tensor, " T"]
+    advantages: Float[Tensor, " T"]
+    """The advantage of its sequence at each token."""
+    token_weights: Float[Tensor, " T"]
+    """Weight of each token in the loss of the step, from global counts (`maxpo.reductions`)."""
+
+    def to(self, device: torch.device) -> TrainBatch:
+        """The same batch on `device`."""
+        return TrainBatch(
+            token_ids=self.token_ids.to(device),
+            position_ids=self.position_ids.to(device),
+            lengths=self.lengths,
+            loss_mask=self.loss_mask.to(device),
+            rollout_logprobs=self.rollout_logprobs.to(device),
+            advantages=self.advantages.to(device),
+            token_weights=self.token_weights.to(device),
+        )
+
+
+def reward_matrix(
+    groups: Sequence[ScoredGroup], device: torch.device
+) -> tuple[Float[Tensor, "G N"], Bool[Tensor, "G N"]]:
+    """Rewards and validity of the groups as matrices; the reward of an invalid sample is 0 and means nothing."""
+    valid = torch.tensor([group.valid for group in groups], dtype=torch.bool, device=device)
+    rewards = torch.tensor([group.rewards for group in groups], dtype=torch.float32, device=device)
+    return torch.where(valid, rewards, 0.0), valid
+
+
+def valid_samples(groups: Sequence[ScoredGroup]) -> list[Sample]:
+    """The valid samples of all groups, in order."""
+    samples: list[Sample] = []
+    for g, scored in enumerate(groups):
+        prompt = scored.group.prompt.token_ids
+        for i, completion in enumerate(scored.group.completions):
+            if not scored.valid[i] or not completion.token_ids:
+                continue
+            samples.append(
+                Sample(
+                    group=g,
+                    index=i,
+                    token_ids=prompt + completion.token_ids,
+                    loss_mask=(False,) * len(prompt) + completion.loss_mask,
+                    rollout_logprobs=(0.0,) * len(prompt) + completion.logprobs,
+                    weight_version=completion.min_weight_version,
+                )
+            )
+    return samples
+
+
+def plan_microbatches(lengths: Sequence[int], token_budget: int, ranks: int) -> list[list[list[int]]]:
+    """Which sequences go together: plan[rank][microbatch] is a list of indices into `lengths`.
+
+    Every rank gets the same number of microbatches, since ZeRO-3 gathers parameters together; a microbatch may
+    be empty. Longest first to the least loaded rank, then to the least loaded microbatch with room.
+
+    Raises:
+        ValueError: a sequence is longer than the budget.
+    """
+    too_long = max(lengths, default=0)
+    if too_long > token_budget:
+        raise ValueError(
+            f"a sequence of {too_long} tokens does not fit learner.token_budget = {token_budget}; raise the budget"
+        )
+    longest_first = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    load = [0] * ranks
+    for i in longest_first:
+        rank = min(range(ranks), key=lambda r: (load[r], r))
+        shares[rank].append(i)
+        load[rank] += lengths[i]
+
+    count = max(1, *(-(-rank_load // token_budget) for rank_load in load))
+    while True:
+        plan = [_fill(share, lengths, token_budget, count) for share in shares]
+        if all(bins is not None for bins in plan):
+            return [bins for bins in plan if bins is not None]
+        count += 1
+
+
+def _fill(share: Sequence[int], lengths: Sequence[int], token_budget: int, count: int) -> list[list[int]] | None:
+    """The share in `count` bins, each to the least loaded bin; None where one overflows."""
+    bins: list[list[int]] = [[] for _ in range(count)]
+    load = [0] * count
+    for i in share:
+        b = min(range(count), key=lambda b: (load[b], b))
+        if load[b] + lengths[i] > token_budget:
+            return None
+        bins[b].append(i)
+        load[b] += lengths[i]
+    return bins
+
+
+def pack(
+    samples: Sequence[Sample],
+    advantages: Float[Tensor, "G N"],
+    weight_of: Callable[[Sample], float],
+) -> TrainBatch:
+    """One row of the samples, on the CPU. No samples give two tokens without loss, which keep ranks in step.
+
+    Args:
+        samples: what goes into the row.
+        advantages: of all groups; each sample takes its own entry.
+        weight_of: weight of each loss token of a sample.
+    """
+    if not samples:
+        samples = [
+            Sample(
+                group=0, index=0, token_ids=(0, 0), loss_mask=(False,) * 2, rollout_logprobs=(0.0,) * 2, weight_version=0
+            )
+        ]
+    lengths = tuple(len(s.token_ids) for s in samples)
+    repeats = torch.tensor(lengths)
+    rows = torch.tensor([[s.group, s.index] for s in samples])
+    per_sample = advantages.cpu()[rows[:, 0], rows[:, 1]].float()
+    weights = torch.tensor([weight_of(s) for s in samples], dtype=torch.float32)
+    return TrainBatch(
+        token_ids=torch.tensor([t for s in samples for t in s.token_ids]),
+        position_ids=torch.cat([torch.arange(n) for n in lengths]),
+        lengths=lengths,
+        loss_mask=torch.tensor([m for s in samples for m in s.loss_mask]),
+        rollout_logprobs=torch.tensor([p for s in samples for p in s.rollout_logprobs], dtype=torch.float32),
+        advantages=per_sample.repeat_interleave(repeats),
+        token_weights=weights.repeat_interleave(repeats),
+    )

@@ -1,0 +1,68 @@
+"""Token log-probabilities and entropy from hidden states, in chunks.
+
+Holds the only next-token shift of the project: the logits at position t - 1 judge token t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def token_logprobs(
+    hidden: Float[Tensor, "T H"],
+    head: Callable[[Tensor], Tensor],
+    token_ids: Int[Tensor, " T"],
+    mask: Bool[Tensor, " T"],
+    *,
+    temperature: float,
+    chunk: int,
+    entropy_grad: bool = False,
+) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
+    """log pi(token_t | tokens before it) and the entropy of that distribution, both in nats, float32.
+
+    The distribution is softmax(logits / temperature). Logits are made for `chunk` positions at a time and made
+    again in the backward pass, so [T, V] never exists; memory grows with chunk x V alone.
+
+    Args:
+        hidden: last hidden states of a packed row of sequences.
+        head: the language-model head, [n, H] -> [n, V].
+        token_ids: the row's tokens.
+        mask: True at tokens to judge; never at the first token of a sequence, which nothing precedes.
+        temperature: > 0.
+        chunk: positions at a time, >= 1.
+        entropy_grad: let gradient flow through the entropy (an entropy bonus needs it).
+
+    Returns:
+        Two [T] arrays that describe token t at entry t; 0 where mask is False.
+    """
+    targets = mask.nonzero().squeeze(1)
+    if targets.numel() and int(targets[0]) == 0:
+        raise ValueError("mask is True at token 0, which no position predicts")
+    logprobs = torch.zeros(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+    entropy = torch.zeros_like(logprobs)
+    if not targets.numel():
+        return logprobs + 0.0 * hidden.float().sum(), entropy
+
+    def one_chunk(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(states).float() / temperature
+        logp = logits.log_softmax(-1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_grad):
+            ent = -(logp.exp() * logp).sum(-1)
+        return logp.gather(1, labels[:, None]).squeeze(1), ent
+
+    states, labels = hidden[targets - 1], token_ids[targets]
+    pieces: list[tuple[Tensor, Tensor]] = []
+    for start in range(0, targets.numel(), chunk):
+        part = states[start : start + chunk], labels[start : start + chunk]
+        if torch.is_grad_enabled():
+            pieces.append(checkpoint(one_chunk, *part, use_reentrant=False))  # pyright: ignore
+        else:
+            pieces.append(one_chunk(*part))
+    logprobs = logprobs.index_put((targets,), torch.cat([p[0] for p in pieces]))
+    entropy = entropy.index_put((targets,), torch.cat([p[1] for p in pieces]))
+    return logprobs, entropy

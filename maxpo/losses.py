@@ -1,0 +1,80 @@
+"""Policy losses and KL estimators as pure per-token functions. Entry t of every array describes token t."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def ppo_clip(
+    logprobs: Float[Tensor, " T"],
+    old_logprobs: Float[Tensor, " T"],
+    advantages: Float[Tensor, " T"],
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> Float[Tensor, " T"]:
+    """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) with rho = exp(logprobs - old_logprobs).
+
+    PPO (arXiv 1707.06347), eq. 7, with the separate bounds of DAPO (arXiv 2503.14476).
+
+    Args:
+        logprobs: nats, of the policy that is trained.
+        old_logprobs: nats, of the policy at the start of the step; no gradient flows into it.
+        advantages: of the sequence that each token belongs to.
+        clip_low: the ratio is clipped at 1 - clip_low.
+        clip_high: and at 1 + clip_high.
+    """
+    ratio = (logprobs - old_logprobs.detach()).exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def policy_gradient(
+    logprobs: Float[Tensor, " T"],
+    old_logprobs: Float[Tensor, " T"],
+    advantages: Float[Tensor, " T"],
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> Float[Tensor, " T"]:
+    """-A log pi: plain REINFORCE. `old_logprobs` and the clip bounds have no effect."""
+    return -advantages * logprobs
+
+
+PolicyLoss = Callable[..., Tensor]
+LOSSES: dict[str, PolicyLoss] = {"ppo_clip": ppo_clip, "policy_gradient": policy_gradient}
+
+
+def kl_estimate(
+    logprobs: Float[Tensor, " T"], ref_logprobs: Float[Tensor, " T"], estimator: Literal["k1", "k2", "k3"]
+) -> Float[Tensor, " T"]:
+    """Per-token estimate of KL(pi || ref) from samples of pi, in nats.
+
+    With d = logprobs - ref_logprobs: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d
+    (J. Schulman, "Approximating KL divergence", 2020). As a loss only k2 has the gradient of the KL in
+    expectation; that of k1 is zero on average, that of k3 is the gradient of the reverse divergence.
+    """
+    d = logprobs - ref_logprobs.detach()
+    match estimator:
+        case "k1":
+            return d
+        case "k2":
+            return d.square() / 2
+        case "k3":
+            return torch.expm1(-d) + d
+
+
+def truncated_importance_weights(
+    learner_logprobs: Float[Tensor, " T"], sampler_logprobs: Float[Tensor, " T"], cap: float
+) -> Float[Tensor, " T"]:
+    """min(pi_learner / pi_sampler, cap) of each token, without gradient.
+
+    Corrects for sampler and learner computing different probabilities from the same weights, or for weights
+    that moved on since sampling: truncated importance sampling (Ionides 2008), per token.
+    """
+    return (learner_logprobs - sampler_logprobs).detach().exp().clamp(max=cap)

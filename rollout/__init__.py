@@ -1,0 +1,1 @@
+"""The sampling side: vLLM engines in Ray actors, and the verifiers beside them."""

@@ -1,0 +1,121 @@
+"""One vLLM engine: start, sample groups, receive weights. The only place that talks to vLLM's engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm import AsyncEngineArgs, SamplingParams
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from maxpo.config import RolloutConfig
+from maxpo.types import Completion
+
+WIRE_BACKENDS = {"gloo": "gloo", "nccl": "maxpo_nccl", "ipc": "maxpo_ipc"}
+"""`sync.backend` -> the receiver that `rollout.plugin` registers for it."""
+
+
+class Engine:
+    """An asynchronous vLLM engine that knows the version of its weights."""
+
+    def __init__(
+        self, model_path: str, config: RolloutConfig, *, device: str, sync_backend: str, max_model_len: int
+    ) -> None:
+        """Load the model; blocks until the engine is ready (about 20 s on CPU)."""
+        args: dict[str, Any] = {
+            "model": model_path,
+            "dtype": config.dtype,
+            "tensor_parallel_size": config.tensor_parallel_size,
+            "max_model_len": max_model_len,
+            "max_num_seqs": config.max_concurrent_sequences,
+            "enforce_eager": config.enforce_eager or device == "cpu",
+            "disable_log_stats": True,
+            # The log-probabilities of what was really sampled: after temperature, over the kept set.
+            "logprobs_mode": "processed_logprobs",
+            "weight_transfer_config": {"backend": WIRE_BACKENDS[sync_backend]},
+            "worker_extension_cls": "rollout.weight_receiver.WorkerExtension",
+        }
+        if device == "cuda":
+            args["gpu_memory_utilization"] = config.gpu_memory_utilization
+        else:
+            # Whole prompts only: where a prompt is cut in two, vLLM 0.32 rewinds the seeded generator of the
+            # request, which torch's CPU generators cannot do, and the engine dies.
+            args["enable_chunked_prefill"] = False
+            args["max_num_batched_tokens"] = max(8192, max_model_len, config.max_concurrent_sequences)
+        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**(args | config.engine_args)))
+        self._config = config
+        self.version: int | None = None
+
+    async def generate(
+        self, request_id: str, token_ids: list[int], n: int, seed: int | None, *, greedy: bool = False
+    ) -> list[Completion]:
+        """Sample n completions of one prompt; sample i uses the seed `seed + i`.
+
+        Raises:
+            RuntimeError: the engine's weights have no version yet.
+        """
+        if self.version is None:
+            raise RuntimeError("generation refused: the engine has no weight version yet")
+        config = self._config
+        params = SamplingParams(
+            n=n,
+            seed=seed,
+            max_tokens=config.max_new_tokens,
+            temperature=0.0 if greedy else config.temperature,
+            top_p=1.0 if greedy else config.top_p,
+            top_k=0 if greedy else config.top_k,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        result = None
+        async for result in self._llm.generate({"prompt_token_ids": token_ids}, params, request_id):
+            pass
+        assert result is not None
+        return [_completion(output) for output in sorted(result.outputs, key=lambda output: output.index)]
+
+    async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
+        """Meet the learner; `init_info` is what the receiver of the backend expects."""
+        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+
+    async def start_weight_update(self) -> None:
+        """Pause generation and make the model ready to receive. Running requests wait and go on afterwards."""
+        await self._llm.pause_generation(mode="keep", clear_cache=True)
+        await self._llm.start_weight_update()
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receive the weights; returns when all of them are loaded."""
+        await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+
+    async def finish_weight_update(self, version: int) -> None:
+        """Close the update, label what is sampled from now on with `version`, and resume."""
+        await self._llm.finish_weight_update(str(version))
+        self.version = version
+        await self._llm.resume_generation()
+
+    async def received_digests(self) -> list[dict[str, int]]:
+        """Checksums of the last sync, one dict for each of the engine's workers."""
+        return await self._llm.collective_rpc("received_digests")
+
+    def shutdown(self) -> None:
+        """End the engine's processes."""
+        self._llm.shutdown()
+
+
+def _completion(output: Any) -> Completion:
+    ids = tuple(output.token_ids)
+    spans = output.weight_versions or []
+    versions = [int(span.version) for span in spans if span.end > span.start]
+    if ids and not versions:
+        raise RuntimeError("vLLM returned tokens without the version of the weights that made them")
+    return Completion(
+        text="",
+        token_ids=ids,
+        logprobs=tuple(output.logprobs.logprobs),
+        loss_mask=(True,) * len(ids),
+        finish_reason=output.finish_reason or "abort",
+        min_weight_version=min(versions, default=-1),
+        max_weight_version=max(versions, default=-1),
+    )

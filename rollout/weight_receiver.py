@@ -1,0 +1,152 @@
+"""The engine's end of the weight-sync channel; runs inside vLLM's worker processes.
+
+vLLM's own weight-transfer API does the work: layerwise reload, packing for the CPU kernels, sharding. The
+receivers here add three things: a gloo backend for machines without CUDA, a checksum of every tensor that
+arrived, and a cure for tied embeddings on CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+
+from maxpo.digest import tensor_digest
+from maxpo.transport import TensorMeta, cut_into_buckets, gloo_group, join_store, unpack_bucket
+
+
+@dataclass
+class GlooInit(WeightTransferInitInfo):
+    """Where to meet the learner. `rank_offset` is the group rank of this engine's first worker."""
+
+    host: str
+    port: int
+    rank_offset: int
+    world_size: int
+    bucket_bytes: int
+    timeout_s: float
+
+
+@dataclass
+class GlooUpdate(WeightTransferUpdateInfo):
+    """The tensors of one sync, in the order in which they come."""
+
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+
+
+class _Checked:
+    """Mixin over a receiver: checksums what is handed to the model, whatever the transport."""
+
+    digests: dict[str, torch.Tensor]
+
+    def start_weight_update(self) -> None:
+        self.digests = {}
+        super().start_weight_update()  # pyright: ignore
+
+    def receive_weights(self, update_info: Any) -> None:
+        model = self.model  # pyright: ignore
+        load = model.load_weights
+
+        def checked(weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
+            def with_digest() -> Iterator[tuple[str, torch.Tensor]]:
+                for name, tensor in weights:
+                    self.digests[name] = tensor_digest(tensor)
+                    yield name, tensor
+
+            return load(with_digest())
+
+        model.load_weights = checked
+        try:
+            super().receive_weights(update_info)  # pyright: ignore
+        finally:
+            del model.load_weights
+
+    def finish_weight_update(self) -> None:
+        super().finish_weight_update()  # pyright: ignore
+        _repack_tied_heads(self.model)  # pyright: ignore
+
+
+def _repack_tied_heads(model: torch.nn.Module) -> None:
+    """Let every language-model head make its packed CPU weight again.
+
+    On CPU a head that shares the embedding's parameter keeps a matrix product prepared from the old weight,
+    and the layerwise reload, which sees the parameter only once, does not prepare it anew (vLLM 0.32).
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)
+
+
+class _GlooTransport(WeightTransferEngine[GlooInit, GlooUpdate]):
+    init_info_cls = GlooInit
+    update_info_cls = GlooUpdate
+
+    def init_transfer_engine(self, init_info: GlooInit) -> None:
+        parallel = self.parallel_config
+        rank = init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
+        self.bucket_bytes = init_info.bucket_bytes
+        store = join_store(init_info.host, init_info.port, init_info.timeout_s)
+        self.group = gloo_group(store, rank, init_info.world_size, init_info.timeout_s)
+
+    def start_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        initialize_layerwise_reload(self.model)
+
+    def finish_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def receive_weights(self, update_info: GlooUpdate) -> None:
+        metas = [
+            TensorMeta(name, getattr(torch, dtype), tuple(shape))
+            for name, dtype, shape in zip(
+                update_info.names, update_info.dtype_names, update_info.shapes, strict=True
+            )
+        ]
+        with torch.no_grad():
+            for bucket in cut_into_buckets(metas, self.bucket_bytes):
+                # A fresh buffer each time: the layerwise reload keeps views until a layer is complete.
+                buffer = torch.empty(sum(meta.nbytes for meta in bucket), dtype=torch.uint8)
+                self.group.broadcast(buffer, 0).wait()
+                self.model.load_weights(unpack_bucket(buffer, bucket))
+
+    def shutdown(self) -> None:
+        self.group = None
+
+
+class GlooReceiver(_Checked, _GlooTransport):
+    """Weights over TCP with gloo, for engines on CPU."""
+
+
+class NcclReceiver(_Checked, NCCLWeightTransferEngine):
+    """Weights over NCCL, for engines on GPUs of their own."""
+
+
+class IpcReceiver(_Checked, IPCWeightTransferEngine):
+    """Weights through CUDA IPC, for an engine that shares the learner's GPU."""
+
+
+class WorkerExtension:
+    """Methods that vLLM adds to each of its workers, reachable by name through `collective_rpc`."""
+
+    def received_digests(self) -> dict[str, int]:
+        """Checksum of each tensor of the last sync, by Hugging Face name."""
+        return {name: int(digest) for name, digest in self.weight_transfer_engine.digests.items()}  # pyright: ignore
