@@ -13,7 +13,7 @@ import ray
 from learner.worker import LearnerWorker
 from maxpo.config import Config
 from maxpo.deadline import wait_for
-from maxpo.types import StepBatch, StepResult, WeightManifest
+from maxpo.types import Receiver, StepBatch, StepResult, WeightManifest
 
 
 class LearnerGroup:
@@ -48,7 +48,7 @@ class LearnerGroup:
         results = self._call("update", self._config.learner.step_timeout_s, f"step {batch.step}", shared)
         return StepResult(metrics=results["learner rank 0"])
 
-    def publish(self, receivers: Sequence[Any]) -> WeightManifest:
+    def publish(self, receivers: Sequence[Receiver]) -> WeightManifest:
         """Send the current weights to the engines under the next version."""
         started = time.perf_counter()
         self.version += 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -22,16 +21,7 @@ from learner.model import parameters_by_name
 from maxpo.deadline import wait_for
 from maxpo.digest import tensor_digest
 from maxpo.transport import TensorMeta, cut_into_buckets, gloo_group, serve_store
-from maxpo.types import WeightManifest
-
-
-@dataclass(frozen=True, slots=True)
-class Receiver:
-    """An engine that wants weights: its actor, the name it has in messages, and its number of workers."""
-
-    name: str
-    actor: Any
-    workers: int
+from maxpo.types import Receiver, WeightManifest
 
 
 class ParameterSource:

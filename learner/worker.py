@@ -6,15 +6,10 @@ import os
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
 import ray
 
 from maxpo.config import Config
-from maxpo.types import StepBatch, WeightManifest
-
-if TYPE_CHECKING:
-    from learner.weight_sender import Receiver
+from maxpo.types import Receiver, StepBatch, WeightManifest
 
 
 class LearnerWorker:

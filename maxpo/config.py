@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
+ADVANTAGE_NAMES = ("maxpo", "rloo", "grpo", "dr_grpo", "pkpo_loo_minus_one")
+"""Keys of `maxpo.advantages.ADVANTAGES`, repeated here because importing that module imports torch."""
+
 
 @dataclass(kw_only=True)
 class RunConfig:
@@ -37,14 +40,15 @@ class ModelConfig:
 class DataConfig:
     task: str | None = None
     """Procedural task that makes the prompts, for example `countdown`. Exactly one of `task` and `train_file`."""
-    task_args: dict[str, Any] = field(default_factory=dict)
+    task_args: dict[str, Any] = field(default_factory=dict[str, Any])
     """Arguments of the procedural task."""
     train_size: int = 20000
     """Number of training problems that a procedural task makes. No effect with `train_file`."""
     train_file: str | None = None
     """JSON-lines file of training rows, each with `prompt` (text) and `answer`."""
     eval_file: str | None = None
-    """JSON-lines file of evaluation rows. Needed with `train_file` when `eval.every` or `eval.at_end` is on."""
+    """JSON-lines file of evaluation rows. Needed with `train_file` while `eval.every`, `eval.at_start` or `eval.at_end`
+    is on."""
     max_prompt_tokens: int = 512
     """Prompts longer than this many tokens are refused before anything starts."""
 
@@ -66,7 +70,8 @@ class AlgorithmConfig:
     advantage: str = "maxpo"
     """Advantage estimator, one of `maxpo.advantages.ADVANTAGES`."""
     k: int = 4
-    """K of max@K, 1 <= k < group_size. No effect for `grpo`, `dr_grpo` and `rloo`."""
+    """K of max@K, 1 <= k < group_size (`pkpo_loo_minus_one`: k <= group_size). No effect for `grpo`, `dr_grpo`
+    and `rloo`."""
     group_size: int = 16
     """Completions per prompt, N."""
     prompts_per_step: int = 32
@@ -83,7 +88,8 @@ class AlgorithmConfig:
     """How per-token losses become one number: over all tokens, over each sequence and then over sequences,
     or the sum over tokens divided by `aggregation_constant` and averaged over sequences."""
     aggregation_constant: float | None = None
-    """Tokens that the sum over a sequence is divided by with `aggregation: constant`; null: `rollout.max_new_tokens`."""
+    """Tokens that the sum over a sequence is divided by with `aggregation: constant`; null:
+    `rollout.max_new_tokens`."""
     kl_coef: float = 0.0
     """Weight of the KL to the frozen starting model; at 0 no reference model is loaded."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
@@ -91,12 +97,14 @@ class AlgorithmConfig:
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     tis_cap: float | None = 2.0
-    """Truncated importance sampling: cap of the ratio of learner to sampler probability of each token; null turns it off."""
+    """Truncated importance sampling: cap of the ratio of learner to sampler probability of each token; null
+    turns it off."""
     drop_zero_signal: bool = True
     """Drop groups whose advantages are all zero before the learner. They are counted, and since the loss
     still divides by everything that was sampled, this never changes the policy gradient."""
     refill_rounds: int = 0
-    """How many times per step new prompts may be sampled in place of dropped groups. No effect without `drop_zero_signal`."""
+    """How many times per step new prompts may be sampled in place of dropped groups. No effect without
+    `drop_zero_signal`."""
 
 
 @dataclass(kw_only=True)
@@ -129,7 +137,7 @@ class RolloutConfig:
     """Seconds that an engine may take to start."""
     generate_timeout_s: float = 600.0
     """Seconds that one group may take to generate."""
-    engine_args: dict[str, Any] = field(default_factory=dict)
+    engine_args: dict[str, Any] = field(default_factory=dict[str, Any])
     """Further vLLM engine arguments, passed as they are."""
 
 

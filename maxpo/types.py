@@ -112,3 +112,15 @@ class WeightManifest:
     digests: tuple[int, ...]
     """One checksum per tensor, see `maxpo.digest.tensor_digest`."""
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receiver:
+    """An engine that wants weights."""
+
+    name: str
+    """How messages call it."""
+    actor: Any
+    """Its actor, with the methods of a weight-transfer engine."""
+    workers: int
+    """How many of its processes receive."""

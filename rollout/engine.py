@@ -20,11 +20,19 @@ class Engine:
     """An asynchronous vLLM engine that knows the version of its weights."""
 
     def __init__(
-        self, model_path: str, config: RolloutConfig, *, device: str, sync_backend: str, max_model_len: int
+        self,
+        model_path: str,
+        config: RolloutConfig,
+        *,
+        device: str,
+        sync_backend: str,
+        max_model_len: int,
+        trust_remote_code: bool = False,
     ) -> None:
         """Load the model; blocks until the engine is ready (about 20 s on CPU)."""
         args: dict[str, Any] = {
             "model": model_path,
+            "trust_remote_code": trust_remote_code,
             "dtype": config.dtype,
             "tensor_parallel_size": config.tensor_parallel_size,
             "max_model_len": max_model_len,
@@ -75,6 +83,11 @@ class Engine:
             pass
         assert result is not None
         return [_completion(output) for output in sorted(result.outputs, key=lambda output: output.index)]
+
+    async def set_version(self, version: int) -> None:
+        """Name the weights that the engine was started with."""
+        await self._llm.update_weight_version(str(version))
+        self.version = version
 
     async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
         """Meet the learner; `init_info` is what the receiver of the backend expects."""

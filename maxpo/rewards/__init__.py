@@ -1,6 +1,7 @@
 """Verifiers: pure functions from an answer's text and the reference to a reward.
 
 They run in killable processes (`rollout/reward_pool.py`), so this package imports nothing heavy.
+A verifier judges any text without raising; a reference that makes no sense raises.
 """
 
 from __future__ import annotations
@@ -20,3 +21,12 @@ class Score:
 
 
 Verifier = Callable[[str, Any], Score]
+
+# Below the definitions because the verifiers import `Score` from here.
+from maxpo.rewards import countdown, exact, numeric  # noqa: E402
+
+REWARDS: dict[str, Verifier] = {
+    "countdown": countdown.countdown,
+    "exact": exact.exact,
+    "numeric": numeric.numeric,
+}

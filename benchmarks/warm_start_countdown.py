@@ -1,0 +1,186 @@
+"""Makes the demo model: a half-million-parameter Llama, warm-started on countdown by a weak teacher.
+
+    python benchmarks/warm_start_countdown.py
+
+It writes a Hugging Face folder, reads it back, and prints its pass@k on held-out problems. On one CPU thread the
+same arguments and library versions give the same files; another kind of CPU may round differently.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from maxpo.rewards.countdown import countdown
+from maxpo.tasks import Problem
+from maxpo.tasks.countdown import count, problems, teacher
+
+OUT = Path(__file__).resolve().parents[1] / "configs/models/countdown-0.5m"
+
+PAD, BOS, EOS, UNK = range(4)
+SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
+# 64 entries with the special ones. Countdown needs only those before the letters; the rest is room for other tasks.
+CHARACTERS = "0123456789+-*=,: abcdefghijklmnopqrstuvwxyz.;!?/()[]<>_#%&|\n"
+
+BATCH = 128
+LEARNING_RATE = 2e-3
+WARMUP_STEPS = 50
+MAX_NEW_TOKENS = 26
+EVAL_PROMPTS = 128
+EVAL_SAMPLES = 32
+EVAL_K = (1, 4, 8, 16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=OUT, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--eval-size", type=int, default=512, help=f"held-out problems, at least {EVAL_PROMPTS}")
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--solve-share", type=float, default=0.5, help="how often the teacher solves the problem")
+    args = parser.parse_args()
+    if args.eval_size < EVAL_PROMPTS:
+        parser.error(f"--eval-size must be at least {EVAL_PROMPTS}, got {args.eval_size}")
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(args.seed)
+
+    train, held_out = problems(args.seed, count(held_out=False), args.eval_size)
+    tokenizer = build_tokenizer()
+    model = build_model()
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(train)} training problems")
+    started = time.process_time()
+    warm_start(model, tokenizer, train, args.steps, args.solve_share, random.Random(args.seed))
+    print(f"warm start: {time.process_time() - started:.0f} CPU seconds")
+    tokenizer.save_pretrained(args.out)
+    model.to(torch.bfloat16).save_pretrained(args.out)
+
+    # What is measured is what was written: the folder, with its weights rounded to bfloat16.
+    tokenizer = AutoTokenizer.from_pretrained(args.out)
+    model = AutoModelForCausalLM.from_pretrained(args.out, dtype=torch.float32)
+    correct = correct_counts(model, tokenizer, held_out[:EVAL_PROMPTS], EVAL_SAMPLES)
+    for k in EVAL_K:
+        print(f"pass@{k}: {100 * sum(pass_at_k(EVAL_SAMPLES, c, k) for c in correct) / len(correct):.1f} %")
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per character, `<unk>` for characters outside the vocabulary, and no special tokens added."""
+    vocab = {token: index for index, token in enumerate([*SPECIAL, *CHARACTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=SPECIAL[UNK]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()  # without it, decoding puts a space between tokens
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=SPECIAL[PAD],
+        bos_token=SPECIAL[BOS],
+        eos_token=SPECIAL[EOS],
+        unk_token=SPECIAL[UNK],
+        padding_side="left",
+        model_max_length=256,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model() -> LlamaForCausalLM:
+    """The model with random weights, in float32."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(SPECIAL) + len(CHARACTERS),
+            hidden_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            intermediate_size=256,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            pad_token_id=PAD,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
+        )
+    )
+
+
+def warm_start(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    train: list[Problem],
+    steps: int,
+    solve_share: float,
+    rng: random.Random,
+) -> None:
+    """Trains on the teacher's answers: mean cross-entropy over completion tokens and the end of sequence."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, steps))
+    model.train()
+    for step in range(steps):
+        prompts, answers = [], []
+        for problem in rng.choices(train, k=BATCH):
+            prompts.append(tokenizer.encode(problem.prompt))
+            answer = teacher(problem.reference["numbers"], problem.reference["target"], solve_share, rng)
+            answers.append([*tokenizer.encode(answer), EOS])
+        longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+        # Padding on the right needs no attention mask: no loss token can see it.
+        token_ids = torch.full((BATCH, longest), PAD)
+        labels = torch.full((BATCH, longest), -100)
+        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            end = len(prompt) + len(answer)
+            token_ids[row, :end] = torch.tensor(prompt + answer)
+            labels[row, len(prompt) : end] = torch.tensor(answer)
+        loss = model(input_ids=token_ids, labels=labels, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if step % 100 == 0 or step == steps - 1:
+            print(f"step {step}: loss {loss.item():.4f}", flush=True)
+
+
+def _lr_factor(step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine to 0 at the last step."""
+    if step < WARMUP_STEPS:
+        return (step + 1) / WARMUP_STEPS
+    return 0.5 * (1 + math.cos(math.pi * (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)))
+
+
+@torch.no_grad()
+def correct_counts(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held_out: list[Problem], samples: int
+) -> list[int]:
+    """How many of `samples` completions at temperature 1 are right, for each problem."""
+    model.eval()
+    counts: list[int] = []
+    for start in range(0, len(held_out), 32):  # 32 prompts at a time bound the memory
+        chunk = held_out[start : start + 32]
+        inputs = tokenizer([p.prompt for p in chunk], padding=True, return_tensors="pt")
+        output_ids = model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            num_return_sequences=samples,
+            max_new_tokens=MAX_NEW_TOKENS,
+        )
+        texts = tokenizer.batch_decode(output_ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for row, problem in enumerate(chunk):
+            answers = texts[row * samples : (row + 1) * samples]
+            counts.append(sum(countdown(answer, problem.reference).reward == 1.0 for answer in answers))
+    return counts
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased pass@k of one problem with c of n samples correct: 1 - C(n-c, k) / C(n, k)."""
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""Checks of a run's settings: ranges of single values and combinations that make no sense.
+
+Pure Python, so that a mistake is reported in a moment and on any machine. Checks never edit a value.
+Whether the machines have what the settings ask for is checked elsewhere, once a cluster is there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from maxpo.config import ADVANTAGE_NAMES, Config
+from maxpo.configschema import describe, get, schema
+from maxpo.rewards import REWARDS
+from maxpo.tasks import TASKS
+
+DEFAULT = "default"
+"""Where a value comes from that nobody set."""
+
+
+def show(value: object) -> str:
+    """Writes a value as YAML on one line: JSON has the same true, false and null, and tells "8" from 8."""
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One value and where it was written."""
+
+    key: str
+    """Dotted key such as `algorithm.k`; empty when a problem is about a whole file."""
+    where: str
+    """`file:line`, `command line` or `default`."""
+    text: str = ""
+    """The value as it was written, interpolations included; empty when there is none to show."""
+    value: object = MISSING
+    """The value that is set, interpolations unresolved."""
+
+    def __str__(self) -> str:
+        short = self.text if len(self.text) <= 80 else self.text[:77] + "..."
+        return f"{self.key}{' = ' * bool(short)}{short}   ({self.where})" if self.key else self.where
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing that is wrong with the settings."""
+
+    settings: tuple[Setting, ...]
+    """The values involved, at least one."""
+    message: str
+    """What is wrong, or what is allowed."""
+    nearest: tuple[str, ...] = ()
+    """Keys that may have been meant, best first."""
+
+    @property
+    def key(self) -> str:
+        """Key of the first value involved."""
+        return self.settings[0].key
+
+    def __str__(self) -> str:
+        hint = f" Did you mean {' or '.join(self.nearest)}?" if self.nearest else ""
+        text = textwrap.fill(self.message + hint, 90, break_long_words=False, break_on_hyphens=False)
+        return "\n".join(["  " + str(setting) for setting in self.settings] + [textwrap.indent(text, "      ")])
+
+
+def problem(message: str, *, where: str, key: str = "", text: str = "", nearest: tuple[str, ...] = ()) -> Problem:
+    """Makes a problem that is about one key, or without `key` about a file."""
+    return Problem(settings=(Setting(key=key, where=where, text=text),), message=message, nearest=nearest)
+
+
+class ConfigError(Exception):
+    """Everything that is wrong with the settings of a run, ready to be printed."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        return "\n\n".join([f"{count} in the settings, nothing was started:", *map(str, self.problems)])
+
+
+def _is_json_object(path: str) -> bool:
+    try:
+        return isinstance(json.loads(Path(path).read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):  # Not readable, not UTF-8 or not JSON.
+        return False
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "data.task": tuple(TASKS),
+    "reward.verifier": tuple(REWARDS),
+    "algorithm.advantage": ADVANTAGE_NAMES,
+}
+"""Keys whose type is text, but which name something that is registered."""
+
+
+def allowed(key: str) -> str:
+    """Says in words what values a key takes."""
+    text = describe(schema()[key].type)
+    return text.replace("text", f"one of {', '.join(CHOICES[key])}") if key in CHOICES else text
+
+
+_PATH_HELP = "A relative path starts at the folder in which the command is run, and ~ is not expanded."
+
+_POSITIVE = """
+    run.steps data.train_size data.max_prompt_tokens reward.workers reward.timeout_s reward.max_chars
+    algorithm.prompts_per_step algorithm.minibatches algorithm.aggregation_constant algorithm.tis_cap
+    rollout.workers rollout.tensor_parallel_size rollout.max_new_tokens rollout.temperature
+    rollout.max_concurrent_sequences rollout.cpu_kv_cache_gib rollout.start_timeout_s rollout.generate_timeout_s
+    learner.ranks learner.cpu_threads learner.lr learner.token_budget learner.logprob_chunk
+    learner.start_timeout_s learner.step_timeout_s sync.bucket_mib sync.timeout_s eval.prompts eval.samples ray.num_cpus
+""".split()
+
+_NOT_NEGATIVE = """
+    algorithm.clip_high algorithm.kl_coef algorithm.entropy_coef algorithm.refill_rounds
+    learner.warmup_steps learner.weight_decay learner.grad_clip eval.every tracking.save_rollouts
+""".split()
+
+RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    *((key, names.__contains__, f"Must be {allowed(key)}.") for key, names in CHOICES.items()),
+    *((key, lambda value: value > 0, "Must be more than 0.") for key in _POSITIVE),
+    *((key, lambda value: value >= 0, "Must be 0 or more.") for key in _NOT_NEGATIVE),
+    # The name becomes a folder that `run.overwrite` may delete, so it must not lead anywhere else.
+    (
+        "run.name",
+        lambda v: v not in ("", ".", "..") and not set("/\\\0") & set(v),
+        "Must be a plain folder name, no slash.",
+    ),
+    ("run.seed", lambda v: 0 <= v < 2**32, "Must be at least 0 and below 2**32."),
+    ("model.path", lambda v: Path(v).is_dir(), f"There is no such folder. Models are not downloaded. {_PATH_HELP}"),
+    (
+        "model.path",
+        lambda v: (Path(v) / "config.json").is_file(),
+        "The folder has no config.json, so it is not a Hugging Face model. Was a folder above or below it meant?",
+    ),
+    ("data.train_file", lambda v: Path(v).is_file(), f"There is no such file. {_PATH_HELP}"),
+    ("data.eval_file", lambda v: Path(v).is_file(), f"There is no such file. {_PATH_HELP}"),
+    (
+        "algorithm.group_size",
+        lambda v: v >= 2,
+        "Must be 2 or more: completions of a prompt are compared with each other.",
+    ),
+    ("algorithm.clip_low", lambda v: 0 <= v < 1, "Must be at least 0 and below 1."),
+    (
+        "rollout.top_p",
+        lambda v: v == 1,
+        "Training needs 1.0: the learner's probabilities are over all tokens, so the sampler's must be too.",
+    ),
+    (
+        "rollout.top_k",
+        lambda v: v == 0,
+        "Training needs 0: the learner's probabilities are over all tokens, so the sampler's must be too.",
+    ),
+    ("rollout.gpu_memory_utilization", lambda v: 0 < v <= 1, "Must be more than 0 and at most 1."),
+    ("learner.zero_stage", lambda v: 0 <= v <= 3, "Must be 0, 1, 2 or 3."),
+    (
+        "learner.betas",
+        lambda v: len(v) == 2 and all(0 <= b < 1 for b in v),
+        "Must be two numbers, each at least 0 and below 1.",
+    ),
+    ("learner.deepspeed", lambda v: Path(v).is_file(), f"There is no such file. {_PATH_HELP}"),
+    ("learner.deepspeed", _is_json_object, "The file must be readable and hold one JSON object: {...}."),
+    ("eval.k", lambda v: all(k >= 1 for k in v), "Each must be 1 or more."),
+    ("ray.object_store_mib", lambda v: v >= 75, "Must be 75 or more: Ray accepts no smaller object store."),
+)
+"""Key, what must hold for its value, and what is said otherwise. Null is never asked: the type allows it or not."""
+
+COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] = (
+    (
+        ("algorithm.k", "algorithm.group_size", "algorithm.advantage"),
+        lambda c: c.algorithm.advantage != "maxpo" or 1 <= c.algorithm.k < c.algorithm.group_size,
+        "algorithm.k must be at least 1 and below algorithm.group_size: each advantage leaves one completion out.",
+    ),
+    (
+        ("algorithm.k", "algorithm.group_size", "algorithm.advantage"),
+        lambda c: c.algorithm.advantage != "pkpo_loo_minus_one" or 1 <= c.algorithm.k <= c.algorithm.group_size,
+        "algorithm.k must be at least 1 and at most algorithm.group_size.",
+    ),
+    (
+        ("algorithm.prompts_per_step", "algorithm.minibatches"),
+        lambda c: c.algorithm.prompts_per_step % c.algorithm.minibatches == 0,
+        "algorithm.prompts_per_step must be a multiple of algorithm.minibatches.",
+    ),
+    (
+        ("data.task", "data.train_file"),
+        lambda c: (c.data.task is None) != (c.data.train_file is None),
+        "Exactly one of them must be set, the other null: a procedural task or a file of training rows.",
+    ),
+    (
+        ("data.eval_file", "data.train_file", "eval.every", "eval.at_start", "eval.at_end"),
+        lambda c: (
+            c.data.train_file is None
+            or c.data.eval_file is not None
+            or not (c.eval.every or c.eval.at_start or c.eval.at_end)
+        ),
+        "Training rows from a file need data.eval_file too, or all evaluation off: every 0, at_start and at_end false.",
+    ),
+    (
+        ("eval.k", "eval.samples"),
+        lambda c: all(k <= c.eval.samples for k in c.eval.k),
+        "Each number in eval.k must be at most eval.samples: pass@k is estimated from that many completions.",
+    ),
+    (
+        ("learner.token_budget", "data.max_prompt_tokens", "rollout.max_new_tokens"),
+        lambda c: c.learner.token_budget >= c.data.max_prompt_tokens + c.rollout.max_new_tokens,
+        "learner.token_budget must hold the longest sequence, data.max_prompt_tokens + rollout.max_new_tokens.",
+    ),
+    (
+        ("sync.backend", "rollout.device", "learner.device"),
+        lambda c: c.sync.backend != "gloo" or "cuda" not in (c.rollout.device, c.learner.device),
+        "gloo moves weights between CPU processes. With a device of cuda, sync.backend must be nccl, ipc or auto.",
+    ),
+    (
+        ("sync.backend", "rollout.device", "learner.device"),
+        lambda c: c.sync.backend not in ("nccl", "ipc") or "cpu" not in (c.rollout.device, c.learner.device),
+        "nccl and ipc move weights between GPUs. With a device of cpu, sync.backend must be gloo or auto.",
+    ),
+)
+"""Keys that are read, what must hold for the config, and what is said otherwise."""
+
+
+def check(config: Config, origin: Mapping[str, Setting]) -> list[Problem]:
+    """Finds values out of range and combinations that make no sense.
+
+    A key whose value is MISSING, or was found wrong by itself, is left out of what follows: what is said of it once is
+    not said again in other words.
+
+    Args:
+        config: Typed settings; a key whose value is not known holds MISSING.
+        origin: Where each key was set last; a key that is not there has its default.
+    """
+    problems: list[Problem] = []
+    keys = list(schema())
+    unusable = {key for key in keys if get(config, key) == MISSING}
+
+    def setting(key: str) -> Setting:
+        value = get(config, key)
+        return origin.get(key) or Setting(key=key, where=DEFAULT, text=show(value), value=value)
+
+    def report(involved: tuple[str, ...], message: str) -> None:
+        problems.append(Problem(settings=tuple(map(setting, involved)), message=message))
+        if len(involved) == 1:
+            unusable.add(involved[0])
+
+    for key in keys:
+        value = get(config, key)
+        # Strings are cut into characters here, which are no floats either.
+        numbers: Iterable[object] = value if isinstance(value, Iterable) else (value,)
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            report((key,), "Must be a finite number.")
+    for key, holds, message in RANGES:
+        if key not in unusable and get(config, key) is not None and not holds(get(config, key)):
+            report((key,), message)
+    for involved, holds, message in COMBINATIONS:
+        if unusable.isdisjoint(involved) and not holds(config):
+            report(involved, message)
+    return problems

@@ -1,0 +1,173 @@
+"""Loads the settings of a run from YAML files and the command line, and explains every key.
+
+OmegaConf does the typing and the interpolation. Values are set one by one, so that everything that is wrong is reported
+at once, each with the place where it is written.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from maxpo.config import Config
+from maxpo.configcheck import ConfigError, Problem, Setting, allowed, check, problem, show
+from maxpo.configread import COMMAND_LINE, read_file, read_override, unknown_key
+from maxpo.configschema import leaf_of, parts, schema, sections
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedConfig:
+    """Settings that passed every check."""
+
+    config: Config
+    """Plain typed dataclasses, interpolations resolved."""
+    tree: DictConfig
+    """The same as an OmegaConf tree, interpolations as written."""
+    origin: dict[str, Setting]
+    """Where each key was set last; a key that is not there has its default."""
+
+
+def load_config(files: Sequence[Path], overrides: Sequence[str]) -> LoadedConfig:
+    """Merges defaults, YAML files in their order and `key=value` overrides, later ones over earlier ones.
+
+    A file may name another one, relative to itself, with the top-level key `base`; that one is merged before it.
+    Sections and mappings such as `data.task_args` are merged key by key, lists are replaced.
+
+    Raises:
+        ConfigError: With everything that is wrong. After a file that can not be read, missing values and ranges are
+            not reported: they may be what that file sets.
+    """
+    tree: DictConfig = OmegaConf.structured(Config)
+    origin: dict[str, Setting] = {}
+    problems: list[Problem] = []
+    found = [item for file in files for item in read_file(Path(file), COMMAND_LINE)]
+    found += [item for override in overrides for item in read_override(override)]
+    for item in found:
+        if isinstance(item, Setting):
+            origin[leaf_of(item.key)] = item
+        wrong = _set(tree, item) if isinstance(item, Setting) else item
+        # A base that two files share is read twice; its problems are not worth saying twice.
+        if wrong is not None and wrong not in problems:
+            problems.append(wrong)
+    if any(not wrong.key for wrong in problems):
+        raise ConfigError(problems)
+
+    values: dict[str, Any] = {}
+    reported = {leaf_of(wrong.key) for wrong in problems}
+    for key in schema():
+        setting = origin.get(key) or Setting(key=key, where="not set")
+        values[key], wrong = _resolve(tree, key, setting)
+        if wrong is not None and key not in reported:
+            problems.append(wrong)
+    config = _build(values)
+    problems += check(config, origin)
+    if problems:
+        raise ConfigError(problems)
+    return LoadedConfig(config=config, tree=tree, origin=origin)
+
+
+def _set(tree: DictConfig, setting: Setting) -> Problem | None:
+    """Sets one value; one of the wrong type becomes MISSING, so that no check is made on a default in its place."""
+    leaf, value = leaf_of(setting.key), setting.value
+    hint = schema()[leaf].type
+    message = f"Must be {allowed(leaf)}."
+    section, _, name = leaf.partition(".")
+    if setting.key != leaf and OmegaConf.is_missing(tree[section], name):
+        return None  # An earlier entry of the same mapping was refused and is already reported.
+    try:
+        # OmegaConf takes any number for a bool, and one of them allows a run folder to be deleted.
+        if hint is not bool or isinstance(value, bool | str):
+            OmegaConf.update(tree, setting.key, value)
+            return None
+    except GrammarParseError:
+        message = "The ${...} in it can not be read: it is ${section.key} or ${oc.env:NAME}."
+    except OmegaConfBaseException:
+        if int in parts(hint) and isinstance(value, float) and value.is_integer():
+            message += f" Write {int(value)}."
+    OmegaConf.update(tree, leaf, MISSING)
+    return Problem(settings=(setting,), message=message)
+
+
+def _value(tree: DictConfig, key: str) -> Any:
+    """Reads a leaf with every interpolation in it resolved."""
+    value = OmegaConf.select(tree, key, throw_on_missing=True)
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if OmegaConf.is_config(value) else value
+
+
+def _resolve(tree: DictConfig, key: str, setting: Setting) -> tuple[Any, Problem | None]:
+    """Reads the value of a key, MISSING if there is none, and what is wrong with it."""
+    try:
+        return _value(tree, key), None
+    except MissingMandatoryValue:
+        message = f"Must be set to {allowed(key)}; there is no default. {schema()[key].doc}"
+        return MISSING, problem(message, key=key, where=setting.where)
+    except ValidationError:
+        # OmegaConf's own text holds the resolved value, which may be a secret.
+        message = f"What the ${{...}} stands for is not {allowed(key)}."
+    except OmegaConfBaseException as error:
+        reason = str(error).partition("\n")[0].rpartition("resolving interpolation: ")[2].strip('"')
+        # Likewise: a nested interpolation may have put a secret into the name of what was not found.
+        message = f"{reason}." if setting.text.count("${") == 1 else "The ${...} in it can not be resolved."
+    return MISSING, Problem(settings=(setting,), message=message)
+
+
+def _build(values: dict[str, Any]) -> Config:
+    """Makes the dataclasses from typed values by dotted key."""
+    whole: dict[str, Any] = {}
+    for section, cls in sections().items():
+        own = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(section + ".")}
+        whole[section] = cls(**own)
+    return Config(**whole)
+
+
+def explain(key: str | None = None) -> str:
+    """Says what a key means, or all keys of a section, or without `key` all there are.
+
+    Raises:
+        ConfigError: There is no such key or section; it holds the nearest ones.
+    """
+    chosen = [known for known in schema() if key is None or known == key or known.startswith(f"{key}.")]
+    if not chosen:
+        raise ConfigError([unknown_key(str(key), COMMAND_LINE)])
+    entries: list[str] = []
+    for known in chosen:
+        field = schema()[known]
+        default = show(field.default) if field.default != MISSING else "(must be set)"
+        text = f"{allowed(known)}\n{field.doc}"
+        entries.append(f"{known} = {default}\n{textwrap.indent(text, '    ')}")
+    return "\n\n".join(entries)
+
+
+def to_yaml(loaded: LoadedConfig) -> str:
+    """Writes every setting as YAML that `load_config` reads again.
+
+    `${section.key}` is resolved. What calls a resolver, such as `${oc.env:TOKEN}`, stays as written, and so does what
+    refers to it, so that no secret lands in a file.
+    """
+    shown, public = loaded.tree.copy(), loaded.tree.copy()
+    raw: Any = OmegaConf.to_container(loaded.tree, resolve=False)
+    written = {f"{section}.{name}": str(value) for section, own in raw.items() for name, value in own.items()}
+    for key, text in written.items():
+        if "${" in text and ":" in text:
+            OmegaConf.update(public, key, MISSING)
+    for key, text in written.items():
+        if "${" in text:
+            try:
+                value = _value(public, key)
+            except (MissingMandatoryValue, InterpolationToMissingValueError):
+                continue  # It reads a resolver's result, directly or through another key.
+            if "${" not in str(value):  # An escaped \${...} is text now, but would be resolved when it is read again.
+                OmegaConf.update(shown, key, value)
+    return OmegaConf.to_yaml(shown)

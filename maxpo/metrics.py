@@ -1,0 +1,121 @@
+"""Every metric: its name, meaning and unit. `python -m maxpo.metrics` prints METRICS.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from maxpo.orderstats import include_one
+
+METRICS: dict[str, tuple[str, str]] = {
+    "reward/mean": ("Mean reward of the valid completions sampled in this step", "reward"),
+    "reward/max@{k}": (
+        "Unbiased estimate of the best reward of K samples, mean over the groups of this step (pass@K for 0/1 rewards)",
+        "reward",
+    ),
+    "reward/{part}": ("Mean of a named part of the reward", "reward"),
+    "groups/sampled": ("Groups sampled in this step, refills included", "count"),
+    "groups/kept": ("Groups that reached the learner", "count"),
+    "groups/zero_signal": ("Groups dropped because all their advantages are zero", "count"),
+    "groups/too_few_valid": ("Groups dropped because too many of their samples are invalid", "count"),
+    "groups/refill_rounds": ("Times that new prompts were sampled in place of dropped groups", "count"),
+    "completions/tokens_mean": ("Mean length of a completion", "tokens"),
+    "completions/truncated": ("Completions cut at rollout.max_new_tokens", "fraction"),
+    "completions/unique": ("Different completions of a group divided by its size, mean over groups", "fraction"),
+    "completions/stale": ("Completions with tokens from weights older than the learner's at sampling", "fraction"),
+    "verifier/too_long": ("Answers over reward.max_chars, which got reward 0 unread", "count"),
+    "verifier/timeout": ("Answers whose verification passed reward.timeout_s; masked", "count"),
+    "verifier/error": ("Answers on which the verifier raised; masked", "count"),
+    "verifier/died": ("Answers whose verifier process died; masked", "count"),
+    "verifier/abort": ("Completions without a usable sample; masked", "count"),
+    "advantage/abs_mean": ("Mean absolute advantage of the valid samples that the learner got", "reward"),
+    "advantage/group_sum_max": ("Largest absolute sum of advantages of a group; 0 up to rounding where centred", "reward"),
+    "train/loss": ("Loss of the step, with its global denominators", "loss"),
+    "train/grad_norm": ("Norm of the gradient before clipping, mean over the optimizer steps", "norm"),
+    "train/lr": ("Learning rate of the last optimizer step", "1"),
+    "train/optimizer_steps": ("Optimizer steps since the start", "count"),
+    "train/tokens": ("Loss tokens that the learner got", "tokens"),
+    "train/microbatches": ("Packed rows of one learner rank", "count"),
+    "policy/entropy": ("Mean entropy of the token distributions", "nats"),
+    "policy/approx_kl": ("Mean estimate (k3) of KL from the policy at the start of the step", "nats"),
+    "policy/clipped_low": ("Tokens at the lower clip bound with negative advantage", "fraction"),
+    "policy/clipped_high": ("Tokens at the upper clip bound with positive advantage", "fraction"),
+    "policy/reference_kl": ("Mean estimated KL to the frozen starting model", "nats"),
+    "mismatch/kl": ("Mean estimate (k3) of KL between sampler and learner on the sampled tokens", "nats"),
+    "mismatch/logprob_abs": ("Mean absolute difference of log-probabilities, sampler against learner", "nats"),
+    "mismatch/tis_mean": ("Mean truncated importance weight", "ratio"),
+    "mismatch/tis_capped": ("Tokens whose importance weight was cut at algorithm.tis_cap", "fraction"),
+    "time/step_s": ("Whole step, evaluation excluded", "s"),
+    "time/generate_s": ("Sampling", "s"),
+    "time/score_s": ("Verification", "s"),
+    "time/update_s": ("Learner update", "s"),
+    "time/pack_s": ("Advantages and packing, part of the learner update", "s"),
+    "time/sync_s": ("Sending weights to the engines", "s"),
+    "time/confirm_s": ("Comparing versions and checksums with every engine", "s"),
+    "throughput/generate_tokens_per_s": ("Sampled tokens per second of sampling", "tokens/s"),
+    "throughput/train_tokens_per_s": ("Loss tokens per second of the learner update", "tokens/s"),
+    "memory/learner_rss_mib": ("Resident memory of learner rank 0", "MiB"),
+    "memory/rollout_rss_mib": ("Resident memory of the largest rollout worker with its engine", "MiB"),
+    "data/epoch": ("Passes over the training prompts", "1"),
+    "weights/version": ("Version of the weights after this step", "1"),
+    "eval/{objective}@{k}": ("Unbiased pass@k (0/1 rewards) or max@k on held-out prompts", "reward"),
+    "eval/{objective}@{k}/low": ("Lower end of the 95 % bootstrap interval over prompts", "reward"),
+    "eval/{objective}@{k}/high": ("Upper end of it", "reward"),
+    "eval/mean": ("Mean reward on held-out prompts", "reward"),
+    "eval/unique": ("Different completions of a prompt divided by their number", "fraction"),
+    "eval/solved": ("Held-out prompts with at least one reward of 1 or more", "fraction"),
+    "eval/dropped_prompts": ("Held-out prompts left out because too many of their samples are invalid", "count"),
+    "time/eval_s": ("One evaluation", "s"),
+}
+"""Name, with {placeholders} -> (meaning, unit). Logging anything else is an error."""
+
+_PATTERNS = {re.compile(re.sub(r"\\{\w+\\}", r"[\\w.]+", re.escape(name)) + r"\Z") for name in METRICS}
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse metrics that are not documented.
+
+    Raises:
+        KeyError: naming them.
+    """
+    unknown = [name for name in names if not any(pattern.match(name) for pattern in _PATTERNS)]
+    if unknown:
+        raise KeyError(f"metrics that maxpo.metrics.METRICS does not know: {unknown}")
+
+
+def max_at_k(
+    rewards: Float[Tensor, "G N"], k: int, valid: Bool[Tensor, "G N"] | None = None
+) -> tuple[Float[Tensor, " G"], Bool[Tensor, " G"]]:
+    """Unbiased estimate of the best of k samples for each group, and which groups have k valid samples.
+
+    The mean of max(S) over all k-subsets S. For 0/1 rewards with c successes of n it is pass@k,
+    1 - C(n-c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374).
+
+    Raises:
+        ValueError: k outside 1 .. N.
+    """
+    if not 1 <= k <= rewards.shape[1]:
+        raise ValueError(f"max@{k} of groups of {rewards.shape[1]} samples; allowed is 1 <= k <= {rewards.shape[1]}")
+    if valid is None:
+        valid = torch.ones_like(rewards, dtype=torch.bool)
+    included, n = include_one(torch.where(valid, rewards, 0.0), k, valid)
+    n = n.squeeze(1)
+    return included.sum(1) / n.clamp(min=1), n >= k
+
+
+def markdown() -> str:
+    """METRICS.md."""
+    rows = "\n".join(f"| `{name}` | {meaning} | {unit} |" for name, (meaning, unit) in METRICS.items())
+    return (
+        "# Metrics\n\nEvery metric that a run writes to `metrics.jsonl` and TensorBoard. Made by "
+        "`python -m maxpo.metrics > METRICS.md`; a test keeps it in step with the code.\n\n"
+        f"| name | meaning | unit |\n| --- | --- | --- |\n{rows}\n"
+    )
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

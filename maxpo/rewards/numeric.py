@@ -1,0 +1,60 @@
+"""The verifier for free text that ends with a number."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from maxpo.rewards import Score
+
+# A sign counts only where it cannot be an operator (`5-3` ends with 3). Groups of digits are taken greedily and
+# checked afterwards, so the search never goes back and stays linear in the text.
+_NUMBER = re.compile(
+    r"(?P<sign>(?<![\w.)])[-+])?"
+    r"(?P<digits>[0-9]++(?:,[0-9]++)*+|(?=\.[0-9]))"
+    r"(?P<rest>(?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?)"
+)
+_THOUSANDS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})*+")
+_LONGEST = 64
+"""Characters of the longest number that is read."""
+_RELATIVE_TOLERANCE = 1e-6
+
+
+def numeric(text: str, reference: Any) -> Score:
+    """Reward 1 if the last number in the text equals the reference, otherwise 0.
+
+    Numbers are ASCII decimals: `42`, `-1.5`, `.5`, `1,234`, `2e3`; a full stop or unit after it does no harm.
+    Equal means |number - reference| <= 1e-6 |reference|, so a reference of 0 must be met exactly.
+
+    Args:
+        text: The answer; any string. A last number of more than 64 characters is not read.
+        reference: A finite number, or its text (`"1,234"`).
+
+    Returns:
+        The reward, and the part `format`: 1 if the text has a number that could be read, otherwise 0.
+
+    Raises:
+        ValueError: The reference is not a finite number.
+    """
+    wanted = float(str(reference).replace(",", ""))
+    if not math.isfinite(wanted):
+        raise ValueError(f"numeric: the reference must be a finite number, got {reference!r}")
+    number = _last_number(text)
+    if number is None or len(number) > _LONGEST:
+        return Score(reward=0.0, parts={"format": 0.0})
+    got = float(number)  # 1e999 becomes inf, which equals no finite reference
+    equal = abs(got - wanted) <= _RELATIVE_TOLERANCE * abs(wanted)
+    return Score(reward=float(equal), parts={"format": 1.0})
+
+
+def _last_number(text: str) -> str | None:
+    last = None
+    for match in _NUMBER.finditer(text):
+        last = match
+    if last is None:
+        return None
+    sign, digits, rest = last["sign"] or "", last["digits"], last["rest"]
+    if "," in digits and not _THOUSANDS.fullmatch(digits):
+        return digits.rpartition(",")[2] + rest  # a list such as 3,4
+    return sign + digits.replace(",", "") + rest

@@ -1,0 +1,130 @@
+"""Countdown: combine three numbers so that the last result is the target.
+
+A prompt is `3 7 2=13:` and a solution `3*2=6,7+6=13`. The numbers are 1 to 9, the operations + - *, every
+result lies in 0..99, and each number and each intermediate result is used once.
+`maxpo.rewards.countdown` judges the answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from functools import cache
+from random import Random
+
+from maxpo.tasks import Problem
+
+MAX_RESULT = 99
+"""Largest result of a step; the smallest is 0."""
+HELD_OUT_ONE_IN = 5
+"""One in this many (numbers, target) keys belongs to the evaluation side."""
+
+
+def problems(seed: int, train_size: int, eval_size: int) -> tuple[list[Problem], list[Problem]]:
+    """Makes the training and the evaluation problems.
+
+    A problem's target is the result of a random derivation, so a target that more derivations reach comes
+    earlier; no problem comes twice in a split. Which side a problem belongs to is a hash of its sorted numbers
+    and target (`is_held_out`); the seed only selects and orders. So the training problems of any seed and size
+    share no (sorted numbers, target) with the evaluation problems of any other. Neither split depends on the
+    size of the other, and a smaller split is the beginning of a larger one.
+
+    Args:
+        seed: Selects and orders the problems.
+        train_size: Number of training problems.
+        eval_size: Number of evaluation problems.
+
+    Raises:
+        ValueError: A size is negative, or larger than the number of problems that exist on its side.
+    """
+    return _split(seed, train_size, held_out=False), _split(seed, eval_size, held_out=True)
+
+
+def count(*, held_out: bool) -> int:
+    """How many different problems exist on the evaluation side (True) or the training side (False)."""
+    return len(set(_weighted_problems(held_out)))
+
+
+def is_held_out(numbers: Sequence[int], target: int) -> bool:
+    """Whether these numbers, in whatever order, and target belong to the evaluation side, whatever the seed."""
+    digest = hashlib.sha256(_question(sorted(numbers), target).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % HELD_OUT_ONE_IN == 0
+
+
+def random_derivation(numbers: Sequence[int], rng: Random) -> tuple[str, int]:
+    """A valid derivation that uses all numbers, uniform over all of them, and its result."""
+    return rng.choice(_derivations(tuple(numbers)))
+
+
+def teacher(numbers: Sequence[int], target: int, solve_share: float, rng: Random) -> str:
+    """The answer of a weak teacher, for a supervised warm start that leaves reinforcement something to learn.
+
+    Args:
+        numbers: The numbers of the problem, in the prompt's order.
+        target: Its target, which some derivation must reach.
+        solve_share: Probability in [0, 1] that the answer is a random solution; otherwise it is a random valid
+            derivation, which may still reach the target by luck.
+        rng: Source of all randomness.
+
+    Returns:
+        The steps, separated by commas.
+    """
+    if rng.random() >= solve_share:
+        return random_derivation(numbers, rng)[0]
+    return rng.choice([steps for steps, result in _derivations(tuple(numbers)) if result == target])
+
+
+def _split(seed: int, size: int, *, held_out: bool) -> list[Problem]:
+    name = "evaluation" if held_out else "training"
+    if size < 0:
+        raise ValueError(f"countdown: the number of {name} problems must not be negative, got {size}")
+    if size > count(held_out=held_out):
+        raise ValueError(f"countdown: {size} {name} problems asked for, but only {count(held_out=held_out)} exist")
+    order = list(_weighted_problems(held_out))
+    Random(f"countdown/{name}/{seed}").shuffle(order)
+    # A dict keeps the first of each, which is to draw derivations and to reject the problems already seen.
+    distinct = itertools.islice(dict.fromkeys(order), size)
+    return [_problem(numbers, target) for numbers, target in distinct]
+
+
+def _problem(numbers: tuple[int, ...], target: int) -> Problem:
+    question = _question(numbers, target)
+    return Problem(
+        problem_id=hashlib.sha256(f"countdown/{question}".encode()).hexdigest()[:16],
+        prompt=f"{question}:",
+        reference={"numbers": list(numbers), "target": target},
+    )
+
+
+def _question(numbers: Sequence[int], target: int) -> str:
+    return f"{' '.join(map(str, numbers))}={target}"
+
+
+@cache
+def _weighted_problems(held_out: bool) -> tuple[tuple[tuple[int, ...], int], ...]:
+    """Every (numbers, target) of one side, as often as there are derivations that reach the target."""
+    return tuple(
+        (numbers, target)
+        for numbers in itertools.product(range(1, 10), repeat=3)
+        for _, target in _derivations(numbers)
+        if is_held_out(numbers, target) == held_out
+    )
+
+
+@cache
+def _derivations(numbers: tuple[int, ...]) -> tuple[tuple[str, int], ...]:
+    """Every distinct valid derivation from these numbers, as (steps, result), in a fixed order."""
+    found: dict[str, int] = {}
+    for i, j in itertools.permutations(range(len(numbers)), 2):
+        rest = tuple(number for k, number in enumerate(numbers) if k not in (i, j))
+        left, right = numbers[i], numbers[j]
+        for operation, result in (("+", left + right), ("-", left - right), ("*", left * right)):
+            if not 0 <= result <= MAX_RESULT:
+                continue
+            step = f"{left}{operation}{right}={result}"
+            if not rest:
+                found[step] = result
+            for steps, last in _derivations((*rest, result)) if rest else ():
+                found[f"{step},{steps}"] = last
+    return tuple(found.items())

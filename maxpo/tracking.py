@@ -1,0 +1,92 @@
+"""What a run writes down: `metrics.jsonl` is the truth, everything else is made from it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maxpo.metrics import check_names
+from maxpo.types import ScoredGroup
+
+
+class RunLog:
+    """Appends metrics and samples to a run folder."""
+
+    def __init__(self, folder: Path, *, tensorboard: bool, save_rollouts: int) -> None:
+        """Open `folder`, which exists.
+
+        Args:
+            folder: the run folder.
+            tensorboard: also write TensorBoard files.
+            save_rollouts: groups of each step whose completions are written.
+        """
+        self._metrics = folder / "metrics.jsonl"
+        self._rollouts = folder / "rollouts"
+        self._save_rollouts = save_rollouts
+        self._fed = 0
+        self._board = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line of metrics.
+
+        Raises:
+            KeyError: a metric that is not documented in `maxpo.metrics`.
+        """
+        check_names(list(metrics))
+        line = json.dumps({"step": step, "time": round(time.time(), 3)} | dict(metrics))
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        self._feed()
+
+    def log_rollouts(self, name: str, groups: Sequence[ScoredGroup]) -> None:
+        """Write the completions of the first groups, one line for each completion, to `rollouts/<name>.jsonl`."""
+        if not self._save_rollouts:
+            return
+        self._rollouts.mkdir(exist_ok=True)
+        with (self._rollouts / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            for scored in groups[: self._save_rollouts]:
+                for row in _rows(scored):
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self._board is not None:
+            self._board.close()
+
+    def _feed(self) -> None:
+        """Hand the lines of metrics.jsonl that TensorBoard has not seen to it."""
+        if self._board is None:
+            return
+        with self._metrics.open("rb") as file:
+            file.seek(self._fed)
+            for raw in file:
+                row: dict[str, Any] = json.loads(raw)
+                step, when = row.pop("step"), row.pop("time")
+                for name, value in row.items():
+                    self._board.add_scalar(name, value, step, walltime=when)
+            self._fed = file.tell()
+
+
+def _rows(scored: ScoredGroup) -> list[dict[str, Any]]:
+    prompt = scored.group.prompt
+    return [
+        {
+            "prompt_id": prompt.prompt_id,
+            "prompt": prompt.text,
+            "completion": completion.text,
+            "reward": scored.rewards[i] if scored.valid[i] else None,
+            "outcome": scored.outcomes[i],
+            "parts": {name: values[i] for name, values in scored.reward_parts.items()},
+            "tokens": len(completion.token_ids),
+            "finish_reason": completion.finish_reason,
+            "weight_version": [completion.min_weight_version, completion.max_weight_version],
+        }
+        for i, completion in enumerate(scored.group.completions)
+    ]

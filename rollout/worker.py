@@ -1,0 +1,123 @@
+"""One rollout worker: a Ray actor around a vLLM engine."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+from maxpo.config import RolloutConfig
+from maxpo.types import Group, Prompt
+
+CPU_ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the default puts every engine on the first core
+    "TORCHDYNAMO_DISABLE": "1",  # eager mode compiles two sampling helpers for 20 s otherwise
+    "OMP_NUM_THREADS": "1",
+    # Idle OpenMP threads that spin take the core from the other processes of the machine.
+    "OMP_WAIT_POLICY": "passive",
+    "GOMP_SPINCOUNT": "0",
+}
+
+
+def environment(config: RolloutConfig, device: str, host: str) -> dict[str, str]:
+    """Environment variables of a worker's process, to be set before it imports anything."""
+    common = {
+        "VLLM_HOST_IP": host,
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_PLUGINS": "maxpo_weight_receivers",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if device == "cuda":
+        return common
+    return common | CPU_ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib)}
+
+
+class RolloutWorker:
+    """Samples groups, and receives weights between them. All methods are asynchronous and may overlap."""
+
+    def __init__(
+        self,
+        model_path: str,
+        config: RolloutConfig,
+        *,
+        device: str,
+        sync_backend: str,
+        max_prompt_tokens: int,
+        trust_remote_code: bool,
+    ) -> None:
+        """Remember the settings; `start` loads the model."""
+        self._model_path, self._config = model_path, config
+        self._device, self._sync_backend = device, sync_backend
+        self._max_model_len = max_prompt_tokens + config.max_new_tokens
+        self._trust_remote_code = trust_remote_code
+
+    async def start(self, version: int | None = None) -> int:
+        """Start the engine; blocks this actor until it is ready. Returns the process id.
+
+        Args:
+            version: version of the weights in the model folder; None: generation is refused until weights come.
+        """
+        import os
+
+        from transformers import AutoTokenizer
+
+        from rollout.engine import Engine
+
+        self._tokenizer = AutoTokenizer.from_pretrained(self._model_path, trust_remote_code=self._trust_remote_code)
+        self._engine = Engine(
+            self._model_path,
+            self._config,
+            device=self._device,
+            sync_backend=self._sync_backend,
+            max_model_len=self._max_model_len,
+            trust_remote_code=self._trust_remote_code,
+        )
+        if version is not None:
+            await self._engine.set_version(version)
+        return os.getpid()
+
+    async def generate(self, rollout_id: str, prompt: Prompt, n: int, seed: int) -> Group:
+        """A whole group of n completions; sample i is drawn with the seed `seed + i`.
+
+        Raises:
+            TimeoutError: the group took longer than `rollout.generate_timeout_s`.
+        """
+        async with asyncio.timeout(self._config.generate_timeout_s):
+            completions = await self._engine.generate(rollout_id, list(prompt.token_ids), n, seed)
+        texts = self._tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
+        return Group(
+            prompt=prompt,
+            completions=tuple(replace(c, text=text) for c, text in zip(completions, texts, strict=True)),
+        )
+
+    async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
+        """Meet the learner."""
+        await self._engine.init_weight_transfer(init_info)
+
+    async def start_weight_update(self) -> None:
+        """Pause generation and get ready to receive."""
+        await self._engine.start_weight_update()
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receive and load."""
+        await self._engine.update_weights(update_info)
+
+    async def finish_weight_update(self, version: int) -> None:
+        """Close the update and resume."""
+        await self._engine.finish_weight_update(version)
+
+    async def weights_state(self) -> tuple[int | None, list[dict[str, int]]]:
+        """Version of the weights, and the checksums of what each of the engine's processes received last."""
+        return self._engine.version, await self._engine.received_digests()
+
+    async def memory_mib(self) -> float:
+        """Resident memory of this actor and its engine processes."""
+        import psutil
+
+        me = psutil.Process()
+        return sum(p.memory_info().rss for p in [me, *me.children(recursive=True)]) / 2**20
+
+    async def shutdown(self) -> None:
+        """End the engine's processes."""
+        self._engine.shutdown()

@@ -1,0 +1,608 @@
+"""Loading, checking and explaining the settings of a run."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from maxpo.config import Config
+from maxpo.configcheck import COMBINATIONS, RANGES, ConfigError, Problem, Setting, check
+from maxpo.configload import LoadedConfig, explain, load_config, to_yaml
+from maxpo.configschema import get, schema
+
+GOOD = {
+    "run": {"name": "first", "steps": 3},
+    "data": {"task": "countdown"},
+    "reward": {"verifier": "countdown"},
+    "rollout": {"max_new_tokens": 64},
+    "learner": {"lr": 1e-6},
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Works in an empty folder with a model, and `good.yaml` that sets exactly what must be set."""
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    Path("model/config.json").write_text("{}")
+    Path("good.yaml").write_text(yaml.safe_dump({**GOOD, "model": {"path": "model"}}))
+    return tmp_path
+
+
+def load(*overrides: str, file: str = "good.yaml") -> LoadedConfig:
+    return load_config([Path(file)], overrides)
+
+
+def problems_of(*overrides: str, file: str = "good.yaml") -> list[Problem]:
+    with pytest.raises(ConfigError) as caught:
+        load(*overrides, file=file)
+    return caught.value.problems
+
+
+def only_problem(*overrides: str, file: str = "good.yaml") -> Problem:
+    problems = problems_of(*overrides, file=file)
+    assert len(problems) == 1, "\n".join(map(str, problems))
+    return problems[0]
+
+
+@pytest.mark.usefixtures("here")
+class TestMerging:
+    def test_defaults_stay_and_the_file_counts(self) -> None:
+        config = load().config
+        assert isinstance(config, Config)
+        assert (config.run.name, config.run.steps, config.algorithm.k, config.learner.lr) == ("first", 3, 4, 1e-6)
+        assert config.learner.betas == [0.9, 0.95]
+        assert type(config.learner.betas) is list
+
+    def test_later_files_win_then_overrides_then_the_last_override(self) -> None:
+        Path("more.yaml").write_text("algorithm: {k: 2, minibatches: 4}\n")
+        loaded = load_config([Path("good.yaml"), Path("more.yaml")], ["algorithm.k=3", "algorithm.k=5"])
+        assert (loaded.config.algorithm.k, loaded.config.algorithm.minibatches) == (5, 4)
+        assert loaded.origin["algorithm.k"].where == "command line"
+        assert loaded.origin["algorithm.minibatches"].where == "more.yaml:1"
+        assert "algorithm.loss" not in loaded.origin
+
+    def test_base_comes_first_wherever_it_is_written_and_is_relative_to_its_file(self, here: Path) -> None:
+        (here / "sub").mkdir()
+        (here / "sub/rloo.yaml").write_text("algorithm: {k: 1}\nrun: {steps: 9}\nbase: ../good.yaml\n")
+        config = load(file="sub/rloo.yaml").config
+        assert (config.algorithm.k, config.run.steps, config.run.name) == (1, 9, "first")
+
+    def test_base_cycle(self) -> None:
+        Path("a.yaml").write_text("base: b.yaml\n")
+        Path("b.yaml").write_text("# comment\nbase: a.yaml\n")
+        problem = only_problem(file="a.yaml")
+        assert "leads back" in problem.message
+        assert problem.settings[0].where == "b.yaml:2"
+
+    def test_base_that_is_not_a_path(self) -> None:
+        Path("a.yaml").write_text("base: [good.yaml]\n")
+        assert [p.message for p in problems_of(file="a.yaml") if p.key == "base"] == [
+            "Must be the path of one YAML file."
+        ]
+
+    def test_a_file_given_twice_through_base_is_blamed_once(self) -> None:
+        Path("bad.yaml").write_text("base: good.yaml\nrun: {stepz: 3}\n")
+        Path("top.yaml").write_text("base: bad.yaml\n")
+        with pytest.raises(ConfigError) as caught:
+            load_config([Path("bad.yaml"), Path("top.yaml")], [])
+        assert [p.key for p in caught.value.problems] == ["run.stepz"]
+
+    def test_mappings_merge_and_lists_are_replaced(self) -> None:
+        Path("m.yaml").write_text("base: good.yaml\ndata: {task_args: {digits: 3, deep: {a: 1}}}\n")
+        config = load("data.task_args.deep.b=1e-3", "eval.k=[2]", file="m.yaml").config
+        assert config.data.task_args == {"digits": 3, "deep": {"a": 1, "b": 1e-3}}
+        assert config.eval.k == [2]
+
+    def test_a_whole_section_on_the_command_line(self) -> None:
+        assert load("algorithm={k: 2, loss: policy_gradient}").config.algorithm.loss == "policy_gradient"
+
+
+@pytest.mark.usefixtures("here")
+class TestValues:
+    @pytest.mark.parametrize(
+        ("override", "expected"),
+        [
+            ("learner.lr=1e-6", 1e-6),
+            ("learner.lr=3", 3.0),
+            ("run.name=007", "007"),
+            ("run.name=no", "no"),
+            ("run.name='null'", "null"),
+            ("run.name=2024-01-01", "2024-01-01"),
+            ("run.steps=1_000", 1000),
+            ("run.overwrite=true", True),
+            ("algorithm.tis_cap=null", None),
+            ("learner.betas=[0, 0.5]", [0.0, 0.5]),
+            ("rollout.engine_args={a: yes, b: 1e-3, c: 1:30}", {"a": "yes", "b": 1e-3, "c": "1:30"}),
+            ("run.seed=${algorithm.k}", 4),
+            ("run.dir=${run.name}/x=y", "first/x=y"),
+        ],
+    )
+    def test_accepted(self, override: str, expected: object) -> None:
+        value = get(load(override).config, override.partition("=")[0])
+        assert value == expected
+        assert type(value) is type(expected)
+
+    @pytest.mark.parametrize(
+        ("override", "key", "message"),
+        [
+            ("run.steps=abc", "run.steps", "Must be a whole number."),
+            ("run.steps=1e3", "run.steps", "Must be a whole number. Write 1000."),
+            ("run.steps=1.5", "run.steps", "Must be a whole number."),
+            ("run.steps=null", "run.steps", "Must be a whole number."),
+            ("run.steps=true", "run.steps", "Must be a whole number."),
+            ("run.steps=[1]", "run.steps", "Must be a whole number."),
+            ("run.name=[a]", "run.name", "Must be text."),
+            ("run.overwrite=2", "run.overwrite", "Must be true or false."),
+            ("run.overwrite=1.0", "run.overwrite", "Must be true or false."),
+            ("learner.lr=fast", "learner.lr", "Must be a number."),
+            ("learner.betas=0.9", "learner.betas", "Must be a list of numbers, such as [1, 2]."),
+            ("learner.betas=[0.9, x]", "learner.betas", "Must be a list of numbers, such as [1, 2]."),
+            ("learner.betas.0=0.9", "learner.betas.0", "learner.betas has no keys below it"),
+            ("run.seed.x=1", "run.seed.x", "run.seed has no keys below it: it is a whole number."),
+            ("eval.k=3.0", "eval.k", "Must be a list of whole numbers, such as [1, 2]."),
+            ("data.task_args=3", "data.task_args", "Must be a mapping, such as {name: value}."),
+            ("algorithm.loss=ppo", "algorithm.loss", "Must be one of ppo_clip, policy_gradient."),
+            ("ray.num_cpus=many", "ray.num_cpus", "Must be a whole number or null."),
+            ("algorithm=3", "algorithm", "is a section"),
+            ("algorithm=null", "algorithm", "is a section"),
+            ("seed", "seed", "key=value"),
+            ("a[0]=x", "a[0]=x", "such as run.name=first"),
+            ("=3", "=3", "such as run.name=first"),
+            ("run..name=3", "run..name=3", "such as run.name=first"),
+            ("run.dir=", "run.dir=", "nothing after"),
+            ("eval.k=[1", "eval.k=[1", "Not valid YAML"),
+            ("data.task_args={a: 1, a: 2}", "data.task_args.a", "Written twice"),
+            ("run.seed='${oc.env:'", "run.seed", "${oc.env:NAME}"),
+            ("run.seed=${run.zz}", "run.seed", "'run.zz' not found"),
+            ("run.seed=${run.seed}", "run.seed", "Recursive"),
+            ("run.seed=${run.name}", "run.seed", "stands for is not a whole number"),
+            ("learner.betas=['${run.zz}', 0.9]", "learner.betas", "'run.zz' not found"),
+            ("run.steps=???", "run.steps", "Must be set to a whole number"),
+        ],
+    )
+    def test_refused(self, override: str, key: str, message: str) -> None:
+        problem = only_problem(override)
+        assert problem.key == key
+        assert message in problem.message
+        assert problem.settings[-1].where == "command line"
+
+    @pytest.mark.parametrize(
+        ("override", "nearest"),
+        [
+            ("algorithm.group_sizes=8", ["algorithm.group_size"]),
+            ("algoritm.group_size=8", ["algorithm.group_size"]),
+            ("group_size=8", ["algorithm.group_size"]),
+            ("algorithms={k: 3}", ["algorithm"]),
+            ("device=cpu", ["rollout.device", "learner.device"]),
+            ("seed", ["run.seed"]),
+        ],
+    )
+    def test_nearest_key(self, override: str, nearest: list[str]) -> None:
+        assert list(only_problem(override).nearest) == nearest
+
+    def test_an_unknown_key_that_is_like_none_lists_the_keys_of_its_section(self) -> None:
+        problem = only_problem("sync.zzzzzz=1")
+        assert not problem.nearest
+        assert "sync.backend, sync.bucket_mib, sync.timeout_s" in problem.message
+
+    def test_missing_values_are_all_named_with_what_they_need(self) -> None:
+        with pytest.raises(ConfigError) as caught:
+            load_config([], ["data.task=countdown"])
+        mandatory = [key for key, field in schema().items() if field.default == "???"]
+        assert [p.key for p in caught.value.problems] == mandatory
+        assert "run.name" in mandatory
+        assert all(p.settings[0].where == "not set" for p in caught.value.problems)
+        assert "one of countdown, exact, numeric" in str(caught.value)
+
+    def test_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("STEPS", raising=False)
+        assert "Environment variable 'STEPS' not found" in only_problem("run.steps=${oc.env:STEPS}").message
+        monkeypatch.setenv("STEPS", "12")
+        assert load("run.steps=${oc.env:STEPS}").config.run.steps == 12
+
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "run.steps=${oc.env:TOKEN}",
+            "data.task=${oc.env:TOKEN}",
+            "run.seed=${${oc.env:TOKEN}}",
+            "learner.betas=['${oc.env:TOKEN}', 0.9]",
+            "reward.verifier=${oc.env:TOKEN}",
+        ],
+    )
+    def test_an_error_does_not_show_the_environment(self, override: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TOKEN", "hunter2")
+        assert "hunter2" not in str(only_problem(override))
+
+
+@pytest.mark.usefixtures("here")
+class TestFiles:
+    @pytest.mark.parametrize(
+        ("text", "where", "message"),
+        [
+            ("", "f.yaml", "empty"),
+            ("# only a comment\n", "f.yaml", "empty"),
+            ("- a\n- b\n", "f.yaml", "must hold sections"),
+            ("just words\n", "f.yaml", "must hold sections"),
+            ("run:\n  name: [a\n", "f.yaml:3", "Not valid YAML"),
+            ("run:\n\tname: a\n", "f.yaml:2", "Not valid YAML"),
+            ("run: &r {name: a}\nmodel: *r\n", "f.yaml:2", "base:"),
+            ("base: nope.yaml\n", "f.yaml:1", "Can not read nope.yaml: No such file or directory."),
+        ],
+    )
+    def test_unreadable_file_is_the_only_problem(self, text: str, where: str, message: str) -> None:
+        Path("f.yaml").write_text(text)
+        problem = only_problem(file="f.yaml")
+        assert message in problem.message
+        assert str(problem).splitlines()[0] == f"  {where}"
+
+    def test_file_that_does_not_exist_or_is_not_text(self) -> None:
+        assert only_problem(file="nope.yaml").message == "Can not read nope.yaml: No such file or directory."
+        assert only_problem(file="model").message == "Can not read model: Is a directory."
+        Path("f.yaml").write_bytes(b"run: \xff\n")
+        assert only_problem(file="f.yaml").settings[0].where == "f.yaml"
+
+    def test_lines(self) -> None:
+        Path("f.yaml").write_text(
+            "base: good.yaml\n"  # 1
+            "run:\n"
+            "  nam: x\n"  # 3
+            "  steps: many\n"  # 4
+            "algorithm:\n"
+            "  k:\n"  # 6: the line of the key, not of its value
+            "    true\n"
+            "eval.k: [1]\n"  # 8
+            "data:\n"
+            "  task_args: {a: {b: 1, b: 2}}\n"  # 10
+            "learner: {lr: 1}\n"
+            "learner: {lr: !!int x}\n"  # 12
+            "1: 2\n"
+        )
+        problems = problems_of(file="f.yaml")
+        assert {(p.key, p.settings[-1].where, p.settings[-1].text) for p in problems} == {
+            ("run.nam", "f.yaml:3", "x"),
+            ("run.steps", "f.yaml:4", "many"),
+            ("algorithm.k", "f.yaml:6", "true"),
+            ("eval.k", "f.yaml:8", "[1]"),
+            ("data.task_args.a.b", "f.yaml:10", ""),
+            ("learner", "f.yaml:12", ""),
+            ("learner.lr", "f.yaml:12", "!!int x"),
+            ("1", "f.yaml:13", "2"),
+        }
+
+    def test_a_default_is_not_blamed_for_a_value_of_the_wrong_type(self) -> None:
+        # The default k is 4: the combination must wait until k is known.
+        assert [p.key for p in problems_of("algorithm.k=x", "algorithm.group_size=3")] == ["algorithm.k"]
+
+    def test_everything_at_once_as_it_is_printed(self) -> None:
+        Path("f.yaml").write_text("base: good.yaml\nalgorithm:\n  group_sizes: 4\n  k: 16\nrun: {steps: 1e3}\n")
+        with pytest.raises(ConfigError) as caught:
+            load("learner.dtype=fp8", "seed", file="f.yaml")
+        assert str(caught.value) == (
+            "5 problems in the settings, nothing was started:\n\n"
+            "  algorithm.group_sizes = 4   (f.yaml:3)\n"
+            "      There is no such key. Did you mean algorithm.group_size?\n\n"
+            "  run.steps = 1e3   (f.yaml:5)\n"
+            "      Must be a whole number. Write 1000.\n\n"
+            "  learner.dtype = fp8   (command line)\n"
+            "      Must be one of float32, bfloat16.\n\n"
+            "  seed   (command line)\n"
+            "      A setting on the command line is written key=value, without spaces. Did you mean run.seed?\n\n"
+            "  algorithm.k = 16   (f.yaml:4)\n"
+            "  algorithm.group_size = 16   (default)\n"
+            '  algorithm.advantage = "maxpo"   (default)\n'
+            "      algorithm.k must be at least 1 and below algorithm.group_size: each advantage leaves one\n"
+            "      completion out."
+        )
+
+
+OUT_OF_RANGE = [
+    "run.name=..",
+    "run.name=a/b",
+    "run.name=''",
+    "run.seed=-1",
+    "run.seed=4294967296",
+    "run.steps=0",
+    "learner.lr=0",
+    "learner.lr=.nan",
+    "learner.lr=nan",
+    "learner.lr=.inf",
+    "learner.grad_clip=-1",
+    "learner.betas=[0.9]",
+    "learner.betas=[0.9, 1]",
+    "learner.betas=[0.9, .nan]",
+    "learner.zero_stage=4",
+    "learner.zero_stage=-1",
+    "learner.deepspeed=nope.json",
+    "learner.deepspeed=list.json",
+    "learner.deepspeed=broken.json",
+    "rollout.temperature=0",
+    "rollout.top_p=0.99",
+    "rollout.top_k=1",
+    "rollout.gpu_memory_utilization=0",
+    "rollout.gpu_memory_utilization=1.01",
+    "algorithm.clip_low=1",
+    "algorithm.clip_low=-0.1",
+    "algorithm.clip_high=-0.1",
+    "algorithm.group_size=1",
+    "algorithm.advantage=ppo",
+    "algorithm.tis_cap=0",
+    "algorithm.aggregation_constant=0",
+    "reward.verifier=judge",
+    "data.task=chess",
+    "data.train_file=nope.jsonl",
+    "data.eval_file=nope.jsonl",
+    "eval.k=[0]",
+    "ray.object_store_mib=74",
+    "model.path=nope",
+    "model.path=empty",
+]
+
+
+@pytest.mark.usefixtures("here")
+class TestChecks:
+    @pytest.fixture(autouse=True)
+    def files(self, here: Path) -> None:
+        assert Path.cwd() == here
+        Path("empty").mkdir()
+        Path("rows.jsonl").write_text("{}\n")
+        Path("list.json").write_text("[]")
+        Path("broken.json").write_text("{,}")
+        Path("zero.json").write_text('{"zero_optimization": {}}')
+
+    @pytest.mark.parametrize("override", OUT_OF_RANGE)
+    def test_out_of_range(self, override: str) -> None:
+        problem = only_problem(override)
+        assert [s.key for s in problem.settings] == [override.partition("=")[0]]
+        assert problem.settings[0].where == "command line"
+
+    def test_every_range_is_tried(self) -> None:
+        tried = {override.partition("=")[0] for override in OUT_OF_RANGE}
+        plain = {"Must be more than 0.", "Must be 0 or more."}
+        assert {key for key, _, message in RANGES if message not in plain} <= tried
+
+    def test_the_two_faults_of_a_model_path_are_told_apart(self) -> None:
+        assert "no such folder" in only_problem("model.path=nope").message
+        assert "no config.json" in only_problem("model.path=empty").message
+
+    @pytest.mark.parametrize(
+        "number", [key for key, field in schema().items() if field.type in (int, float, int | None)]
+    )
+    def test_every_number_refuses_nonsense(self, number: str) -> None:
+        # algorithm.k has no range of its own: it counts only for the estimators that use it.
+        assert number in [p.key for p in problems_of(f"{number}=-7")]
+
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            ["learner.zero_stage=0"],
+            ["learner.zero_stage=3", "learner.deepspeed=zero.json"],
+            ["rollout.gpu_memory_utilization=1", "algorithm.clip_low=0", "algorithm.clip_high=0"],
+            ["algorithm.k=15"],
+            ["algorithm.advantage=pkpo_loo_minus_one", "algorithm.k=16"],
+            ["algorithm.advantage=grpo", "algorithm.k=99"],
+            ["algorithm.advantage=rloo", "algorithm.k=0"],
+            ["algorithm.group_size=2", "algorithm.k=1"],
+            ["algorithm.minibatches=32"],
+            ["data.task=null", "data.train_file=rows.jsonl", "data.eval_file=rows.jsonl"],
+            ["data.task=null", "data.train_file=rows.jsonl", "eval.at_start=false", "eval.at_end=false"],
+            ["eval.samples=16"],
+            ["learner.token_budget=576"],
+            ["sync.backend=gloo", "rollout.device=cpu", "learner.device=cpu"],
+            ["sync.backend=nccl", "rollout.device=cuda", "learner.device=cuda"],
+            ["sync.backend=ipc"],
+            ["learner.grad_clip=0", "eval.every=0", "learner.warmup_steps=0"],
+        ],
+        ids=" ".join,
+    )
+    def test_allowed(self, overrides: list[str]) -> None:
+        load(*overrides)
+
+    @pytest.mark.parametrize(
+        ("overrides", "keys"),
+        [
+            (["algorithm.k=16"], "algorithm.k algorithm.group_size algorithm.advantage"),
+            (["algorithm.k=0"], "algorithm.k algorithm.group_size algorithm.advantage"),
+            (
+                ["algorithm.advantage=pkpo_loo_minus_one", "algorithm.k=17"],
+                "algorithm.k algorithm.group_size algorithm.advantage",
+            ),
+            (["algorithm.minibatches=5"], "algorithm.prompts_per_step algorithm.minibatches"),
+            (["data.task=null"], "data.task data.train_file"),
+            (["data.train_file=rows.jsonl", "data.eval_file=rows.jsonl"], "data.task data.train_file"),
+            (
+                ["data.task=null", "data.train_file=rows.jsonl"],
+                "data.eval_file data.train_file eval.every eval.at_start eval.at_end",
+            ),
+            (["eval.samples=15"], "eval.k eval.samples"),
+            (["learner.token_budget=575"], "learner.token_budget data.max_prompt_tokens rollout.max_new_tokens"),
+            (["sync.backend=gloo", "rollout.device=cuda"], "sync.backend rollout.device learner.device"),
+            (["sync.backend=nccl", "learner.device=cpu"], "sync.backend rollout.device learner.device"),
+            (["sync.backend=ipc", "rollout.device=cpu"], "sync.backend rollout.device learner.device"),
+        ],
+    )
+    def test_senseless_combination(self, overrides: list[str], keys: str) -> None:
+        assert [s.key for s in only_problem(*overrides).settings] == keys.split()
+
+    def test_evaluation_in_between_or_at_the_start_needs_rows_too(self) -> None:
+        rows = ["data.task=null", "data.train_file=rows.jsonl", "eval.at_end=false"]
+        only_problem(*rows, "eval.at_start=true")
+        only_problem(*rows, "eval.at_start=false", "eval.every=5")
+
+    def test_a_wrong_value_is_not_blamed_twice(self) -> None:
+        assert [len(p.settings) for p in problems_of("algorithm.minibatches=0", "algorithm.group_size=-1")] == [1, 1]
+
+    def test_combinations_read_exactly_the_keys_they_name(self) -> None:
+        for involved, holds, _ in COMBINATIONS:
+            seen: set[str] = set()
+            for overrides in (
+                [],
+                ["algorithm.advantage=pkpo_loo_minus_one"],
+                ["sync.backend=nccl"],
+                ["data.task=null", "data.train_file=rows.jsonl", "eval.at_start=false", "eval.at_end=false"],
+            ):
+                holds(_Spy(load(*overrides).config, "", seen))  # type: ignore[arg-type]
+            holds(_Spy(load("sync.backend=gloo").config, "", seen))  # type: ignore[arg-type]
+            assert seen == set(involved)
+
+    def test_check_does_not_edit_and_names_the_origin(self) -> None:
+        config = load().config
+        config.learner.lr = math.inf
+        config.algorithm.group_size = 0
+        before = repr(config)
+        origin = {"learner.lr": Setting(key="learner.lr", where="x.yaml:3", text=".inf")}
+        assert [str(s) for p in check(config, origin) for s in p.settings] == [
+            "learner.lr = .inf   (x.yaml:3)",
+            "algorithm.group_size = 0   (default)",
+        ]
+        assert repr(config) == before
+
+
+class _Spy:
+    """Notes which dotted keys of a config are read."""
+
+    def __init__(self, value: Any, prefix: str, seen: set[str]) -> None:
+        self._value, self._prefix, self._seen = value, prefix, seen
+
+    def __getattr__(self, name: str) -> Any:
+        value, key = getattr(self._value, name), f"{self._prefix}{name}"
+        if is_dataclass(value):
+            return _Spy(value, f"{key}.", self._seen)
+        self._seen.add(key)
+        return value
+
+
+@pytest.mark.usefixtures("here")
+class TestToYaml:
+    def test_references_are_resolved_and_the_environment_is_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TOKEN", "hunter2")
+        loaded = load(
+            "run.seed=${algorithm.k}",
+            "learner.betas=['${learner.weight_decay}', 0.9]",
+            "run.dir=/tmp/${oc.env:TOKEN}",
+            "run.name=x-${reward.verifier}",
+            "ray.address=see-${run.dir}",
+            "rollout.engine_args={hf_token: '${oc.env:TOKEN}'}",
+            "data.task_args=${rollout.engine_args}",
+        )
+        assert loaded.config.ray.address == "see-/tmp/hunter2"
+        assert loaded.config.data.task_args == {"hf_token": "hunter2"}
+        text = to_yaml(loaded)
+        assert "hunter2" not in text
+        plain = yaml.safe_load(text)
+        assert (plain["run"]["seed"], plain["run"]["name"], plain["learner"]["betas"]) == (4, "x-countdown", [0.0, 0.9])
+        assert plain["ray"]["address"] == "see-${run.dir}"
+        assert plain["rollout"]["engine_args"] == {"hf_token": "${oc.env:TOKEN}"}
+        assert plain["data"]["task_args"] == "${rollout.engine_args}"
+        Path("again.yaml").write_text(text)
+        assert load(file="again.yaml").config == loaded.config
+
+    def test_an_escaped_reference_stays_text(self) -> None:
+        loaded = load(r"run.dir=\${x}", "ray.address=${run.dir}")
+        assert (loaded.config.run.dir, loaded.config.ray.address) == ("${x}", "${x}")
+        Path("again.yaml").write_text(to_yaml(loaded))
+        assert load(file="again.yaml").config == loaded.config
+
+    def test_holds_every_key_and_leaves_the_tree_alone(self) -> None:
+        loaded = load("run.seed=${algorithm.k}")
+        plain = yaml.safe_load(to_yaml(loaded))
+        assert {f"{section}.{name}" for section, own in plain.items() for name in own} == set(schema())
+        assert "${algorithm.k}" in str(loaded.tree)
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        args=st.dictionaries(
+            st.text(st.characters(categories=["L"]), min_size=1, max_size=4),
+            st.none()
+            | st.booleans()
+            | st.integers()
+            | st.floats(allow_nan=False)
+            | st.text(max_size=8).filter(lambda s: "${" not in s and s != "???" and "\\" not in s),
+            max_size=4,
+        ),
+        lr=st.floats(min_value=1e-12, max_value=1.0),
+        folder=st.sampled_from(["on", "1e3", "010", "null", "1:30", "2024-01-01", "a: b", "#x", "é", " ", "0x10", "~"]),
+    )
+    def test_what_is_written_is_read_back(self, args: dict[str, object], lr: float, folder: str) -> None:
+        loaded = load()
+        loaded.tree.data.task_args, loaded.tree.learner.lr, loaded.tree.run.dir = args, lr, folder
+        Path("again.yaml").write_text(to_yaml(loaded), encoding="utf-8")
+        config = load(file="again.yaml").config
+        assert (config.data.task_args, config.learner.lr, config.run.dir) == (args, lr, folder)
+        assert [type(value) for value in config.data.task_args.values()] == [type(value) for value in args.values()]
+
+
+_keys = st.sampled_from(
+    [*schema(), "run", "data", "data.task_args.x", "data.task_args.x.y", "learner.betas.0", "no.key", ""]
+)
+_VALUES = """
+3 | -1 | 1e3 | x | null | [1, 2] | {a: 1} | {a: 1, a: 2} | ??? |  | ${run.name} | ${run} | ${ | [ | !!int x | !!set {a}
+| ${data.task_args} | ${oc.env:MAXPO_NOT_SET} | !x y | &a [*a] | ? [a]: b | '\\${x}' | ${run.zz}
+| '${oc.env:' | {x: ???}
+"""
+_values = st.sampled_from([value.strip() for value in _VALUES.split("|")])
+
+
+@pytest.mark.usefixtures("here")
+class TestNothingElseIsRaised:
+    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.lists(st.builds("{}={}".format, _keys, _values) | st.text(max_size=6), min_size=1, max_size=4))
+    def test_any_overrides(self, overrides: list[str]) -> None:
+        error = None
+        try:
+            to_yaml(load(*overrides))
+        except ConfigError as caught:
+            error = caught
+        assert error is None or str(error).startswith(f"{len(error.problems)} problem")
+
+    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        st.lists(
+            st.builds(
+                "{}: {}\n".format, st.sampled_from(["run", "  name", "base", "data", " task_args", "  x"]), _values
+            ),
+            max_size=4,
+        )
+    )
+    def test_any_file(self, lines: list[str]) -> None:
+        Path("f.yaml").write_text("".join(lines))
+        with pytest.raises(ConfigError):
+            load(file="f.yaml")
+
+
+class TestExplain:
+    def test_every_field_has_a_docstring(self) -> None:
+        assert [key for key, field in schema().items() if not field.doc] == []
+
+    def test_one_section_everything(self) -> None:
+        assert explain("algorithm.group_size") == (
+            "algorithm.group_size = 16\n    a whole number\n    Completions per prompt, N."
+        )
+        assert re.findall(r"^(\S+) =", explain("sync"), re.M) == ["sync.backend", "sync.bucket_mib", "sync.timeout_s"]
+        assert re.findall(r"^(\S+) =", explain(None), re.M) == list(schema())
+        assert explain("run.name").startswith("run.name = (must be set)\n    text\n")
+        assert "one of maxpo, rloo, grpo" in explain("algorithm.advantage")
+
+    def test_unknown_key(self) -> None:
+        with pytest.raises(ConfigError) as caught:
+            explain("algorithm.grup_size")
+        assert caught.value.problems[0].nearest == ("algorithm.group_size",)
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys, maxpo.configload; print(*{'torch', 'ray', 'vllm', 'deepspeed', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == ""
