@@ -42,7 +42,7 @@ class DataConfig:
     """Procedural task that makes the prompts, for example `countdown`. Exactly one of `task` and `train_file`."""
     task_args: dict[str, Any] = field(default_factory=dict[str, Any])
     """Arguments of the procedural task."""
-    train_size: int = 20000
+    train_size: int = 6000
     """Number of training problems that a procedural task makes. No effect with `train_file`."""
     train_file: str | None = None
     """JSON-lines file of training rows, each with `prompt` (text) and `answer`."""

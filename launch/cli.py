@@ -1,0 +1,127 @@
+"""The command `maxpo`. Imports nothing heavy before it knows that the configuration is right."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from launch.rayenv import secure_own_cluster
+from maxpo import __version__
+from maxpo.configcheck import ConfigError
+from maxpo.configload import LoadedConfig, explain, load_config, to_yaml
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="maxpo", description="Post-train a language model for pass@K and max@K with Leave-Two-Out advantages."
+    )
+    parser.add_argument("--version", action="version", version=f"maxpo {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    train = commands.add_parser("train", help="train a model", description="Train as FILE.yaml says.")
+    _add_config(train)
+    train.add_argument("--dry-run", action="store_true", help="check everything, print the configuration, start nothing")
+
+    evaluate = commands.add_parser(
+        "evaluate", help="evaluate a model", description="Unbiased pass@k of MODEL on the held-out prompts of FILE.yaml."
+    )
+    evaluate.add_argument("model", type=Path, help="Hugging Face folder, or a run folder (its exported policy)")
+    _add_config(evaluate)
+    evaluate.add_argument("--out", type=Path, help="folder for eval.json and the completions")
+
+    config = commands.add_parser("config", help="look up settings").add_subparsers(dest="action", required=True)
+    explained = config.add_parser("explain", help="what a setting means")
+    explained.add_argument("key", nargs="?", help="for example algorithm.k, or a section; without it: all")
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override settings of the file")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0 done, 2 wrong input, 1 the run failed, 130 stopped by Ctrl-C."""
+    args = _parser().parse_args(argv)
+    console, errors = Console(), Console(stderr=True)
+    try:
+        if args.command == "config":
+            console.print(explain(args.key), highlight=False, markup=False, soft_wrap=True)
+            return 0
+        if args.command == "evaluate":
+            return _evaluate(args, console)
+        loaded = load_config([args.file], args.overrides)
+        return _dry_run(loaded, console) if args.dry_run else _train(loaded, console)
+    except ConfigError as error:
+        errors.print(str(error), highlight=False, markup=False, soft_wrap=True)
+        errors.print("\n`maxpo config explain KEY` says what a setting means.", highlight=False, markup=False)
+        return 2
+    except (FileExistsError, FileNotFoundError, ValueError) as error:
+        errors.print(f"maxpo: {error}", highlight=False, markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("maxpo: stopped at once", highlight=False)
+        return 130
+
+
+def _train(loaded: LoadedConfig, console: Console) -> int:
+    if loaded.config.ray.address is None:
+        secure_own_cluster()
+    from launch.train import run_training
+    from maxpo.deadline import RemoteError
+
+    try:
+        return run_training(loaded, console)
+    except (RemoteError, RuntimeError) as error:
+        if not isinstance(error, RemoteError) and type(error).__name__ != "ResourceError":
+            raise
+        Console(stderr=True).print(
+            f"maxpo: {error}\nThe workers' output is in {Path(loaded.config.run.dir) / loaded.config.run.name / 'log'}",
+            highlight=False, markup=False, soft_wrap=True,
+        )
+        return 1
+
+
+def _dry_run(loaded: LoadedConfig, console: Console) -> int:
+    from launch.placement import place
+    from launch.train import banner, prompts_of
+
+    import torch
+
+    config = loaded.config
+    train_prompts, held_out = prompts_of(config)
+    place(config, gpus=float(torch.cuda.device_count()))
+    console.print(to_yaml(loaded), highlight=False, markup=False, soft_wrap=True)
+    console.print(banner(config, len(train_prompts)), highlight=False, soft_wrap=True)
+    console.print(f"{len(held_out)} held-out prompts x {config.eval.samples} completions per evaluation", highlight=False)
+    console.print("dry run: everything checked, nothing started", highlight=False)
+    return 0
+
+
+def _evaluate(args: argparse.Namespace, console: Console) -> int:
+    model: Path = args.model
+    if (model / "policy" / "config.json").is_file():
+        model = model / "policy"
+    loaded = load_config([args.file], [*args.overrides, f"model.path={model}"])
+    if loaded.config.ray.address is None:
+        secure_own_cluster()
+    from launch.train import run_evaluation
+
+    result = run_evaluation(loaded.config, model, args.out, console)
+    table = Table(title=f"{model}: {result.prompts} prompts x {loaded.config.eval.samples}", title_justify="left")
+    table.add_column("")
+    table.add_column("estimate", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for k, e in result.at_k.items():
+        table.add_row(f"{result.objective}@{k}", f"{100 * e.value:.1f} %", f"{100 * e.low:.1f} - {100 * e.high:.1f} %")
+    console.print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""Where things run: devices, the Ray cluster, and the resources of every actor."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from maxpo.config import Config
+from rollout.worker import environment
+
+CPU_SHARE = 0.01
+"""CPUs that an actor asks Ray for on a CPU machine: processes share the cores, and Ray must not queue them."""
+
+
+class ResourceError(RuntimeError):
+    """The machines do not have what the configuration asks for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Devices and Ray options of every actor of a run."""
+
+    learner_device: str
+    rollout_device: str
+    sync_backend: str
+    learner_options: list[dict[str, Any]]
+    rollout_options: list[dict[str, Any]]
+
+
+def resolve_device(setting: str) -> str:
+    """'cpu' or 'cuda' for a device setting."""
+    if setting == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return setting
+
+
+def place(config: Config, *, gpus: float, with_learner: bool = True) -> Placement:
+    """Decide devices, sync backend and actor options.
+
+    Args:
+        config: a checked configuration.
+        gpus: GPUs of the cluster.
+        with_learner: False for an evaluation, which has rollout workers only.
+
+    Raises:
+        ResourceError: more GPUs are asked for than there are, or the sync backend does not fit the devices.
+    """
+    learner, rollout = config.learner, config.rollout
+    learner_device, rollout_device = resolve_device(learner.device), resolve_device(rollout.device)
+    backend = config.sync.backend
+    on_gpu = {learner_device, rollout_device}
+    if backend == "auto":
+        if len(on_gpu) == 2 and with_learner:
+            raise ResourceError(
+                f"learner.device is {learner_device} and rollout.device is {rollout_device}; weights travel between "
+                "equal devices only: set both to the same"
+            )
+        shared = rollout_device == "cuda" and learner.ranks == rollout.workers == rollout.tensor_parallel_size == 1
+        backend = "gloo" if rollout_device == "cpu" else "ipc" if shared and gpus == 1 else "nccl"
+    share = 0.5 if backend == "ipc" else 1.0
+    learner_gpus = share * learner.ranks if with_learner and learner_device == "cuda" else 0.0
+    rollout_gpus = share * rollout.workers * rollout.tensor_parallel_size if rollout_device == "cuda" else 0.0
+    if learner_gpus + rollout_gpus > gpus:
+        raise ResourceError(
+            f"the run needs {learner_gpus + rollout_gpus:g} GPUs (learner.ranks = {learner.ranks} and rollout.workers = "
+            f"{rollout.workers} x rollout.tensor_parallel_size = {rollout.tensor_parallel_size}, sync.backend = "
+            f"{backend}), the cluster has {gpus:g}: lower one of them, or set the devices to cpu"
+        )
+    host = ray.util.get_node_ip_address() if ray.is_initialized() else "127.0.0.1"
+    learner_env = {"DS_ACCELERATOR": learner_device, "TOKENIZERS_PARALLELISM": "false"}
+    if learner_device == "cpu":
+        threads = str(learner.cpu_threads)
+        learner_env |= {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+    tensor_parallel_gpus = share * rollout.tensor_parallel_size
+    return Placement(
+        learner_device=learner_device,
+        rollout_device=rollout_device,
+        sync_backend=backend,
+        learner_options=[_options(learner_env, share if learner_device == "cuda" else 0) for _ in range(learner.ranks)],
+        rollout_options=[
+            _options(environment(rollout, rollout_device, host), tensor_parallel_gpus if rollout_device == "cuda" else 0)
+            for _ in range(rollout.workers)
+        ],
+    )
+
+
+def _options(env: dict[str, str], gpus: float) -> dict[str, Any]:
+    return {"num_cpus": CPU_SHARE, "num_gpus": gpus, "runtime_env": {"env_vars": env}}
+
+
+@contextmanager
+def cluster(config: Config, log_folder: Path) -> Iterator[float]:
+    """A Ray cluster: the one at `ray.address`, or one of this run's own on loopback, stopped at the end.
+
+    The own cluster needs `launch.rayenv.secure_own_cluster()` before ray is imported; the logs of its workers end
+    up in `log_folder`.
+
+    Yields:
+        The number of GPUs of the cluster.
+    """
+    settings = config.ray
+    if settings.address is not None:
+        ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            yield ray.cluster_resources().get("GPU", 0.0)
+        finally:
+            ray.shutdown()
+        return
+    # Unix socket paths are limited to about 100 characters, which a run folder may exceed.
+    scratch = Path(tempfile.mkdtemp(prefix="maxpo-ray-"))
+    try:
+        ray.init(
+            num_cpus=settings.num_cpus,
+            object_store_memory=settings.object_store_mib << 20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(scratch),
+        )
+        try:
+            yield ray.cluster_resources().get("GPU", 0.0)
+        finally:
+            ray.shutdown()
+    finally:
+        _keep_logs(scratch, log_folder)
+
+
+def _keep_logs(scratch: Path, log_folder: Path) -> None:
+    """Copy what the workers printed to the run folder, and remove the cluster's own folder."""
+    log_folder.mkdir(parents=True, exist_ok=True)
+    for file in scratch.glob("session_latest/logs/worker-*"):
+        if file.stat().st_size:
+            shutil.copy(file, log_folder)
+    shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,116 @@
+"""What a person sees while a run goes on, and the tables at its end."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from maxpo.evaluate import Estimate, EvalReport
+from maxpo.loop import Observer, RunResult
+
+STAGE_TIMES = ("generate", "score", "update", "sync", "confirm")
+
+
+class Terminal(Observer):
+    """Bars and a status line in a terminal, one plain line per step elsewhere."""
+
+    def __init__(self, console: Console, steps: int, k: int) -> None:
+        """`steps` of the run in all; `k` of the reward estimate to show."""
+        self._console, self._k = console, k
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=console,
+        )
+        self._run = self._bars.add_task("training", total=steps, status="")
+        self._stage = self._bars.add_task("starting", total=None, status="")
+        self._live = Live(self._bars, console=console, refresh_per_second=8) if console.is_terminal else None
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Terminal:
+        """Show the bars."""
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Remove them."""
+        if self._live:
+            self._live.stop()
+
+    def stage(self, name: str, total: int = 0) -> None:
+        """Show the stage, with a bar where its groups are counted."""
+        self._bars.reset(self._stage, description=f"  {name}", total=total or None, completed=0)
+
+    def advance(self) -> None:
+        """One group more."""
+        self._bars.advance(self._stage)
+
+    def step_done(self, step: int, metrics: dict[str, float]) -> None:
+        """Move on, and print the step's line where there is no terminal."""
+        status = (
+            f"reward {metrics['reward/mean']:.3f}  max@{self._k} {metrics.get(f'reward/max@{self._k}', 0.0):.3f}  "
+            f"kept {metrics['groups/kept']:.0f}/{metrics['groups/sampled']:.0f}  "
+            f"entropy {metrics.get('policy/entropy', float('nan')):.2f}"
+        )
+        self._bars.update(self._run, completed=step, status=status)
+        if not self._live:
+            stages = " ".join(f"{s} {metrics[f'time/{s}_s']:.2f}" for s in STAGE_TIMES if f"time/{s}_s" in metrics)
+            self._console.print(
+                f"step {step}  {status}  {metrics['time/step_s']:.2f} s ({stages})", highlight=False, soft_wrap=True
+            )
+
+    def evaluated(self, step: int, result: EvalReport) -> None:
+        """Print the estimates."""
+        values = "  ".join(f"{result.objective}@{k} {_percent(e)}" for k, e in result.at_k.items())
+        self._console.print(
+            f"evaluation at step {step}  {values}  ({time.monotonic() - self._started:.0f} s since the start)",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def comparison(result: RunResult) -> Table:
+    """First and last evaluation side by side."""
+    steps = sorted(result.evaluations)
+    reports = [result.evaluations[step] for step in dict.fromkeys((steps[0], steps[-1]))]
+    title = f"Held-out: {reports[0].prompts} prompts, unbiased estimates with 95 % intervals over prompts"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for step in dict.fromkeys((steps[0], steps[-1])):
+        table.add_column(f"step {step}", justify="right")
+    for k in reports[0].at_k:
+        table.add_row(f"{reports[0].objective}@{k}", *[_percent(r.at_k[k]) for r in reports])
+    table.add_row("mean reward", *[f"{r.mean:.3f}" for r in reports])
+    table.add_row("unique completions", *[f"{r.unique:.2f}" for r in reports])
+    return table
+
+
+def timing(result: RunResult) -> Table:
+    """Median seconds of each stage of a step, and tokens per second."""
+    table = Table(title=f"A step, median of {len(result.history)}", title_justify="left")
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    table.add_column("tokens/s", justify="right")
+    rates = {"generate": "throughput/generate_tokens_per_s", "update": "throughput/train_tokens_per_s"}
+    for stage in (*STAGE_TIMES, "step"):
+        seconds = _median([m[f"time/{stage}_s"] for m in result.history if f"time/{stage}_s" in m])
+        rate = _median([m[rates[stage]] for m in result.history if rates[stage] in m]) if stage in rates else None
+        table.add_row(stage, f"{seconds:.2f}", f"{rate:,.0f}" if rate else "")
+    return table
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2] if values else float("nan")
+
+
+def _percent(e: Estimate) -> str:
+    return f"{100 * e.value:.1f} % [{100 * e.low:.1f}, {100 * e.high:.1f}]"

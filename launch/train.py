@@ -1,0 +1,162 @@
+"""Runs: from a checked configuration to a trained model, or to an evaluation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from transformers import AutoTokenizer
+
+from launch.placement import cluster, place
+from launch.progress import Terminal, comparison, timing
+from learner.group import LearnerGroup
+from maxpo.config import Config
+from maxpo.configload import LoadedConfig, to_yaml
+from maxpo.data import PromptStream, load_prompts
+from maxpo.evaluate import EvalReport
+from maxpo.loop import Observer, evaluate, train
+from maxpo.tracking import RunLog
+from maxpo.types import Prompt
+from rollout.pool import RolloutPool
+
+STOPPED = 130
+"""Exit code of a run that Ctrl-C ended, as shells have it."""
+
+
+def banner(config: Config, train_prompts: int) -> str:
+    """What one step means, in numbers."""
+    a = config.algorithm
+    sequences = a.prompts_per_step * a.group_size
+    return (
+        f"{config.run.steps} steps; one step: {a.prompts_per_step} prompts x {a.group_size} completions = {sequences} "
+        f"sequences of up to {config.data.max_prompt_tokens} + {config.rollout.max_new_tokens} tokens, "
+        f"{a.minibatches} optimizer step(s) of {a.prompts_per_step // a.minibatches} prompts\n"
+        f"{train_prompts} training prompts = {config.run.steps * a.prompts_per_step / train_prompts:.2f} passes; "
+        f"advantages {a.advantage}" + (f" with K = {a.k}" if a.advantage in ("maxpo", "pkpo_loo_minus_one") else "")
+        + f"; {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)"
+    )
+
+
+def prompts_of(config: Config) -> tuple[list[Prompt], list[Prompt]]:
+    """Training and held-out prompts, tokenized."""
+    wants_eval = config.eval.at_start or config.eval.at_end or config.eval.every
+    tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    return load_prompts(
+        config.data,
+        seed=config.run.seed,
+        eval_size=config.eval.prompts if wants_eval else 0,
+        encode=tokenizer.encode,
+    )
+
+
+def run_training(loaded: LoadedConfig, console: Console) -> int:
+    """Train as configured; returns the exit code. Prints the tables at the end."""
+    config = loaded.config
+    train_prompts, held_out = prompts_of(config)
+    console.print(banner(config, len(train_prompts)), highlight=False, soft_wrap=True)
+    folder = _new_run_folder(config)
+    (folder / "config.yaml").write_text(to_yaml(loaded), encoding="utf-8")
+    log = RunLog(folder, tensorboard=config.tracking.tensorboard, save_rollouts=config.tracking.save_rollouts)
+    stream = PromptStream(train_prompts, config.run.seed)
+    exported = folder / "policy"
+    with (
+        stop_on_interrupt(console) as interrupted,
+        Terminal(console, config.run.steps, config.algorithm.k) as terminal,
+        cluster(config, folder / "log") as gpus,
+    ):
+        places = place(config, gpus=gpus)
+        rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, places.rollout_options)
+        learner = LearnerGroup(config, places.learner_device, places.sync_backend, places.learner_options)
+        try:
+            learner.begin_start()
+            rollouts.begin_start()
+            parameters = learner.finish_start()
+            rollouts.finish_start()
+            console.print(
+                f"{parameters / 1e6:.2f} M parameters on {places.learner_device}, weights go over {places.sync_backend}",
+                highlight=False,
+            )
+            result = train(
+                config, stream, held_out, rollouts, learner, log, terminal, should_stop=lambda: bool(interrupted)
+            )
+            learner.export(exported)
+        finally:
+            learner.shutdown()
+            rollouts.shutdown()
+            log.close()
+    if result.evaluations:
+        console.print(comparison(result))
+    if result.history:
+        console.print(timing(result))
+    console.print(f"run folder      {folder}\nexported model  {exported}", highlight=False, soft_wrap=True)
+    if result.stopped:
+        console.print(f"stopped after step {result.steps} of {config.run.steps}", highlight=False)
+        return STOPPED
+    return 0
+
+
+def run_evaluation(config: Config, model: Path, output: Path | None, console: Console) -> EvalReport:
+    """Evaluate the model in a Hugging Face folder on the held-out prompts of the configuration."""
+    _, held_out = prompts_of(config)
+    folder = output or Path(config.run.dir) / f"{config.run.name}-eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    log = RunLog(folder, tensorboard=False, save_rollouts=len(held_out))
+    with cluster(config, folder / "log") as gpus:
+        places = place(config, gpus=gpus, with_learner=False)
+        rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, places.rollout_options)
+        try:
+            rollouts.begin_start(version=0)
+            rollouts.finish_start()
+            result = evaluate(config, held_out, rollouts, log, Observer(), step=0)
+        finally:
+            rollouts.shutdown()
+    summary = {"model": str(model), "prompts": result.prompts, "samples": config.eval.samples} | result.metrics()
+    (folder / "eval.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    console.print(f"results in {folder}", highlight=False, soft_wrap=True)
+    return result
+
+
+def _new_run_folder(config: Config) -> Path:
+    """Create the run's folder.
+
+    Raises:
+        FileExistsError: it exists and `run.overwrite` is off.
+    """
+    folder = Path(config.run.dir) / config.run.name
+    if folder.exists():
+        if not config.run.overwrite:
+            raise FileExistsError(
+                f"{folder} exists already: choose another run.name, or replace it with run.overwrite=true"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    return folder
+
+
+@contextmanager
+def stop_on_interrupt(console: Console) -> Iterator[list[int]]:
+    """The first Ctrl-C asks the loop to stop after its step; the second one raises KeyboardInterrupt.
+
+    Yields:
+        A list that is empty until the first Ctrl-C.
+    """
+    asked: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        with suppress(RuntimeError):  # the console may be in the middle of a line
+            console.print("stopping after this step; Ctrl-C again stops at once", highlight=False)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
