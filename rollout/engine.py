@@ -44,6 +44,9 @@ class Engine:
             "weight_transfer_config": {"backend": WIRE_BACKENDS[sync_backend]},
             "worker_extension_cls": "rollout.weight_receiver.WorkerExtension",
         }
+        if config.tensor_parallel_size == 1:
+            # In the engine's own process; on CPU see also `rollout.worker.environment`.
+            args["distributed_executor_backend"] = "uni"
         if device == "cuda":
             args["gpu_memory_utilization"] = config.gpu_memory_utilization
         else:

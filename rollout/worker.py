@@ -30,7 +30,11 @@ def environment(config: RolloutConfig, device: str, host: str) -> dict[str, str]
     }
     if device == "cuda":
         return common
-    return common | CPU_ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib)}
+    cpu = common | CPU_ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib)}
+    if config.tensor_parallel_size == 1:
+        # Else vLLM's CPU platform puts the model into one more process, which spins for its messages.
+        cpu["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    return cpu
 
 
 class RolloutWorker:

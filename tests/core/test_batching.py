@@ -1,0 +1,64 @@
+"""Packing: nothing lost, nothing doubled, budgets kept, and what lies where."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maxpo.batching import pack, plan_microbatches, reward_matrix, valid_samples
+from tests.fakes import completion, prompt, scored
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(50, 200), st.integers(1, 4))
+@settings(max_examples=200, deadline=None)
+def test_a_plan_holds_every_sequence_once_within_the_budget(lengths: list[int], budget: int, ranks: int) -> None:
+    plan = plan_microbatches(lengths, budget, ranks)
+    assert len(plan) == ranks
+    assert len({len(rows) for rows in plan}) == 1
+    assert sorted(i for rows in plan for row in rows for i in row) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in row) <= budget for rows in plan for row in rows)
+    loads = [sum(lengths[i] for row in rows for i in row) for rows in plan]
+    assert max(loads) - min(loads) <= max(lengths, default=0)
+
+
+def test_no_more_rows_than_the_longest_first_rule_needs() -> None:
+    assert plan_microbatches([5, 5, 4, 4], 9, 1) == [[[0, 2], [1, 3]]] or plan_microbatches([5, 5, 4, 4], 9, 1) == [
+        [[0, 3], [1, 2]]
+    ]
+    assert [len(rows) for rows in plan_microbatches([10] * 7, 30, 2)] == [2, 2]
+
+
+def test_a_sequence_over_the_budget_is_an_error_that_names_the_setting() -> None:
+    with pytest.raises(ValueError, match=r"12 tokens.*token_budget = 10"):
+        plan_microbatches([3, 12], 10, 1)
+
+
+def test_a_row_by_hand() -> None:
+    groups = [
+        scored([1.0, 0.0], prompt=prompt("a", (7, 8)), completions=(completion("ab", tokens=2), completion("c", tokens=1))),
+        scored([0.0, 1.0], valid=[False, True], prompt=prompt("b", (9,))),
+    ]
+    samples = valid_samples(groups)
+    assert [(s.group, s.index) for s in samples] == [(0, 0), (0, 1), (1, 1)]
+    row = pack(samples, torch.tensor([[2.0, -2.0], [5.0, 3.0]]), lambda s: 1.0 / s.loss_tokens)
+    assert row.lengths == (4, 3, 4)
+    assert row.token_ids[:4].tolist() == [7, 8, ord("a") % 50, ord("b") % 50]
+    assert row.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 3]
+    assert row.loss_mask.tolist() == [False, False, True, True, False, False, True, False, True, True, True]
+    assert row.rollout_logprobs.tolist() == [0, 0, -1, -1, 0, 0, -1, 0, -1, -1, -1]
+    assert row.advantages.tolist() == [2] * 4 + [-2] * 3 + [3] * 4
+    torch.testing.assert_close(row.token_weights, torch.tensor([0.5] * 4 + [1.0] * 3 + [1 / 3] * 4))
+
+
+def test_an_empty_row_keeps_a_rank_in_step_without_a_loss() -> None:
+    row = pack([], torch.zeros(1, 2), lambda s: 1.0)
+    assert not bool(row.loss_mask.any())
+    assert len(row.token_ids) > 0
+
+
+def test_rewards_of_invalid_samples_are_masked_not_zero() -> None:
+    rewards, valid = reward_matrix([scored([1.0, float("nan")], valid=[True, False])], torch.device("cpu"))
+    assert valid.tolist() == [[True, False]]
+    assert rewards.tolist() == [[1.0, 0.0]]

@@ -1,0 +1,128 @@
+"""The real loop over fakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maxpo.config import AlgorithmConfig, Config, EvalConfig, RunConfig
+from maxpo.data import PromptStream
+from maxpo.loop import Observer, judge, train
+from maxpo.tracking import RunLog
+from maxpo.types import Prompt, StepBatch
+from tests.fakes import FakeLearner, FakeRollouts, prompt, scored
+
+
+def config(**algorithm: Any) -> Config:
+    return Config(
+        run=RunConfig(name="t", steps=3),
+        algorithm=AlgorithmConfig(**({"k": 2, "group_size": 8, "prompts_per_step": 4} | algorithm)),
+        eval=EvalConfig(prompts=3, samples=16, every=2, k=[1, 4]),
+    )
+
+
+def run(tmp_path: Path, settings: Config, rollouts: FakeRollouts, **kwargs: Any) -> tuple[Any, FakeLearner, list[dict[str, Any]]]:
+    learner = FakeLearner()
+    log = RunLog(tmp_path, tensorboard=False, save_rollouts=2)
+    held_out = [prompt(f"e{i}") for i in range(3)]
+    stream = PromptStream([prompt(f"p{i}") for i in range(100)], seed=0)
+    result = train(settings, stream, held_out, rollouts, learner, log, Observer(), **kwargs)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    return result, learner, lines
+
+
+def test_a_run_does_each_stage_in_order_and_writes_it_down(tmp_path: Path) -> None:
+    rollouts = FakeRollouts()
+    result, learner, lines = run(tmp_path, config(), rollouts)
+    # Weights are published before anything is sampled and after each update, and confirmed each time.
+    assert rollouts.confirmed == [0, 1, 2, 3]
+    assert [draw for draw, _, _ in rollouts.draws] == ["eval", "step1.0", "step2.0", "eval", "step3.0", "eval"]
+    assert [b.step for b in learner.batches] == [1, 2, 3]
+    assert {c.min_weight_version for g in learner.batches[1].groups for c in g.group.completions} == {1}
+    assert sorted(result.evaluations) == [0, 2, 3]
+    assert [line["step"] for line in lines] == [0, 1, 2, 2, 3, 3]
+    assert lines[1]["groups/sampled"] == 4.0
+    assert lines[1]["weights/version"] == 1.0
+    assert "eval/pass@4" in lines[0]
+    samples = (tmp_path / "rollouts" / "step_000001.jsonl").read_text().splitlines()
+    assert len(samples) == 2 * 8
+    assert json.loads(samples[0])["reward"] in (0.0, 1.0)
+    # Nobody learns in this fake, and evaluations draw with the same seeds, so they agree exactly.
+    assert result.evaluations[0] == result.evaluations[3]
+
+
+def silent(p: Prompt) -> float:
+    return 1.0 if int(p.prompt_id[1:]) % 2 else 0.5
+
+
+def test_groups_without_signal_are_dropped_counted_and_still_in_the_denominators(tmp_path: Path) -> None:
+    _, learner, lines = run(tmp_path, config(), FakeRollouts(silent))
+    steps = [line for line in lines if "groups/kept" in line]
+    assert sum(line["groups/zero_signal"] for line in steps) > 0
+    for line, batch in zip(steps, learner.batches, strict=True):
+        assert line["groups/kept"] + line["groups/zero_signal"] == 4.0
+        assert len(batch.groups) == line["groups/kept"]
+        assert batch.sampled_sequences == 4 * 8
+        assert batch.sampled_tokens == 4 * 8 * 3
+
+
+def test_dropped_groups_are_refilled_up_to_the_limit(tmp_path: Path) -> None:
+    rollouts = FakeRollouts(silent)
+    _, learner, lines = run(tmp_path, config(refill_rounds=2), rollouts)
+    steps = [line for line in lines if "groups/kept" in line]
+    assert any(line["groups/refill_rounds"] > 0 for line in steps)
+    assert all(line["groups/refill_rounds"] <= 2 for line in steps)
+    for line, batch in zip(steps, learner.batches, strict=True):
+        assert line["groups/kept"] == 4.0 or line["groups/refill_rounds"] == 2.0
+        assert batch.sampled_sequences == 8 * line["groups/sampled"]
+    asked = [p for draw, names, _ in rollouts.draws if draw != "eval" for p in names]
+    assert len(set(asked)) == len(asked)
+
+
+def test_a_step_without_any_signal_trains_nothing_and_goes_on(tmp_path: Path) -> None:
+    result, learner, lines = run(tmp_path, config(), FakeRollouts(lambda p: 1.0))
+    assert learner.batches == []
+    assert result.steps == 3
+    assert [line["groups/kept"] for line in lines if "groups/kept" in line] == [0.0] * 3
+
+
+def test_with_the_filter_off_everything_reaches_the_learner(tmp_path: Path) -> None:
+    _, learner, _ = run(tmp_path, config(drop_zero_signal=False), FakeRollouts(lambda p: 1.0))
+    assert [len(b.groups) for b in learner.batches] == [4, 4, 4]
+
+
+def test_a_stop_ends_the_run_after_its_step(tmp_path: Path) -> None:
+    result, learner, _ = run(tmp_path, config(), FakeRollouts(), should_stop=lambda: True)
+    assert (result.steps, result.stopped, len(learner.batches)) == (1, True, 1)
+
+
+def test_an_undocumented_metric_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="reward/bogus/x"):
+        RunLog(tmp_path, tensorboard=False, save_rollouts=0).log(1, {"reward/bogus/x": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "k", "rewards", "signal"),
+    [
+        ("maxpo", 2, [0.3] * 4, False),
+        ("maxpo", 2, [1, 1, 1, 0], False),  # removing any one sample leaves a best of two of 1 or the same chance
+        ("maxpo", 1, [1, 1, 1, 0], True),
+        ("grpo", 1, [0.3] * 4, False),
+        ("grpo", 1, [1e6, 1e6 + 1, 1e6, 1e6], True),
+        ("maxpo", 2, [1e-8, 0, 0, 0], True),
+        ("pkpo_loo_minus_one", 2, [0.3] * 4, False),
+        ("pkpo_loo_minus_one", 1, [0.3] * 4, True),
+    ],
+)
+def test_signal_is_a_matter_of_the_advantages(name: str, k: int, rewards: list[float], signal: bool) -> None:
+    enough, has = judge([scored(rewards)], AlgorithmConfig(advantage=name, k=k, group_size=4))
+    assert (enough, has) == ([True], [signal])
+
+
+def test_groups_with_too_few_valid_samples_are_counted_apart() -> None:
+    enough, has = judge([scored([1, 0, 0, 1], valid=[True, True, False, False])], AlgorithmConfig(k=2, group_size=4))
+    assert (enough, has) == ([False], [False])
+    assert isinstance(StepBatch(groups=(), sampled_sequences=0, sampled_tokens=0, step=1), StepBatch)

@@ -1,0 +1,136 @@
+"""Losses, aggregation, log-probabilities: numbers by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from maxpo.logprobs import token_logprobs
+from maxpo.losses import kl_estimate, policy_gradient, ppo_clip, truncated_importance_weights
+from maxpo.reductions import sequence_weight, weighted_sum
+
+
+def logs(*ratios: float) -> torch.Tensor:
+    return torch.tensor([math.log(r) for r in ratios])
+
+
+def test_ppo_clips_each_side_at_its_own_bound_and_only_against_the_advantage() -> None:
+    ratios = [1.0, 1.5, 1.5, 0.5, 0.5, 1.25]
+    advantages = torch.tensor([2.0, 1.0, -1.0, 1.0, -1.0, 1.0])
+    loss = ppo_clip(logs(*ratios), torch.zeros(6), advantages, clip_low=0.2, clip_high=0.3)
+    torch.testing.assert_close(loss, torch.tensor([-2.0, -1.3, 1.5, -0.5, 0.8, -1.25]))
+
+
+def test_ppo_at_ratio_one_has_the_gradient_of_plain_policy_gradient_and_old_gets_none() -> None:
+    new = torch.tensor([-1.0, -2.0], requires_grad=True)
+    old = new.detach().clone().requires_grad_()
+    advantages = torch.tensor([3.0, -1.0])
+    ppo_clip(new, old, advantages, clip_low=0.2, clip_high=0.2).sum().backward()
+    torch.testing.assert_close(new.grad, -advantages)
+    assert old.grad is None
+    new.grad = None
+    policy_gradient(new, old, advantages, clip_low=0.2, clip_high=0.2).sum().backward()
+    torch.testing.assert_close(new.grad, -advantages)
+
+
+def test_kl_estimators_by_hand() -> None:
+    new, ref = torch.tensor([-1.0, -1.0]), torch.tensor([-1.5, -0.5])
+    torch.testing.assert_close(kl_estimate(new, ref, "k1"), torch.tensor([0.5, -0.5]))
+    torch.testing.assert_close(kl_estimate(new, ref, "k2"), torch.tensor([0.125, 0.125]))
+    expected = torch.tensor([math.exp(-0.5) - 1 + 0.5, math.exp(0.5) - 1 - 0.5])
+    torch.testing.assert_close(kl_estimate(new, ref, "k3"), expected)
+
+
+def test_k3_is_unbiased_and_k2_has_the_gradient_of_the_kl() -> None:
+    logits = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64, requires_grad=True)
+    ref = torch.tensor([0.0, 0.4, -0.3], dtype=torch.float64).log_softmax(0)
+    logp = logits.log_softmax(0)
+    kl = (logp.exp() * (logp - ref)).sum()
+    p = logp.exp().detach()
+    torch.testing.assert_close((p * kl_estimate(logp, ref, "k3")).sum(), kl)
+    (target,) = torch.autograd.grad(kl, logits, retain_graph=True)
+    (got,) = torch.autograd.grad((p * kl_estimate(logp, ref, "k2")).sum(), logits)
+    torch.testing.assert_close(got, target)
+
+
+def test_importance_weights_are_cut_and_carry_no_gradient() -> None:
+    learner = logs(0.5, 3.0).requires_grad_()
+    weights = truncated_importance_weights(learner, torch.zeros(2), cap=2.0)
+    torch.testing.assert_close(weights, torch.tensor([0.5, 2.0]))
+    assert not weights.requires_grad
+
+
+def test_aggregations_by_hand() -> None:
+    # Two sequences of 1 and 3 loss tokens.
+    common = {"total_tokens": 4, "total_sequences": 2, "constant": 10.0}
+    assert [sequence_weight("token_mean", n, **common) for n in (1, 3)] == [1 / 4, 1 / 4]
+    assert [sequence_weight("sequence_mean", n, **common) for n in (1, 3)] == [1 / 2, 1 / 6]
+    assert [sequence_weight("constant", n, **common) for n in (1, 3)] == [1 / 20, 1 / 20]
+    assert sequence_weight("sequence_mean", 0, **common) == 0.0
+
+
+def test_what_is_masked_does_not_leak_into_the_sum() -> None:
+    values = torch.tensor([1.0, float("nan"), 3.0], requires_grad=True)
+    total = weighted_sum(values, torch.tensor([0.5, 1.0, 2.0]), torch.tensor([True, False, True]))
+    assert float(total) == 6.5
+    total.backward()
+    torch.testing.assert_close(values.grad, torch.tensor([0.5, 0.0, 2.0]))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_and_entropy_equal_the_plain_computation(chunk: int, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(9, 5, generator=generator, requires_grad=True)
+    weight = torch.randn(7, 5, generator=generator, requires_grad=True)
+    ids = torch.randint(0, 7, (9,), generator=generator)
+    mask = torch.tensor([0, 1, 1, 0, 0, 1, 1, 1, 0], dtype=torch.bool)
+
+    def head(states: torch.Tensor) -> torch.Tensor:
+        return states @ weight.T
+
+    full = ((hidden @ weight.T) / temperature).log_softmax(-1)
+    want = torch.zeros(9)
+    want_entropy = torch.zeros(9)
+    for t in range(9):
+        if mask[t]:
+            want[t] = full[t - 1, ids[t]]
+            want_entropy[t] = -(full[t - 1].exp() * full[t - 1]).sum()
+    upstream = torch.randn(9, generator=generator)
+    target = torch.autograd.grad((want * upstream).sum() + want_entropy.sum(), [hidden, weight])
+
+    logprobs, entropy = token_logprobs(hidden, head, ids, mask, temperature=temperature, chunk=chunk, entropy_grad=True)
+    torch.testing.assert_close(logprobs, want)
+    torch.testing.assert_close(entropy, want_entropy)
+    got = torch.autograd.grad((logprobs * upstream).sum() + entropy.sum(), [hidden, weight])
+    for a, b in zip(got, target, strict=True):
+        torch.testing.assert_close(a, b)
+
+    _, still = token_logprobs(hidden, head, ids, mask, temperature=temperature, chunk=chunk)
+    assert not still.requires_grad
+
+
+def test_logits_exist_for_one_chunk_at_a_time() -> None:
+    seen: list[int] = []
+
+    def head(states: torch.Tensor) -> torch.Tensor:
+        seen.append(len(states))
+        return states @ torch.ones(4, 6)
+
+    mask = torch.ones(20, dtype=torch.bool)
+    mask[0] = False
+    hidden = torch.randn(20, 4, requires_grad=True)
+    logprobs, _ = token_logprobs(hidden, head, torch.zeros(20, dtype=torch.long), mask, temperature=1.0, chunk=8)
+    logprobs.sum().backward()
+    assert max(seen) == 8
+    assert sum(seen) == 2 * 19  # once forward, once again for the backward pass
+
+
+def test_the_first_token_of_a_row_cannot_be_judged() -> None:
+    with pytest.raises(ValueError, match="token 0"):
+        token_logprobs(
+            torch.zeros(2, 3), lambda s: s, torch.zeros(2, dtype=torch.long), torch.tensor([True, True]),
+            temperature=1.0, chunk=4,
+        )

@@ -1,0 +1,100 @@
+"""Stand-ins for engines and learner: no model, no processes, but the same Protocols and the same data."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from maxpo.seeds import derive_seed
+from maxpo.types import Completion, Group, Prompt, Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
+
+
+def completion(text: str = "x", *, tokens: int = 3, finish_reason: str = "stop", version: int = 0) -> Completion:
+    return Completion(
+        text=text,
+        token_ids=tuple(ord(c) % 50 for c in (text * tokens)[:tokens]),
+        logprobs=(-1.0,) * tokens,
+        loss_mask=(True,) * tokens,
+        finish_reason=finish_reason,
+        min_weight_version=version,
+        max_weight_version=version,
+    )
+
+
+def prompt(name: str = "p", token_ids: tuple[int, ...] = (1, 2), reference: Any = "yes") -> Prompt:
+    return Prompt(prompt_id=name, text=name, token_ids=token_ids, reference=reference, source="fake")
+
+
+def scored(rewards: Sequence[float], valid: Sequence[bool] | None = None, **kwargs: Any) -> ScoredGroup:
+    completions = kwargs.pop("completions", None) or tuple(completion(f"c{i}") for i in range(len(rewards)))
+    valid = tuple(valid) if valid is not None else (True,) * len(rewards)
+    return ScoredGroup(
+        group=Group(prompt=kwargs.pop("prompt", prompt()), completions=completions),
+        rewards=tuple(rewards),
+        valid=valid,
+        outcomes=tuple("ok" if v else "timeout" for v in valid),
+        **kwargs,
+    )
+
+
+class FakeRollouts:
+    """Answers 'yes' with probability `skill`, from the same kind of seed as the real pool."""
+
+    def __init__(self, skill: Callable[[Prompt], float] = lambda prompt: 0.5) -> None:
+        self.skill = skill
+        self.version: int | None = None
+        self.draws: list[tuple[str, list[str], int]] = []
+        self.confirmed: list[int] = []
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        draw: str,
+        on_group: Callable[[Group], None] = lambda group: None,
+    ) -> list[Group]:
+        if self.version is None:
+            raise RuntimeError("generation refused: the engine has no weight version yet")
+        self.draws.append((draw, [p.prompt_id for p in prompts], group_size))
+        groups: list[Group] = []
+        for p in prompts:
+            rng = random.Random(derive_seed(draw, p.prompt_id))
+            answers = ["yes" if rng.random() < self.skill(p) else "no" for _ in range(group_size)]
+            groups.append(Group(prompt=p, completions=tuple(completion(a, version=self.version) for a in answers)))
+            on_group(groups[-1])
+        return groups
+
+    def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
+        return [
+            scored([float(c.text == g.prompt.reference) for c in g.completions], prompt=g.prompt,
+                   completions=g.completions)
+            for g in groups
+        ]
+
+    def receivers(self) -> list[Receiver]:
+        return [Receiver(name="fake", actor=self, workers=1)]
+
+    def confirm(self, manifest: WeightManifest) -> None:
+        self.confirmed.append(manifest.version)
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+
+class FakeLearner:
+    """Records what it was given."""
+
+    def __init__(self) -> None:
+        self.batches: list[StepBatch] = []
+        self.version = -1
+
+    def update(self, batch: StepBatch) -> StepResult:
+        self.batches.append(batch)
+        return StepResult(metrics={"train/tokens": 1.0, "time/update_s": 1.0})
+
+    def publish(self, receivers: Sequence[Receiver]) -> WeightManifest:
+        self.version += 1
+        for receiver in receivers:
+            receiver.actor.version = self.version
+        return WeightManifest(version=self.version, names=(), dtypes=(), shapes=(), digests=())
