@@ -88,13 +88,14 @@ def _train(loaded: LoadedConfig, console: Console) -> int:
 
 
 def _dry_run(loaded: LoadedConfig, console: Console) -> int:
-    from launch.placement import place
-    from launch.train import banner, prompts_of
-
     import torch
 
+    from launch.placement import place
+    from launch.preflight import load_data
+    from launch.train import banner
+
     config = loaded.config
-    train_prompts, held_out = prompts_of(config)
+    train_prompts, held_out = load_data(config)
     place(config, gpus=float(torch.cuda.device_count()))
     console.print(to_yaml(loaded), highlight=False, markup=False, soft_wrap=True)
     console.print(banner(config, len(train_prompts)), highlight=False, soft_wrap=True)

@@ -20,6 +20,7 @@ def secure_own_cluster() -> None:
     os.environ |= {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # off: Ray keeps to loopback instead of the machine's address
         "RAY_worker_niceness": "0",  # Ray's default of 15 starves its workers beside any other busy process
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

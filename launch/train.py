@@ -11,18 +11,17 @@ from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
-from transformers import AutoTokenizer
 
 from launch.placement import cluster, place
+from launch.preflight import load_data
 from launch.progress import Terminal, comparison, timing
 from learner.group import LearnerGroup
 from maxpo.config import Config
 from maxpo.configload import LoadedConfig, to_yaml
-from maxpo.data import PromptStream, load_prompts
+from maxpo.data import PromptStream
 from maxpo.evaluate import EvalReport
 from maxpo.loop import Observer, evaluate, train
 from maxpo.tracking import RunLog
-from maxpo.types import Prompt
 from rollout.pool import RolloutPool
 
 STOPPED = 130
@@ -43,22 +42,10 @@ def banner(config: Config, train_prompts: int) -> str:
     )
 
 
-def prompts_of(config: Config) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and held-out prompts, tokenized."""
-    wants_eval = config.eval.at_start or config.eval.at_end or config.eval.every
-    tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    return load_prompts(
-        config.data,
-        seed=config.run.seed,
-        eval_size=config.eval.prompts if wants_eval else 0,
-        encode=tokenizer.encode,
-    )
-
-
 def run_training(loaded: LoadedConfig, console: Console) -> int:
     """Train as configured; returns the exit code. Prints the tables at the end."""
     config = loaded.config
-    train_prompts, held_out = prompts_of(config)
+    train_prompts, held_out = load_data(config)
     console.print(banner(config, len(train_prompts)), highlight=False, soft_wrap=True)
     folder = _new_run_folder(config)
     (folder / "config.yaml").write_text(to_yaml(loaded), encoding="utf-8")
@@ -103,7 +90,7 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
 
 def run_evaluation(config: Config, model: Path, output: Path | None, console: Console) -> EvalReport:
     """Evaluate the model in a Hugging Face folder on the held-out prompts of the configuration."""
-    _, held_out = prompts_of(config)
+    _, held_out = load_data(config)
     folder = output or Path(config.run.dir) / f"{config.run.name}-eval"
     folder.mkdir(parents=True, exist_ok=True)
     log = RunLog(folder, tensorboard=False, save_rollouts=len(held_out))

@@ -141,11 +141,11 @@ class Updater:
         """
         started = time.perf_counter()
         device = self._engine.device
-        rewards, valid = reward_matrix(batch.groups, device)
-        advantages = ADVANTAGES[self._algorithm.advantage](rewards, self._algorithm.k, valid)
         samples = valid_samples(batch.groups)
         if not samples:
-            raise ValueError("a learner step needs at least one valid sample")
+            raise ValueError(f"step {batch.step} has no valid sample to learn from")
+        rewards, valid = reward_matrix(batch.groups, device)
+        advantages = ADVANTAGES[self._algorithm.advantage](rewards, self._algorithm.k, valid)
         packed = [
             self._microbatches(part, advantages, batch)
             for part in _split(samples, len(batch.groups), self._algorithm.minibatches)

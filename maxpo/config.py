@@ -56,7 +56,7 @@ class DataConfig:
 @dataclass(kw_only=True)
 class RewardConfig:
     verifier: str = MISSING
-    """Name of the verifier, one of `maxpo.rewards.REWARDS`."""
+    """Name of the verifier, one of `maxpo.rewards.REWARDS`, or a function of your own as `package.module:function`."""
     workers: int = 1
     """Verifier processes."""
     timeout_s: float = 5.0
@@ -70,8 +70,8 @@ class AlgorithmConfig:
     advantage: str = "maxpo"
     """Advantage estimator, one of `maxpo.advantages.ADVANTAGES`."""
     k: int = 4
-    """K of max@K, 1 <= k < group_size (`pkpo_loo_minus_one`: k <= group_size). No effect for `grpo`, `dr_grpo`
-    and `rloo`."""
+    """K of max@K, 1 <= k < group_size (other advantages than `maxpo`: k <= group_size). `grpo`, `dr_grpo` and `rloo`
+    do not use it; the metric reward/max@K does."""
     group_size: int = 16
     """Completions per prompt, N."""
     prompts_per_step: int = 32

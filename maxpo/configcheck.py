@@ -94,9 +94,10 @@ def _is_json_object(path: str) -> bool:
         return False
 
 
+_VERIFIER = "reward.verifier"
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.task": tuple(TASKS),
-    "reward.verifier": tuple(REWARDS),
+    _VERIFIER: tuple(REWARDS),
     "algorithm.advantage": ADVANTAGE_NAMES,
 }
 """Keys whose type is text, but which name something that is registered."""
@@ -125,7 +126,12 @@ _NOT_NEGATIVE = """
 """.split()
 
 RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    *((key, names.__contains__, f"Must be {allowed(key)}.") for key, names in CHOICES.items()),
+    *((key, names.__contains__, f"Must be {allowed(key)}.") for key, names in CHOICES.items() if key != _VERIFIER),
+    (
+        _VERIFIER,
+        lambda v: v in CHOICES[_VERIFIER] or ":" in v,
+        f"Must be {allowed(_VERIFIER)}, or a function of your own as package.module:function.",
+    ),
     *((key, lambda value: value > 0, "Must be more than 0.") for key in _POSITIVE),
     *((key, lambda value: value >= 0, "Must be 0 or more.") for key in _NOT_NEGATIVE),
     # The name becomes a folder that `run.overwrite` may delete, so it must not lead anywhere else.
@@ -181,7 +187,7 @@ COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] 
     ),
     (
         ("algorithm.k", "algorithm.group_size", "algorithm.advantage"),
-        lambda c: c.algorithm.advantage != "pkpo_loo_minus_one" or 1 <= c.algorithm.k <= c.algorithm.group_size,
+        lambda c: c.algorithm.advantage == "maxpo" or 1 <= c.algorithm.k <= c.algorithm.group_size,
         "algorithm.k must be at least 1 and at most algorithm.group_size.",
     ),
     (

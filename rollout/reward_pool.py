@@ -11,7 +11,7 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 
 from maxpo.config import RewardConfig
-from maxpo.rewards import REWARDS, Score
+from maxpo.rewards import Score, find_verifier
 from maxpo.types import Group, ScoredGroup
 
 Verdict = tuple[str, Score | None]
@@ -20,10 +20,11 @@ Verdict = tuple[str, Score | None]
 
 def _judge(verifier: str, answers: Sequence[tuple[str, Any]]) -> list[Verdict]:
     """Runs in a worker process: the verdicts on some answers. A verifier that raises is an 'error'."""
+    judge = find_verifier(verifier)
     verdicts: list[Verdict] = []
     for text, reference in answers:
         try:
-            verdicts.append(("ok", REWARDS[verifier](text, reference)))
+            verdicts.append(("ok", judge(text, reference)))
         except Exception:
             verdicts.append(("error", None))
     return verdicts

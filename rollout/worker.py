@@ -81,14 +81,14 @@ class RolloutWorker:
             await self._engine.set_version(version)
         return os.getpid()
 
-    async def generate(self, rollout_id: str, prompt: Prompt, n: int, seed: int) -> Group:
-        """A whole group of n completions; sample i is drawn with the seed `seed + i`.
+    async def generate(self, rollout_id: str, prompt: Prompt, n: int, seed: int, *, greedy: bool = False) -> Group:
+        """A whole group of n completions; sample i is drawn with the seed `seed + i`, or all are the likeliest one.
 
         Raises:
             TimeoutError: the group took longer than `rollout.generate_timeout_s`.
         """
         async with asyncio.timeout(self._config.generate_timeout_s):
-            completions = await self._engine.generate(rollout_id, list(prompt.token_ids), n, seed)
+            completions = await self._engine.generate(rollout_id, list(prompt.token_ids), n, seed, greedy=greedy)
         texts = self._tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
         return Group(
             prompt=prompt,

@@ -6,6 +6,7 @@ A verifier judges any text without raising; a reference that makes no sense rais
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,3 +31,21 @@ REWARDS: dict[str, Verifier] = {
     "exact": exact.exact,
     "numeric": numeric.numeric,
 }
+
+
+def find_verifier(name: str) -> Verifier:
+    """A verifier of `REWARDS`, or one of your own as `package.module:function`.
+
+    Raises:
+        ValueError: there is no such verifier; the message lists what is allowed.
+    """
+    if name in REWARDS:
+        return REWARDS[name]
+    module, separator, function = name.partition(":")
+    if not separator:
+        raise ValueError(f"no verifier is called {name!r}: use one of {sorted(REWARDS)}, or package.module:function")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"verifier {name!r} cannot be imported: {error}") from error
+    return found

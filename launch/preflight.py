@@ -1,0 +1,55 @@
+"""Checks that need the libraries but no cluster: the model folder, the verifier, what fits into what."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from maxpo.config import Config
+from maxpo.data import load_prompts
+from maxpo.rewards import find_verifier
+from maxpo.types import Prompt
+
+
+def check_model(config: Config) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, after everything that can be told from the model folder.
+
+    Raises:
+        ValueError: with all that is wrong, each with the key and what to do.
+    """
+    path, trust = config.model.path, config.model.trust_remote_code
+    try:
+        model = AutoConfig.from_pretrained(path, trust_remote_code=trust, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.path = {path} cannot be loaded: {error}") from error
+    problems: list[str] = []
+    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    positions = getattr(model, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        problems.append(
+            f"data.max_prompt_tokens + rollout.max_new_tokens = {longest}, but the model has {positions} positions: "
+            "lower one of the two"
+        )
+    if getattr(model, "sliding_window", None) and getattr(model, "use_sliding_window", True):
+        problems.append(f"{path} uses sliding-window attention, which packed training does not support")
+    if tokenizer.eos_token_id is None:
+        problems.append(f"{path}: the tokenizer has no end-of-sequence token, so no completion could ever end")
+    try:
+        find_verifier(config.reward.verifier)
+    except ValueError as error:
+        problems.append(f"reward.verifier: {error}")
+    if problems:
+        raise ValueError("; ".join(problems))
+    return tokenizer
+
+
+def load_data(config: Config) -> tuple[list[Prompt], list[Prompt]]:
+    """Training and held-out prompts, tokenized by the model's tokenizer, after `check_model`."""
+    tokenizer = check_model(config)
+    wants_eval = config.eval.at_start or config.eval.at_end or config.eval.every
+    return load_prompts(
+        config.data,
+        seed=config.run.seed,
+        eval_size=config.eval.prompts if wants_eval else 0,
+        encode=tokenizer.encode,
+    )

@@ -1,0 +1,10 @@
+"""Shared by all tests. Ray reads its authentication when it is imported, so this comes first."""
+
+import os
+
+from launch.rayenv import secure_own_cluster
+
+# Libraries that could ask a hub for files must not; the suite runs without a network.
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+secure_own_cluster()

@@ -1,0 +1,182 @@
+"""Real gradients of the real learner, against plain PyTorch written from the definitions."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from maxpo.advantages import ADVANTAGES
+from maxpo.types import Completion, Group, Prompt, ScoredGroup, StepBatch
+from tests.integration.learner_ranks import job, run_ranks
+
+MODEL = "configs/models/countdown-0.5m"
+
+
+def make_batch(seed: int, groups: int = 5, n: int = 4) -> StepBatch:
+    """Groups of very different lengths; one sample is invalid."""
+    rng = random.Random(seed)
+    made: list[ScoredGroup] = []
+    for g in range(groups):
+        ids = tuple(rng.randint(4, 40) for _ in range(rng.randint(1, 12)))
+        completions = []
+        for _ in range(n):
+            length = rng.choice([1, 2, 5, 9, 17, 30])
+            completions.append(
+                Completion(
+                    text="",
+                    token_ids=tuple(rng.randint(4, 40) for _ in range(length)),
+                    logprobs=tuple(-rng.uniform(0.5, 4.0) for _ in range(length)),
+                    loss_mask=tuple(rng.random() < 0.9 for _ in range(length)),
+                    finish_reason="stop",
+                    min_weight_version=0,
+                    max_weight_version=0,
+                )
+            )
+        valid = tuple(not (g == 1 and i == 2) for i in range(n))
+        made.append(
+            ScoredGroup(
+                group=Group(
+                    prompt=Prompt(prompt_id=str(g), text="", token_ids=ids, reference=None, source=""),
+                    completions=tuple(completions),
+                ),
+                rewards=tuple(rng.uniform(-1, 1) for _ in range(n)),
+                valid=valid,
+                outcomes=tuple("ok" if v else "timeout" for v in valid),
+            )
+        )
+    sequences = [c for s in made for c, ok in zip(s.group.completions, s.valid, strict=True) if ok]
+    return StepBatch(
+        groups=tuple(made),
+        # More than what is in the groups: a dropped group counts in the denominators.
+        sampled_sequences=len(sequences) + 4,
+        sampled_tokens=sum(sum(c.loss_mask) for c in sequences) + 11,
+        step=1,
+    )
+
+
+def plain_loss(model: Any, batch: StepBatch, aggregation: str, *, kl: float = 0.0, entropy_coef: float = 0.0,
+               temperature: float = 1.0, tis_cap: float | None = 2.0) -> torch.Tensor:
+    """The loss of a first optimizer step: one sequence at a time, no packing, no chunks, no shared code."""
+    rewards = torch.tensor([g.rewards for g in batch.groups])
+    valid = torch.tensor([g.valid for g in batch.groups])
+    advantages = ADVANTAGES["maxpo"](rewards, 2, valid)
+    total = torch.zeros(())
+    for g, group in enumerate(batch.groups):
+        prompt = list(group.group.prompt.token_ids)
+        for i, c in enumerate(group.group.completions):
+            if not group.valid[i]:
+                continue
+            ids = torch.tensor([prompt + list(c.token_ids)])
+            logp = (model(input_ids=ids).logits[0] / temperature).log_softmax(-1)
+            per_sequence = torch.zeros(())
+            for t, token in enumerate(c.token_ids):
+                if not c.loss_mask[t]:
+                    continue
+                dist = logp[len(prompt) + t - 1]
+                new = dist[token]
+                weight = 1.0
+                if tis_cap is not None:
+                    weight = min(math.exp(float(new.detach()) - c.logprobs[t]), tis_cap)
+                loss = -advantages[g, i] * (new - new.detach()).exp() * weight
+                loss = loss + kl * (torch.exp(new.detach() - new) - 1 + (new - new.detach()))
+                loss = loss + entropy_coef * (dist.exp() * dist).sum()
+                per_sequence = per_sequence + loss
+            tokens = max(1, sum(c.loss_mask))
+            total = total + {
+                "token_mean": per_sequence / batch.sampled_tokens,
+                "sequence_mean": per_sequence / tokens / batch.sampled_sequences,
+                "constant": per_sequence / 20.0 / batch.sampled_sequences,
+            }[aggregation]
+    return total
+
+
+def plain_gradients(batch: StepBatch, aggregation: str, **kwargs: Any) -> dict[str, torch.Tensor]:
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32, attn_implementation="eager")
+    plain_loss(model, batch, aggregation, **kwargs).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def assert_same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tolerance: float = 2e-5) -> None:
+    assert set(got) == set(want)
+    scale = max(float(w.abs().max()) for w in want.values())
+    assert scale > 0
+    for name in want:
+        assert float((got[name] - want[name]).abs().max()) <= tolerance * scale, name
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Any, Any]]:
+    batch = make_batch(0)
+    jobs = [
+        job([batch], aggregation="constant"),  # one row
+        job([batch], aggregation="constant", budget=45, logprob_chunk=3),  # nearly a row per sequence
+        job([batch], aggregation="token_mean", budget=100, stage=1),
+        job([batch], aggregation="sequence_mean", budget=100, stage=0),
+        job([batch], aggregation="constant", loss="policy_gradient", tis_cap=None, stage=3, budget=100),
+        job([batch], aggregation="token_mean", entropy_coef=0.3, kl_coef=0.5) | {"temperature": 0.7},
+        job([batch, make_batch(1), make_batch(2)], aggregation="constant"),
+    ]
+    return run_ranks(1, MODEL, jobs, str(tmp_path_factory.mktemp("ranks") / "one.pt"))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Any, Any]]:
+    batch = make_batch(0)
+    jobs = [job([batch], aggregation="constant", budget=100, stage=stage) for stage in (0, 1, 2, 3)]
+    jobs.append(job([make_batch(0, groups=1, n=4)], aggregation="constant", budget=45))  # rows run out on a rank
+    jobs.append(job([batch, make_batch(1), make_batch(2)], aggregation="constant", budget=100, minibatches=1))
+    return run_ranks(2, MODEL, jobs, str(tmp_path_factory.mktemp("ranks") / "two.pt"))
+
+
+def test_packed_gradients_equal_one_sequence_at_a_time(one_rank: Any) -> None:
+    batch = make_batch(0)
+    for index, aggregation in ((0, "constant"), (1, "constant"), (2, "token_mean"), (3, "sequence_mean")):
+        assert_same(one_rank[index][0], plain_gradients(batch, aggregation))
+    assert one_rank[0][2][0]["train/microbatches"] == 1
+    assert one_rank[1][2][0]["train/microbatches"] >= 8
+
+
+def test_plain_policy_gradient_without_importance_weights(one_rank: Any) -> None:
+    assert_same(one_rank[4][0], plain_gradients(make_batch(0), "constant", tis_cap=None))
+
+
+def test_entropy_bonus_kl_and_temperature(one_rank: Any) -> None:
+    # At the reference itself the gradient of k3 is zero; what is left are the loss and the entropy.
+    want = plain_gradients(make_batch(0), "token_mean", entropy_coef=0.3, kl=0.5, temperature=0.7)
+    assert_same(one_rank[5][0], want)
+    assert one_rank[5][2][0]["policy/reference_kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_two_ranks_and_every_zero_stage_give_the_gradient_of_one_rank(one_rank: Any, two_ranks: Any) -> None:
+    for stage in range(4):
+        assert_same(two_ranks[stage][0], one_rank[0][0])
+        for name in ("train/loss", "train/grad_norm", "train/tokens", "policy/entropy"):
+            assert two_ranks[stage][2][0][name] == pytest.approx(one_rank[0][2][0][name], rel=1e-4), (stage, name)
+
+
+def test_a_rank_without_work_changes_nothing(two_ranks: Any) -> None:
+    assert_same(two_ranks[4][0], plain_gradients(make_batch(0, groups=1, n=4), "constant"))
+
+
+def test_steps_equal_plain_adamw_with_clipping(one_rank: Any, two_ranks: Any) -> None:
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32, attn_implementation="eager")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    norms = []
+    for seed in range(3):
+        optimizer.zero_grad()
+        plain_loss(model, make_batch(seed), "constant").backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
+        optimizer.step()
+    want = {name: p.detach() - before[name] for name, p in model.named_parameters()}
+    for weights, metrics in (one_rank[6][1:], two_ranks[5][1:]):
+        got = {name: weights[name] - before[name] for name in want}
+        difference = sum(float((got[n] - want[n]).square().sum()) for n in want)
+        assert difference <= 1e-4 * sum(float(w.square().sum()) for w in want.values())
+        assert [m["train/grad_norm"] for m in metrics] == pytest.approx(norms, rel=1e-3)

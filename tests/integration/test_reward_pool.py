@@ -1,0 +1,58 @@
+"""Verifiers in processes that can be killed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from maxpo.config import RewardConfig
+from maxpo.types import Group
+from rollout.reward_pool import RewardPool
+from tests.fakes import completion, prompt
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[RewardPool]:
+    config = RewardConfig(verifier="tests.verifiers:moody", workers=2, timeout_s=2.0, max_chars=10)
+    pool = RewardPool(config)
+    pool.score([Group(prompt=prompt(), completions=(completion("warm"),))])  # start-up is not part of the limit
+    yield pool
+    pool.shutdown()
+
+
+def group(*texts: str, aborted: int | None = None) -> Group:
+    return Group(
+        prompt=prompt(),
+        completions=tuple(
+            completion(t, finish_reason="abort" if i == aborted else "stop") for i, t in enumerate(texts)
+        ),
+    )
+
+
+def test_each_answer_gets_its_own_verdict_in_order(pool: RewardPool) -> None:
+    first, second = pool.score([group("yes", "no", "x" * 11), group("no", "yes", "yes", aborted=2)])
+    assert first.rewards == (1.0, 0.0, 0.0)
+    assert first.outcomes == ("ok", "ok", "too_long")
+    assert first.valid == (True, True, True)
+    assert first.reward_parts["length"] == (3.0, 2.0, 0.0)
+    assert second.outcomes == ("ok", "ok", "abort")
+    assert second.valid == (True, True, False)
+
+
+def test_only_the_guilty_answer_is_invalid_and_the_pool_goes_on(pool: RewardPool) -> None:
+    started = time.monotonic()
+    hung, dead, raised, fine = pool.score(
+        [group("yes", "hang", "no"), group("die", "yes"), group("raise", "yes"), group("yes", "no")]
+    )
+    assert hung.outcomes == ("ok", "timeout", "ok")
+    assert hung.valid == (True, False, True)
+    assert hung.rewards[0] == 1.0
+    assert dead.outcomes == ("died", "ok")
+    assert raised.outcomes == ("error", "ok")
+    assert fine.outcomes == ("ok", "ok")
+    assert time.monotonic() - started < 30
+    (after,) = pool.score([group("yes", "no")])
+    assert after.rewards == (1.0, 0.0)
+    assert after.outcomes == ("ok", "ok")
