@@ -45,9 +45,20 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override settings of the file")
 
 
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; key=value may stand before and after options."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and (any(word.startswith("-") for word in rest) or not hasattr(args, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 done, 2 wrong input, 1 the run failed, 130 stopped by Ctrl-C."""
-    args = _parser().parse_args(argv)
+    args = _arguments(argv)
     console, errors = Console(), Console(stderr=True)
     try:
         if args.command == "config":
@@ -77,12 +88,10 @@ def _train(loaded: LoadedConfig, console: Console) -> int:
 
     try:
         return run_training(loaded, console)
-    except (RemoteError, RuntimeError) as error:
-        if not isinstance(error, RemoteError) and type(error).__name__ != "ResourceError":
-            raise
+    except RemoteError as error:
+        log = Path(loaded.config.run.dir) / loaded.config.run.name / "log"
         Console(stderr=True).print(
-            f"maxpo: {error}\nThe workers' output is in {Path(loaded.config.run.dir) / loaded.config.run.name / 'log'}",
-            highlight=False, markup=False, soft_wrap=True,
+            f"maxpo: {error}\nThe output of the workers is in {log}", highlight=False, markup=False, soft_wrap=True
         )
         return 1
 

@@ -21,7 +21,7 @@ CPU_SHARE = 0.01
 """CPUs that an actor asks Ray for on a CPU machine: processes share the cores, and Ray must not queue them."""
 
 
-class ResourceError(RuntimeError):
+class ResourceError(ValueError):
     """The machines do not have what the configuration asks for."""
 
 

@@ -1,0 +1,180 @@
+"""The commands as a user types them, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+MAXPO = str(Path(sys.executable).with_name("maxpo"))
+SMALL = [
+    "run.steps=3", "eval.prompts=48", "eval.samples=16", "eval.every=2", "algorithm.prompts_per_step=8",
+    "data.train_size=100", "rollout.max_concurrent_sequences=128",
+]
+
+
+def environment() -> dict[str, str]:
+    """Without the Ray settings of this process: the command makes its own."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"COLUMNS": "120"}
+
+
+def maxpo(*args: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([MAXPO, *args], capture_output=True, text=True, timeout=timeout, env=environment())
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+    output: str
+    metrics: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    folder = tmp_path_factory.mktemp("runs")
+    done = maxpo("train", "configs/presets/demo.yaml", f"run.dir={folder}", *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = (folder / "demo" / "metrics.jsonl").read_text().splitlines()
+    yield Run(folder / "demo", done.stdout, [json.loads(line) for line in lines])
+
+
+def test_a_run_prints_the_tables_and_leaves_its_folder(run: Run) -> None:
+    for text in ("pass@1", "pass@16", "step 0", "step 3", "tokens/s", "generate", "exported model", "run folder"):
+        assert text in run.output
+    assert "3 steps; one step: 8 prompts x 16 completions = 128 sequences" in run.output
+    assert {p.name for p in run.folder.iterdir()} == {
+        "config.yaml", "metrics.jsonl", "tensorboard", "rollouts", "log", "policy"
+    }
+    assert [m["step"] for m in run.metrics] == [0, 1, 2, 2, 3, 3]
+    assert [m["weights/version"] for m in run.metrics if "weights/version" in m] == [1.0, 2.0, 3.0]
+    assert all(m["mismatch/logprob_abs"] < 1e-4 for m in run.metrics if "train/loss" in m)
+    assert "k: 4" in (run.folder / "config.yaml").read_text()
+    assert len((run.folder / "rollouts" / "step_000002.jsonl").read_text().splitlines()) == 16
+
+
+def test_tensorboard_holds_what_metrics_jsonl_holds(run: Run) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    (file,) = (run.folder / "tensorboard").iterdir()
+    data, offset, seen = file.read_bytes(), 0, {}
+    while offset < len(data):
+        header = data[offset : offset + 8]
+        assert int.from_bytes(data[offset + 8 : offset + 12], "little") == masked_crc32c(header)
+        size = int.from_bytes(header, "little")
+        event = Event.FromString(data[offset + 12 : offset + 12 + size])
+        offset += 16 + size
+        for value in event.summary.value:
+            seen[event.step, value.tag] = value.simple_value
+    # TensorBoard has no @ in its tags.
+    written = {(m["step"], k.replace("@", "_")): v for m in run.metrics for k, v in m.items() if k not in ("step", "time")}
+    assert set(seen) == set(written)
+    assert all(seen[key] == pytest.approx(written[key], rel=1e-6, abs=1e-9) for key in written)
+
+
+def test_the_policy_has_learned_something_and_evaluates_as_it_did_in_training(run: Run, tmp_path: Path) -> None:
+    before = load_file("configs/models/countdown-0.5m/model.safetensors")
+    after = load_file(run.folder / "policy" / "model.safetensors")
+    assert set(before) == set(after)
+    moved = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
+    assert moved == set(before)
+
+    done = maxpo("evaluate", str(run.folder), "configs/presets/demo.yaml", *SMALL, "--out", str(tmp_path / "e"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "pass@8" in done.stdout
+    result = json.loads((tmp_path / "e" / "eval.json").read_text())
+    final = run.metrics[-1]
+    for k in (1, 4, 8, 16):
+        # The same prompts, seeds and weights; a rounding difference may flip single tokens.
+        assert result[f"eval/pass@{k}"] == pytest.approx(final[f"eval/pass@{k}"], abs=0.02)
+    assert len((tmp_path / "e" / "rollouts" / "eval_000000.jsonl").read_text().splitlines()) == 48 * 16
+
+
+def test_ctrl_c_stops_after_the_step_and_leaves_a_usable_folder(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [MAXPO, "train", "configs/presets/demo.yaml", f"run.dir={tmp_path}", *SMALL, "run.steps=1000",
+         "eval.at_start=false", "eval.every=0"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), start_new_session=True,
+    )
+    assert process.stdout is not None
+    output: list[str] = []
+    for line in process.stdout:
+        output.append(line)
+        if line.startswith("step 2"):
+            # As a terminal does it: to every process of the group.
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    output.append(process.stdout.read())
+    assert process.wait(timeout=120) == 130, "".join(output)
+    text = "".join(output)
+    assert "stopping after this step" in text
+    assert "stopped after step" in text
+    assert "Traceback" not in text
+    assert (tmp_path / "demo" / "policy" / "model.safetensors").is_file()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+    assert 2 <= len(steps) < 1000
+
+
+def test_dry_run_checks_everything_and_starts_nothing(tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = maxpo("train", "configs/presets/demo.yaml", f"run.dir={tmp_path}", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "32 prompts x 16 completions = 512 sequences" in done.stdout
+    assert "group_size: 16" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    assert time.monotonic() - started < 120
+
+
+@pytest.mark.parametrize(
+    ("overrides", "messages"),
+    [
+        (["algorithm.kk=3", "algorithm.k=16", "learner.lr=fast"],
+         ["algorithm.kk", "algorithm.k = 16", "learner.lr = fast", "command line", "algorithm.k?"]),
+        (["model.path=/nowhere"], ["model.path = /nowhere", "no such folder"]),
+        (["model.path=tests"], ["model.path = tests", "config.json"]),
+        (["learner.device=cuda", "rollout.device=cuda", "rollout.workers=4"], ["needs 5 GPUs", "the cluster has"]),
+        (["rollout.max_new_tokens=1000"], ["1016", "256 positions"]),
+        (["data.train_size=100000"], ["100000"]),
+        (["data.task=null", "data.train_file=tests/data/no_answer.jsonl", "eval.at_start=false", "eval.at_end=false"],
+         ["no_answer.jsonl", "line 2", "`answer` is missing"]),
+        (["algorithm.minibatches=5"], ["multiple of algorithm.minibatches"]),
+        (["reward.verifier=tests.nothing:here"], ["reward.verifier", "tests.nothing"]),
+    ],
+)
+def test_mistakes_are_told_before_anything_starts(overrides: list[str], messages: list[str], tmp_path: Path) -> None:
+    if "needs 5 GPUs" in messages and torch.cuda.device_count() >= 5:
+        pytest.skip("this machine has the GPUs")
+    done = maxpo("train", "configs/presets/demo.yaml", f"run.dir={tmp_path}", "--dry-run", *overrides)
+    assert done.returncode == 2, done.stdout + done.stderr
+    for message in messages:
+        assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_run_folder_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "precious").write_text("data")
+    done = maxpo("train", "configs/presets/demo.yaml", f"run.dir={tmp_path}", "run.overwrite=false")
+    assert done.returncode == 2
+    assert "exists already" in done.stderr
+    assert (tmp_path / "demo" / "precious").read_text() == "data"
+
+
+def test_config_explain() -> None:
+    done = maxpo("config", "explain", "algorithm.k")
+    assert done.returncode == 0
+    assert done.stdout.startswith("algorithm.k = 4")
+    assert maxpo("config", "explain", "algorithm.kay").returncode == 2
