@@ -25,10 +25,14 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a model", description="Train as FILE.yaml says.")
     _add_config(train)
-    train.add_argument("--dry-run", action="store_true", help="check everything, print the configuration, start nothing")
+    train.add_argument(
+        "--dry-run", action="store_true", help="check everything, print the configuration, start nothing"
+    )
 
     evaluate = commands.add_parser(
-        "evaluate", help="evaluate a model", description="Unbiased pass@k of MODEL on the held-out prompts of FILE.yaml."
+        "evaluate",
+        help="evaluate a model",
+        description="Unbiased pass@k of MODEL on the held-out prompts of FILE.yaml.",
     )
     evaluate.add_argument("model", type=Path, help="Hugging Face folder, or a run folder (its exported policy)")
     _add_config(evaluate)
@@ -108,7 +112,9 @@ def _dry_run(loaded: LoadedConfig, console: Console) -> int:
     place(config, gpus=float(torch.cuda.device_count()))
     console.print(to_yaml(loaded), highlight=False, markup=False, soft_wrap=True)
     console.print(banner(config, len(train_prompts)), highlight=False, soft_wrap=True)
-    console.print(f"{len(held_out)} held-out prompts x {config.eval.samples} completions per evaluation", highlight=False)
+    console.print(
+        f"{len(held_out)} held-out prompts x {config.eval.samples} completions per evaluation", highlight=False
+    )
     console.print("dry run: everything checked, nothing started", highlight=False)
     return 0
 

@@ -71,7 +71,7 @@ def place(config: Config, *, gpus: float, with_learner: bool = True) -> Placemen
     rollout_gpus = share * rollout.workers * rollout.tensor_parallel_size if rollout_device == "cuda" else 0.0
     if learner_gpus + rollout_gpus > gpus:
         raise ResourceError(
-            f"the run needs {learner_gpus + rollout_gpus:g} GPUs (learner.ranks = {learner.ranks} and rollout.workers = "
+            f"the run needs {learner_gpus + rollout_gpus:g} GPUs (learner.ranks = {learner.ranks}, rollout.workers = "
             f"{rollout.workers} x rollout.tensor_parallel_size = {rollout.tensor_parallel_size}, sync.backend = "
             f"{backend}), the cluster has {gpus:g}: lower one of them, or set the devices to cpu"
         )
@@ -87,7 +87,9 @@ def place(config: Config, *, gpus: float, with_learner: bool = True) -> Placemen
         sync_backend=backend,
         learner_options=[_options(learner_env, share if learner_device == "cuda" else 0) for _ in range(learner.ranks)],
         rollout_options=[
-            _options(environment(rollout, rollout_device, host), tensor_parallel_gpus if rollout_device == "cuda" else 0)
+            _options(
+                environment(rollout, rollout_device, host), tensor_parallel_gpus if rollout_device == "cuda" else 0
+            )
             for _ in range(rollout.workers)
         ],
     )

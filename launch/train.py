@@ -37,7 +37,8 @@ def banner(config: Config, train_prompts: int) -> str:
         f"sequences of up to {config.data.max_prompt_tokens} + {config.rollout.max_new_tokens} tokens, "
         f"{a.minibatches} optimizer step(s) of {a.prompts_per_step // a.minibatches} prompts\n"
         f"{train_prompts} training prompts = {config.run.steps * a.prompts_per_step / train_prompts:.2f} passes; "
-        f"advantages {a.advantage}" + (f" with K = {a.k}" if a.advantage in ("maxpo", "pkpo_loo_minus_one") else "")
+        f"advantages {a.advantage}"
+        + (f" with K = {a.k}" if a.advantage in ("maxpo", "pkpo_loo_minus_one") else "")
         + f"; {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)"
     )
 
@@ -66,7 +67,7 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
             parameters = learner.finish_start()
             rollouts.finish_start()
             console.print(
-                f"{parameters / 1e6:.2f} M parameters on {places.learner_device}, weights go over {places.sync_backend}",
+                f"{parameters / 1e6:.2f} M parameters on {places.learner_device}, weight sync by {places.sync_backend}",
                 highlight=False,
             )
             result = train(

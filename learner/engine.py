@@ -58,9 +58,9 @@ class TrainEngine:
         )
         self._ds = deepspeed
         self.world_size = dist.get_world_size()
-        self._engine, *_ = deepspeed.initialize(
+        self._engine: Any = deepspeed.initialize(
             model=model, optimizer=optimizer, config=deepspeed_config(config, self.world_size)
-        )
+        )[0]
         self._stage = config.zero_stage
         self.device = device
 

@@ -18,7 +18,9 @@ from maxpo.transport import TensorMeta, cut_into_buckets
 SHARD_BYTES = 4 << 30
 
 
-def export_policy(engine: TrainEngine, model_path: str, target: Path, *, rank: int, shard_bytes: int = SHARD_BYTES) -> None:
+def export_policy(
+    engine: TrainEngine, model_path: str, target: Path, *, rank: int, shard_bytes: int = SHARD_BYTES
+) -> None:
     """Write weights, configuration and tokenizer to the new folder `target`. Collective; rank 0 writes.
 
     Parameters are gathered and written shard by shard, so no rank ever holds more than one shard. The folder

@@ -22,8 +22,8 @@ class LearnerGroup:
     def __init__(self, config: Config, device: str, sync_backend: str, actor_options: Sequence[dict[str, Any]]) -> None:
         """Create one actor for each entry of `actor_options`; `start` makes them ready."""
         self._config = config
-        remote = ray.remote(LearnerWorker)
-        self._actors = {
+        remote: Any = ray.remote(LearnerWorker)
+        self._actors: dict[str, Any] = {
             f"learner rank {rank}": remote.options(**options).remote(config, rank, device, sync_backend)
             for rank, options in enumerate(actor_options)
         }

@@ -158,6 +158,7 @@ class Updater:
         old = self._old_logprobs(packed)
         totals = torch.zeros(len(SUMS), dtype=torch.float64)
         norms: list[float] = []
+        lr = 0.0
         for microbatches, old_logprobs in zip(packed, old, strict=True):
             totals += self._accumulate(microbatches, old_logprobs)
             lr = learning_rate(self._learner, self.optimizer_steps, self._total)
@@ -211,9 +212,7 @@ class Updater:
             if self._reference is not None:
                 with torch.no_grad():
                     ref = self._reference(row, **self._forward_args)[0]
-            loss, sums = microbatch_loss(
-                logprobs, entropy, row, self._algorithm, old_logprobs=old, ref_logprobs=ref
-            )
+            loss, sums = microbatch_loss(logprobs, entropy, row, self._algorithm, old_logprobs=old, ref_logprobs=ref)
             self._engine.backward(loss, last=i == len(microbatches) - 1)
             totals += torch.stack([sums.get(name, totals.new_zeros(())).double() for name in SUMS])
         dist.all_reduce(totals)

@@ -8,8 +8,8 @@ a checksum of every tensor for the manifest.
 from __future__ import annotations
 
 import socket
-from concurrent.futures import ThreadPoolExecutor
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -114,16 +114,30 @@ class EngineClient:
 class GlooSender:
     """Sends buckets with gloo broadcasts."""
 
-    def __init__(self, source: ParameterSource, client: EngineClient, *, rank: int, host: str, timeout_s: float,
-                 bucket_bytes: int) -> None:
+    def __init__(
+        self,
+        source: ParameterSource,
+        client: EngineClient,
+        *,
+        rank: int,
+        host: str,
+        timeout_s: float,
+        bucket_bytes: int,
+    ) -> None:
         """Meet the engines (rank 0 only)."""
         self._source, self._client, self._rank, self._timeout_s = source, client, rank, timeout_s
         if rank:
             return
         self._store, port = serve_store(host, timeout_s)
         world_size = 1 + sum(receiver.workers for receiver in client.receivers)
-        info = {"host": host, "port": port, "rank_offset": 1, "world_size": world_size,
-                "bucket_bytes": bucket_bytes, "timeout_s": timeout_s}
+        info = {
+            "host": host,
+            "port": port,
+            "rank_offset": 1,
+            "world_size": world_size,
+            "bucket_bytes": bucket_bytes,
+            "timeout_s": timeout_s,
+        }
         with ThreadPoolExecutor(max_workers=1) as side:
             # The engines block until the learner joins, so both happen at once.
             joined = side.submit(client.init_weight_transfer_engine, info)
@@ -152,8 +166,17 @@ class GlooSender:
 class WeightSender:
     """Publishes versions of the policy to whichever engines there are."""
 
-    def __init__(self, engine: TrainEngine, *, backend: str, dtype: torch.dtype, bucket_bytes: int,
-                 timeout_s: float, rank: int, host: str) -> None:
+    def __init__(
+        self,
+        engine: TrainEngine,
+        *,
+        backend: str,
+        dtype: torch.dtype,
+        bucket_bytes: int,
+        timeout_s: float,
+        rank: int,
+        host: str,
+    ) -> None:
         """Nothing is connected before the first `publish`."""
         self._source = ParameterSource(engine, dtype, bucket_bytes, keep=rank == 0)
         self._backend, self._bucket_bytes, self._timeout_s = backend, bucket_bytes, timeout_s
@@ -185,8 +208,14 @@ class WeightSender:
 
     def _connect(self) -> Any:
         if self._backend == "gloo":
-            return GlooSender(self._source, self._client, rank=self._rank, host=self._host,
-                              timeout_s=self._timeout_s, bucket_bytes=self._bucket_bytes)
+            return GlooSender(
+                self._source,
+                self._client,
+                rank=self._rank,
+                host=self._host,
+                timeout_s=self._timeout_s,
+                bucket_bytes=self._bucket_bytes,
+            )
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
@@ -201,7 +230,7 @@ class WeightSender:
                 world_size=1 + sum(receiver.workers for receiver in self._client.receivers),
                 packed_buffer_size_bytes=self._bucket_bytes,
             )
-        return WeightTransferTrainerFactory.trainer_init(info, client=self._client, source=self._source)
+        return WeightTransferTrainerFactory.trainer_init(info, client=self._client, source=self._source)  # pyright: ignore
 
 
 def _free_port(host: str) -> int:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
+
 import ray
 
 from maxpo.config import Config
@@ -60,7 +62,7 @@ class LearnerWorker:
 
         dtype = getattr(torch, learner.dtype)
         model = self._config.model
-        lm = load_language_model(model.path, dtype, trust_remote_code=model.trust_remote_code)
+        lm: Any = load_language_model(model.path, dtype, trust_remote_code=model.trust_remote_code)
         if learner.gradient_checkpointing:
             lm.gradient_checkpointing_enable()
         parameters = sum(p.numel() for p in lm.parameters())

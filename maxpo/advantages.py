@@ -25,12 +25,12 @@ class AdvantageFn(Protocol):
 
     def __call__(
         self, rewards: Float[Tensor, "G N"], k: int = 4, valid: Bool[Tensor, "G N"] | None = None
-    ) -> Float[Tensor, "G N"]: ...
+    ) -> Float[Tensor, "G N"]:
+        """Advantages of the same shape."""
+        ...
 
 
-def maxpo(
-    rewards: Float[Tensor, "G N"], k: int = 4, valid: Bool[Tensor, "G N"] | None = None
-) -> Float[Tensor, "G N"]:
+def maxpo(rewards: Float[Tensor, "G N"], k: int = 4, valid: Bool[Tensor, "G N"] | None = None) -> Float[Tensor, "G N"]:
     """Leave-Two-Out (L2O) advantages of max@K: unbiased, and exactly centred.
 
     A_i = K (in_i - out_i) = K n / (n - K) (in_i - rho): the mean best-of-K with me, minus without me.
@@ -52,9 +52,7 @@ def maxpo(
     return _l2o(x, k, valid).to(rewards.dtype)
 
 
-def rloo(
-    rewards: Float[Tensor, "G N"], k: int = 4, valid: Bool[Tensor, "G N"] | None = None
-) -> Float[Tensor, "G N"]:
+def rloo(rewards: Float[Tensor, "G N"], k: int = 4, valid: Bool[Tensor, "G N"] | None = None) -> Float[Tensor, "G N"]:
     """REINFORCE leave-one-out: A_i = r_i - mean of the others. Unbiased for the mean reward, and centred.
 
     Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!". Equals `maxpo` with k = 1; `k` has
@@ -64,9 +62,7 @@ def rloo(
     return _l2o(x, 1, valid).to(rewards.dtype)
 
 
-def grpo(
-    rewards: Float[Tensor, "G N"], k: int = 4, valid: Bool[Tensor, "G N"] | None = None
-) -> Float[Tensor, "G N"]:
+def grpo(rewards: Float[Tensor, "G N"], k: int = 4, valid: Bool[Tensor, "G N"] | None = None) -> Float[Tensor, "G N"]:
     """GRPO: A_i = (r_i - mean) / (std + 1e-6). Centred, not unbiased: the scale depends on the group.
 
     DeepSeekMath (arXiv 2402.03300), section 4.1.2, with the sample standard deviation (n - 1), as the public
@@ -153,9 +149,7 @@ def _prepare(name: str, rewards: Tensor, k: int, valid: Tensor | None, *, larges
     if valid is None:
         valid = torch.ones_like(rewards, dtype=torch.bool)
     if valid.shape != rewards.shape or valid.dtype != torch.bool:
-        raise ValueError(
-            f"{name}: valid must be bool {tuple(rewards.shape)}, not {valid.dtype} {tuple(valid.shape)}"
-        )
+        raise ValueError(f"{name}: valid must be bool {tuple(rewards.shape)}, not {valid.dtype} {tuple(valid.shape)}")
     if not 1 <= k <= largest_k:
         raise ValueError(f"{name}: k = {k} with groups of N = {rewards.shape[1]}; allowed is 1 <= k <= {largest_k}")
     x = torch.where(valid, rewards.double(), 0.0)

@@ -154,7 +154,12 @@ def pack(
     if not samples:
         samples = [
             Sample(
-                group=0, index=0, token_ids=(0, 0), loss_mask=(False,) * 2, rollout_logprobs=(0.0,) * 2, weight_version=0
+                group=0,
+                index=0,
+                token_ids=(0, 0),
+                loss_mask=(False,) * 2,
+                rollout_logprobs=(0.0,) * 2,
+                weight_version=0,
             )
         ]
     lengths = tuple(len(s.token_ids) for s in samples)

@@ -16,6 +16,8 @@ ADVANTAGE_NAMES = ("maxpo", "rloo", "grpo", "dr_grpo", "pkpo_loo_minus_one")
 
 @dataclass(kw_only=True)
 class RunConfig:
+    """Name, place, length and seed of a run."""
+
     name: str = MISSING
     """Name of the run; its files go to `dir/name`."""
     dir: str = "runs"
@@ -30,6 +32,8 @@ class RunConfig:
 
 @dataclass(kw_only=True)
 class ModelConfig:
+    """The model to start from."""
+
     path: str = MISSING
     """Folder of a Hugging Face causal language model (config.json, safetensors, tokenizer)."""
     trust_remote_code: bool = False
@@ -38,6 +42,8 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class DataConfig:
+    """Where the prompts come from."""
+
     task: str | None = None
     """Procedural task that makes the prompts, for example `countdown`. Exactly one of `task` and `train_file`."""
     task_args: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -55,6 +61,8 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class RewardConfig:
+    """How answers are judged."""
+
     verifier: str = MISSING
     """Name of the verifier, one of `maxpo.rewards.REWARDS`, or a function of your own as `package.module:function`."""
     workers: int = 1
@@ -67,6 +75,8 @@ class RewardConfig:
 
 @dataclass(kw_only=True)
 class AlgorithmConfig:
+    """What is optimised: the estimator, the loss, the groups."""
+
     advantage: str = "maxpo"
     """Advantage estimator, one of `maxpo.advantages.ADVANTAGES`."""
     k: int = 4
@@ -109,6 +119,8 @@ class AlgorithmConfig:
 
 @dataclass(kw_only=True)
 class RolloutConfig:
+    """The vLLM engines that sample."""
+
     workers: int = 1
     """Number of vLLM engines, each in its own Ray actor."""
     tensor_parallel_size: int = 1
@@ -143,6 +155,8 @@ class RolloutConfig:
 
 @dataclass(kw_only=True)
 class LearnerConfig:
+    """The DeepSpeed ranks that train."""
+
     ranks: int = 1
     """Learner processes, one GPU each (on CPU: one process each)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -181,6 +195,8 @@ class LearnerConfig:
 
 @dataclass(kw_only=True)
 class SyncConfig:
+    """How new weights reach the engines."""
+
     backend: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
     """How weights travel: gloo (CPU), nccl (GPUs apart), ipc (learner and engine share one GPU)."""
     bucket_mib: int = 64
@@ -191,6 +207,8 @@ class SyncConfig:
 
 @dataclass(kw_only=True)
 class EvalConfig:
+    """Evaluation on held-out prompts."""
+
     every: int = 0
     """Evaluate every this many steps; 0: not between."""
     at_start: bool = True
@@ -207,6 +225,8 @@ class EvalConfig:
 
 @dataclass(kw_only=True)
 class TrackingConfig:
+    """What is written down besides metrics.jsonl."""
+
     tensorboard: bool = True
     """Write TensorBoard files, fed from metrics.jsonl."""
     save_rollouts: int = 1
@@ -215,6 +235,8 @@ class TrackingConfig:
 
 @dataclass(kw_only=True)
 class RayConfig:
+    """The Ray cluster."""
+
     address: str | None = None
     """Address of a running Ray cluster; null starts one on this machine, bound to loopback, and stops it at the end."""
     num_cpus: int | None = None

@@ -259,7 +259,7 @@ def check(config: Config, origin: Mapping[str, Setting]) -> list[Problem]:
     for key in keys:
         value = get(config, key)
         # Strings are cut into characters here, which are no floats either.
-        numbers: Iterable[object] = value if isinstance(value, Iterable) else (value,)
+        numbers: list[object] = list(value) if isinstance(value, Iterable) else [value]  # pyright: ignore
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             report((key,), "Must be a finite number.")
     for key, holds, message in RANGES:

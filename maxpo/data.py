@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from maxpo.config import DataConfig
 from maxpo.tasks import TASKS
@@ -52,9 +52,7 @@ def load_prompts(config: DataConfig, *, seed: int, eval_size: int, encode: Encod
     return _tokenize(rows[0], source, config, encode), _tokenize(rows[1], source, config, encode)
 
 
-def _tokenize(
-    rows: Sequence[tuple[str, str, Any]], source: str, config: DataConfig, encode: Encode
-) -> list[Prompt]:
+def _tokenize(rows: Sequence[tuple[str, str, Any]], source: str, config: DataConfig, encode: Encode) -> list[Prompt]:
     prompts: list[Prompt] = []
     for prompt_id, text, reference in rows:
         token_ids = tuple(encode(text))
@@ -63,9 +61,7 @@ def _tokenize(
                 f"{source}: prompt {prompt_id} has {len(token_ids)} tokens; allowed is 1 to "
                 f"data.max_prompt_tokens = {config.max_prompt_tokens}"
             )
-        prompts.append(
-            Prompt(prompt_id=prompt_id, text=text, token_ids=token_ids, reference=reference, source=source)
-        )
+        prompts.append(Prompt(prompt_id=prompt_id, text=text, token_ids=token_ids, reference=reference, source=source))
     return prompts
 
 
@@ -78,20 +74,23 @@ def _read_rows(path: Path) -> list[tuple[str, str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row: Any = json.loads(line)
         except json.JSONDecodeError as error:
             problems.append(f"line {number}: not JSON ({error.msg})")
             continue
         if not isinstance(row, dict):
             problems.append(f"line {number}: expected an object with `prompt` and `answer`")
-        elif not isinstance(row.get("prompt"), str) or not row["prompt"]:
+            continue
+        fields = cast("dict[str, Any]", row)
+        if not isinstance(fields.get("prompt"), str) or not fields["prompt"]:
             problems.append(f"line {number}: field `prompt` must be a non-empty string")
-        elif "answer" not in row:
-            problems.append(f"line {number}: field `answer` is missing; the row has {sorted(row)}")
+        elif "answer" not in fields:
+            problems.append(f"line {number}: field `answer` is missing; the row has {sorted(fields)}")
         else:
-            digest = hashlib.sha256(json.dumps([row["prompt"], row["answer"]], sort_keys=True).encode()).hexdigest()[:16]
+            content = json.dumps([fields["prompt"], fields["answer"]], sort_keys=True)
+            digest = hashlib.sha256(content.encode()).hexdigest()[:16]
             seen[digest] += 1
-            rows.append((f"{digest}-{seen[digest]}", row["prompt"], row["answer"]))
+            rows.append((f"{digest}-{seen[digest]}", fields["prompt"], fields["answer"]))
     if problems:
         shown = "\n  ".join(problems[:10]) + (f"\n  and {len(problems) - 10} more" if len(problems) > 10 else "")
         raise DataError(f"{path}: {len(problems)} of {len(problems) + len(rows)} rows cannot be used:\n  {shown}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,8 +58,9 @@ def bootstrap(per_prompt: Float[np.ndarray, " P"], seed: int = 0) -> Estimate:
     """Mean and percentile interval from resampling *prompts*: completions of a prompt are not independent problems."""
     rng = np.random.default_rng(seed)
     picks = rng.integers(0, len(per_prompt), size=(BOOTSTRAP_RESAMPLES, len(per_prompt)))
-    low, high = np.quantile(per_prompt[picks].mean(1), [0.025, 0.975])
-    return Estimate(value=float(per_prompt.mean()), low=float(low), high=float(high))
+    means = per_prompt[picks].mean(1)
+    quantiles: Any = np.quantile(means, [0.025, 0.975])
+    return Estimate(value=float(per_prompt.mean()), low=float(quantiles[0]), high=float(quantiles[1]))
 
 
 def report(groups: Sequence[ScoredGroup], ks: Sequence[int]) -> EvalReport:
@@ -76,7 +78,7 @@ def report(groups: Sequence[ScoredGroup], ks: Sequence[int]) -> EvalReport:
         raise ValueError(f"no evaluation prompt has {max(ks)} valid samples")
     rewards, valid = rewards[enough], valid[enough]
     binary = bool((valid <= ((rewards == 0) | (rewards == 1))).all())
-    kept = [group for group, keep in zip(groups, enough.tolist(), strict=True) if keep]
+    kept = [group for group, wanted in zip(groups, enough, strict=True) if bool(wanted)]
     return EvalReport(
         objective="pass" if binary else "max",
         at_k={k: bootstrap(max_at_k(rewards, k, valid)[0].numpy()) for k in ks},
@@ -91,10 +93,4 @@ def report(groups: Sequence[ScoredGroup], ks: Sequence[int]) -> EvalReport:
 
 def unique_fraction(groups: Sequence[ScoredGroup]) -> float:
     """Different completions of a group divided by its size, mean over groups."""
-    return float(
-        np.mean([len({c.token_ids for c in g.group.completions}) / len(g.group.completions) for g in groups])
-    )
-
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
+    return float(np.mean([len({c.token_ids for c in g.group.completions}) / len(g.group.completions) for g in groups]))

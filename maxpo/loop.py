@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -29,18 +29,37 @@ class Rollouts(Protocol):
 
     def generate(
         self, prompts: Sequence[Prompt], group_size: int, draw: str, on_group: Callable[[Group], None] = ...
-    ) -> list[Group]: ...
-    def score(self, groups: Sequence[Group]) -> list[ScoredGroup]: ...
-    def receivers(self) -> list[Receiver]: ...
-    def confirm(self, manifest: WeightManifest) -> None: ...
-    def metrics(self) -> dict[str, float]: ...
+    ) -> list[Group]:
+        """One whole group for each prompt, in order; `draw` names the sampling, equal draws sample equally."""
+        ...
+
+    def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
+        """Rewards for every completion."""
+        ...
+
+    def receivers(self) -> list[Receiver]:
+        """The engines that want weights."""
+        ...
+
+    def confirm(self, manifest: WeightManifest) -> None:
+        """Raise unless every engine holds exactly these weights."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Figures of the engines for the log."""
+        ...
 
 
 class Learner(Protocol):
     """Turns scored groups into new weights."""
 
-    def update(self, batch: StepBatch) -> StepResult: ...
-    def publish(self, receivers: Sequence[Receiver]) -> WeightManifest: ...
+    def update(self, batch: StepBatch) -> StepResult:
+        """One training step."""
+        ...
+
+    def publish(self, receivers: Sequence[Receiver]) -> WeightManifest:
+        """Send the weights to the engines under the next version."""
+        ...
 
 
 class Observer:
@@ -204,7 +223,7 @@ def judge(groups: Sequence[ScoredGroup], algorithm: AlgorithmConfig) -> tuple[li
     # Without spread only an estimator that is not centred can have signal, of the size of the reward itself.
     scale = torch.where(spread > 0, spread, high.abs())
     signal = enough & (advantages.abs().amax(1) > 1e-6 * scale)
-    return enough.tolist(), signal.tolist()
+    return [bool(e) for e in enough], [bool(s) for s in signal]
 
 
 def sampling_metrics(
@@ -236,7 +255,7 @@ def sampling_metrics(
 
 
 @contextmanager
-def _timed(timing: dict[str, float], name: str) -> Iterator[None]:
+def _timed(timing: dict[str, float], name: str) -> Generator[None]:
     started = time.perf_counter()
     yield
     timing[name] = timing.get(name, 0.0) + time.perf_counter() - started

@@ -33,7 +33,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "verifier/died": ("Answers whose verifier process died; masked", "count"),
     "verifier/abort": ("Completions without a usable sample; masked", "count"),
     "advantage/abs_mean": ("Mean absolute advantage of the valid samples that the learner got", "reward"),
-    "advantage/group_sum_max": ("Largest absolute sum of advantages of a group; 0 up to rounding where centred", "reward"),
+    "advantage/group_sum_max": (
+        "Largest absolute sum of advantages of a group; 0 up to rounding where centred",
+        "reward",
+    ),
     "train/loss": ("Loss of the step, with its global denominators", "loss"),
     "train/grad_norm": ("Norm of the gradient before clipping, mean over the optimizer steps", "norm"),
     "train/lr": ("Learning rate of the last optimizer step", "1"),

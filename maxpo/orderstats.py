@@ -73,10 +73,9 @@ def include_one(
 
 def _weights_per_group(sizes: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:
     """Rows of `max_rank_weights` for each group; one table per *different* size, not per group."""
-    unique, row = torch.unique(sizes, return_inverse=True)
+    found: tuple[Tensor, Tensor] = torch.unique(sizes, return_inverse=True)  # pyright: ignore
+    different, row = found
     zeros = torch.zeros(2, width, dtype=torch.float64, device=sizes.device)
-    table = torch.stack(
-        [max_rank_weights(n, k, width, sizes.device) if n >= k else zeros for n in unique.tolist()]
-    )
+    table = torch.stack([max_rank_weights(n, k, width, sizes.device) if n >= k else zeros for n in map(int, different)])
     weights = table[row]
     return weights[:, 0], weights[:, 1]

@@ -16,7 +16,7 @@ Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 
 
 def sequence_weight(
-    aggregation: Aggregation, loss_tokens: int, *, total_tokens: int, total_sequences: int, constant: float
+    aggregation: Aggregation, loss_tokens: int, *, total_tokens: float, total_sequences: float, constant: float
 ) -> float:
     """Weight of each loss token of one sequence.
 
@@ -27,8 +27,8 @@ def sequence_weight(
     Args:
         aggregation: which of the three.
         loss_tokens: loss tokens of this sequence; 0 gives 0.
-        total_tokens: loss tokens of the whole step, over all ranks.
-        total_sequences: sequences of the whole step, over all ranks.
+        total_tokens: loss tokens of the whole optimizer step, over all ranks.
+        total_sequences: sequences of it; an equal share of a training step need not be whole.
         constant: tokens that the sum over a sequence is divided by; used by `constant` only.
     """
     if loss_tokens == 0:

@@ -27,9 +27,9 @@ class RunLog:
         self._rollouts = folder / "rollouts"
         self._save_rollouts = save_rollouts
         self._fed = 0
-        self._board = None
+        self._board: Any = None
         if tensorboard:
-            from tensorboardX import SummaryWriter
+            from tensorboardX import SummaryWriter  # pyright: ignore
 
             self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
 

@@ -81,10 +81,8 @@ class Engine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        result = None
-        async for result in self._llm.generate({"prompt_token_ids": token_ids}, params, request_id):
-            pass
-        assert result is not None
+        # FINAL_ONLY yields once, when all n completions are there.
+        (result,) = [r async for r in self._llm.generate({"prompt_token_ids": token_ids}, params, request_id)]
         return [_completion(output) for output in sorted(result.outputs, key=lambda output: output.index)]
 
     async def set_version(self, version: int) -> None:

@@ -21,14 +21,12 @@ from rollout.worker import RolloutWorker
 class RolloutPool:
     """Spreads prompts over workers, returns whole groups in the order of the prompts, and scores them."""
 
-    def __init__(
-        self, config: Config, device: str, sync_backend: str, actor_options: Sequence[dict[str, Any]]
-    ) -> None:
+    def __init__(self, config: Config, device: str, sync_backend: str, actor_options: Sequence[dict[str, Any]]) -> None:
         """Create one actor for each entry of `actor_options`; `start` makes them ready."""
         self._config = config.rollout
         self._seed = config.run.seed
-        remote = ray.remote(RolloutWorker)
-        self._actors = {
+        remote: Any = ray.remote(RolloutWorker)
+        self._actors: dict[str, Any] = {
             f"rollout worker {i}": remote.options(max_concurrency=1000, **options).remote(
                 config.model.path,
                 config.rollout,
@@ -102,7 +100,9 @@ class RolloutPool:
             try:
                 groups[index] = ray.get(ready[0])
             except Exception as error:
-                raise RemoteError(f"{name} failed while generating: {getattr(error, 'cause', None) or error}") from error
+                raise RemoteError(
+                    f"{name} failed while generating: {getattr(error, 'cause', None) or error}"
+                ) from error
             on_group(groups[index])
             dispatch(name)
         return [groups[i] for i in range(len(prompts))]

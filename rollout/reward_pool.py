@@ -78,7 +78,10 @@ class RewardPool:
                 _judge,
                 args=[
                     self._config.verifier,
-                    [(groups[task.group].completions[i].text, groups[task.group].prompt.reference) for i in task.indices],
+                    [
+                        (groups[task.group].completions[i].text, groups[task.group].prompt.reference)
+                        for i in task.indices
+                    ],
                 ],
                 timeout=self._config.timeout_s,
             )

@@ -96,6 +96,7 @@ def _repack_tied_heads(model: torch.nn.Module) -> None:
 class _GlooTransport(WeightTransferEngine[GlooInit, GlooUpdate]):
     init_info_cls = GlooInit
     update_info_cls = GlooUpdate
+    group: Any = None
 
     def init_transfer_engine(self, init_info: GlooInit) -> None:
         parallel = self.parallel_config
@@ -117,16 +118,14 @@ class _GlooTransport(WeightTransferEngine[GlooInit, GlooUpdate]):
     def receive_weights(self, update_info: GlooUpdate) -> None:
         metas = [
             TensorMeta(name, getattr(torch, dtype), tuple(shape))
-            for name, dtype, shape in zip(
-                update_info.names, update_info.dtype_names, update_info.shapes, strict=True
-            )
+            for name, dtype, shape in zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
         ]
         with torch.no_grad():
             for bucket in cut_into_buckets(metas, self.bucket_bytes):
                 # A fresh buffer each time: the layerwise reload keeps views until a layer is complete.
                 buffer = torch.empty(sum(meta.nbytes for meta in bucket), dtype=torch.uint8)
                 self.group.broadcast(buffer, 0).wait()
-                self.model.load_weights(unpack_bucket(buffer, bucket))
+                self.model.load_weights(unpack_bucket(buffer, bucket))  # pyright: ignore
 
     def shutdown(self) -> None:
         self.group = None

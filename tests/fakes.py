@@ -67,8 +67,9 @@ class FakeRollouts:
 
     def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
         return [
-            scored([float(c.text == g.prompt.reference) for c in g.completions], prompt=g.prompt,
-                   completions=g.completions)
+            scored(
+                [float(c.text == g.prompt.reference) for c in g.completions], prompt=g.prompt, completions=g.completions
+            )
             for g in groups
         ]
 

@@ -37,7 +37,9 @@ def test_a_sequence_over_the_budget_is_an_error_that_names_the_setting() -> None
 
 def test_a_row_by_hand() -> None:
     groups = [
-        scored([1.0, 0.0], prompt=prompt("a", (7, 8)), completions=(completion("ab", tokens=2), completion("c", tokens=1))),
+        scored(
+            [1.0, 0.0], prompt=prompt("a", (7, 8)), completions=(completion("ab", tokens=2), completion("c", tokens=1))
+        ),
         scored([0.0, 1.0], valid=[False, True], prompt=prompt("b", (9,))),
     ]
     samples = valid_samples(groups)

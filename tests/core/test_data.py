@@ -35,19 +35,33 @@ def test_rows_become_prompts_with_stable_ids_and_duplicates_stay(tmp_path: Path)
 
 
 def test_bad_rows_are_all_reported_with_line_and_field(tmp_path: Path) -> None:
-    rows = [{"prompt": "a", "answer": 1}, {"answer": 1}, "{broken", {"prompt": "b", "reward": 3}, {"prompt": "", "answer": 1}, [1]]
+    rows = [
+        {"prompt": "a", "answer": 1},
+        {"answer": 1},
+        "{broken",
+        {"prompt": "b", "reward": 3},
+        {"prompt": "", "answer": 1},
+        [1],
+    ]
     config = DataConfig(train_file=write(tmp_path / "bad.jsonl", rows))
     with pytest.raises(DataError) as error:
         load_prompts(config, seed=0, eval_size=0, encode=encode)
     text = str(error.value)
     assert "bad.jsonl: 5 of 6 rows" in text
-    for part in ("line 2: field `prompt`", "line 3: not JSON", "line 4: field `answer` is missing; the row has ['prompt', 'reward']",
-                 "line 5: field `prompt`", "line 6: expected an object"):
+    for part in (
+        "line 2: field `prompt`",
+        "line 3: not JSON",
+        "line 4: field `answer` is missing; the row has ['prompt', 'reward']",
+        "line 5: field `prompt`",
+        "line 6: expected an object",
+    ):
         assert part in text
 
 
 def test_limits(tmp_path: Path) -> None:
-    config = DataConfig(train_file=write(tmp_path / "a.jsonl", [{"prompt": "abcdef", "answer": 1}]), max_prompt_tokens=5)
+    config = DataConfig(
+        train_file=write(tmp_path / "a.jsonl", [{"prompt": "abcdef", "answer": 1}]), max_prompt_tokens=5
+    )
     with pytest.raises(DataError, match=r"has 6 tokens.*max_prompt_tokens = 5"):
         load_prompts(config, seed=0, eval_size=0, encode=encode)
     config = DataConfig(train_file=config.train_file, eval_file=config.train_file)

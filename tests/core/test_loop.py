@@ -24,7 +24,9 @@ def config(**algorithm: Any) -> Config:
     )
 
 
-def run(tmp_path: Path, settings: Config, rollouts: FakeRollouts, **kwargs: Any) -> tuple[Any, FakeLearner, list[dict[str, Any]]]:
+def run(
+    tmp_path: Path, settings: Config, rollouts: FakeRollouts, **kwargs: Any
+) -> tuple[Any, FakeLearner, list[dict[str, Any]]]:
     learner = FakeLearner()
     log = RunLog(tmp_path, tensorboard=False, save_rollouts=2)
     held_out = [prompt(f"e{i}") for i in range(3)]

@@ -131,6 +131,10 @@ def test_logits_exist_for_one_chunk_at_a_time() -> None:
 def test_the_first_token_of_a_row_cannot_be_judged() -> None:
     with pytest.raises(ValueError, match="token 0"):
         token_logprobs(
-            torch.zeros(2, 3), lambda s: s, torch.zeros(2, dtype=torch.long), torch.tensor([True, True]),
-            temperature=1.0, chunk=4,
+            torch.zeros(2, 3),
+            lambda s: s,
+            torch.zeros(2, dtype=torch.long),
+            torch.tensor([True, True]),
+            temperature=1.0,
+            chunk=4,
         )

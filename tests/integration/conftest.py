@@ -37,10 +37,22 @@ class Stack:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
     overrides = [
-        f"run.dir={folder}", "run.steps=10", "rollout.temperature=0.7", "learner.zero_stage=3", "learner.lr=5e-4",
-        "learner.warmup_steps=0", "data.train_size=200", "eval.prompts=64", "rollout.max_concurrent_sequences=64",
-        "sync.bucket_mib=1", "rollout.workers=2", "learner.ranks=2", "learner.cpu_threads=1", "algorithm.minibatches=2",
-        "algorithm.kl_coef=0.01", "algorithm.entropy_coef=0.001",
+        f"run.dir={folder}",
+        "run.steps=10",
+        "rollout.temperature=0.7",
+        "learner.zero_stage=3",
+        "learner.lr=5e-4",
+        "learner.warmup_steps=0",
+        "data.train_size=200",
+        "eval.prompts=64",
+        "rollout.max_concurrent_sequences=64",
+        "sync.bucket_mib=1",
+        "rollout.workers=2",
+        "learner.ranks=2",
+        "learner.cpu_threads=1",
+        "algorithm.minibatches=2",
+        "algorithm.kl_coef=0.01",
+        "algorithm.entropy_coef=0.001",
     ]
     config = load_config([DEMO], overrides).config
     train, held_out = load_data(config)

@@ -40,8 +40,14 @@ def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str,
             reference = Policy(load_language_model(model, torch.float32, trust_remote_code=False))
             reference.requires_grad_(False)
         updater = Updater(
-            engine, reference, learner, algorithm, rank=rank, temperature=job.get("temperature", 1.0),
-            aggregation_constant=20.0, total_steps=10,
+            engine,
+            reference,
+            learner,
+            algorithm,
+            rank=rank,
+            temperature=job.get("temperature", 1.0),
+            aggregation_constant=20.0,
+            total_steps=10,
         )
         gradients: dict[str, torch.Tensor] = {}
         step = engine.step

@@ -19,8 +19,13 @@ from safetensors.torch import load_file
 
 MAXPO = str(Path(sys.executable).with_name("maxpo"))
 SMALL = [
-    "run.steps=3", "eval.prompts=48", "eval.samples=16", "eval.every=2", "algorithm.prompts_per_step=8",
-    "data.train_size=100", "rollout.max_concurrent_sequences=128",
+    "run.steps=3",
+    "eval.prompts=48",
+    "eval.samples=16",
+    "eval.every=2",
+    "algorithm.prompts_per_step=8",
+    "data.train_size=100",
+    "rollout.max_concurrent_sequences=128",
 ]
 
 
@@ -54,7 +59,12 @@ def test_a_run_prints_the_tables_and_leaves_its_folder(run: Run) -> None:
         assert text in run.output
     assert "3 steps; one step: 8 prompts x 16 completions = 128 sequences" in run.output
     assert {p.name for p in run.folder.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "tensorboard", "rollouts", "log", "policy"
+        "config.yaml",
+        "metrics.jsonl",
+        "tensorboard",
+        "rollouts",
+        "log",
+        "policy",
     }
     assert [m["step"] for m in run.metrics] == [0, 1, 2, 2, 3, 3]
     assert [m["weights/version"] for m in run.metrics if "weights/version" in m] == [1.0, 2.0, 3.0]
@@ -78,7 +88,9 @@ def test_tensorboard_holds_what_metrics_jsonl_holds(run: Run) -> None:
         for value in event.summary.value:
             seen[event.step, value.tag] = value.simple_value
     # TensorBoard has no @ in its tags.
-    written = {(m["step"], k.replace("@", "_")): v for m in run.metrics for k, v in m.items() if k not in ("step", "time")}
+    written = {
+        (m["step"], k.replace("@", "_")): v for m in run.metrics for k, v in m.items() if k not in ("step", "time")
+    }
     assert set(seen) == set(written)
     assert all(seen[key] == pytest.approx(written[key], rel=1e-6, abs=1e-9) for key in written)
 
@@ -103,9 +115,21 @@ def test_the_policy_has_learned_something_and_evaluates_as_it_did_in_training(ru
 
 def test_ctrl_c_stops_after_the_step_and_leaves_a_usable_folder(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [MAXPO, "train", "configs/presets/demo.yaml", f"run.dir={tmp_path}", *SMALL, "run.steps=1000",
-         "eval.at_start=false", "eval.every=0"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), start_new_session=True,
+        [
+            MAXPO,
+            "train",
+            "configs/presets/demo.yaml",
+            f"run.dir={tmp_path}",
+            *SMALL,
+            "run.steps=1000",
+            "eval.at_start=false",
+            "eval.every=0",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+        start_new_session=True,
     )
     assert process.stdout is not None
     output: list[str] = []
@@ -140,15 +164,24 @@ def test_dry_run_checks_everything_and_starts_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "messages"),
     [
-        (["algorithm.kk=3", "algorithm.k=16", "learner.lr=fast"],
-         ["algorithm.kk", "algorithm.k = 16", "learner.lr = fast", "command line", "algorithm.k?"]),
+        (
+            ["algorithm.kk=3", "algorithm.k=16", "learner.lr=fast"],
+            ["algorithm.kk", "algorithm.k = 16", "learner.lr = fast", "command line", "algorithm.k?"],
+        ),
         (["model.path=/nowhere"], ["model.path = /nowhere", "no such folder"]),
         (["model.path=tests"], ["model.path = tests", "config.json"]),
         (["learner.device=cuda", "rollout.device=cuda", "rollout.workers=4"], ["needs 5 GPUs", "the cluster has"]),
         (["rollout.max_new_tokens=1000"], ["1016", "256 positions"]),
         (["data.train_size=100000"], ["100000"]),
-        (["data.task=null", "data.train_file=tests/data/no_answer.jsonl", "eval.at_start=false", "eval.at_end=false"],
-         ["no_answer.jsonl", "line 2", "`answer` is missing"]),
+        (
+            [
+                "data.task=null",
+                "data.train_file=tests/data/no_answer.jsonl",
+                "eval.at_start=false",
+                "eval.at_end=false",
+            ],
+            ["no_answer.jsonl", "line 2", "`answer` is missing"],
+        ),
         (["algorithm.minibatches=5"], ["multiple of algorithm.minibatches"]),
         (["reward.verifier=tests.nothing:here"], ["reward.verifier", "tests.nothing"]),
     ],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,8 +59,16 @@ def make_batch(seed: int, groups: int = 5, n: int = 4) -> StepBatch:
     )
 
 
-def plain_loss(model: Any, batch: StepBatch, aggregation: str, *, kl: float = 0.0, entropy_coef: float = 0.0,
-               temperature: float = 1.0, tis_cap: float | None = 2.0) -> torch.Tensor:
+def plain_loss(
+    model: Any,
+    batch: StepBatch,
+    aggregation: str,
+    *,
+    kl: float = 0.0,
+    entropy_coef: float = 0.0,
+    temperature: float = 1.0,
+    tis_cap: float | None = 2.0,
+) -> torch.Tensor:
     """The loss of a first optimizer step: one sequence at a time, no packing, no chunks, no shared code."""
     rewards = torch.tensor([g.rewards for g in batch.groups])
     valid = torch.tensor([g.valid for g in batch.groups])
@@ -88,11 +95,14 @@ def plain_loss(model: Any, batch: StepBatch, aggregation: str, *, kl: float = 0.
                 loss = loss + entropy_coef * (dist.exp() * dist).sum()
                 per_sequence = per_sequence + loss
             tokens = max(1, sum(c.loss_mask))
-            total = total + {
-                "token_mean": per_sequence / batch.sampled_tokens,
-                "sequence_mean": per_sequence / tokens / batch.sampled_sequences,
-                "constant": per_sequence / 20.0 / batch.sampled_sequences,
-            }[aggregation]
+            total = (
+                total
+                + {
+                    "token_mean": per_sequence / batch.sampled_tokens,
+                    "sequence_mean": per_sequence / tokens / batch.sampled_sequences,
+                    "constant": per_sequence / 20.0 / batch.sampled_sequences,
+                }[aggregation]
+            )
     return total
 
 

@@ -95,9 +95,9 @@ def test_new_weights_reach_every_engine_and_change_what_it_says(stack: Stack, tm
             for prompt in stack.held_out[:4]:
                 group = ray.get(receiver.actor.generate.remote(f"g{prompt.prompt_id}", prompt, 1, 0, greedy=True))
                 ids = torch.tensor([prompt.token_ids])
-                want = model.generate(
-                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=26, do_sample=False
-                )[0, ids.shape[1] :]
+                want = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=26, do_sample=False)[
+                    0, ids.shape[1] :
+                ]
                 assert list(group.completions[0].token_ids) == want.tolist(), (receiver.name, manifest.version)
                 assert group.completions[0].min_weight_version == manifest.version
         # The sampler and the learner compute the same probabilities from the same weights.
@@ -116,11 +116,13 @@ def test_a_wrong_digest_or_version_stops_the_run_naming_worker_and_tensor(stack:
     stack.rollouts.confirm(manifest)
     digests = list(manifest.digests)
     digests[5] += 1
-    with pytest.raises(RemoteError, match=rf"rollout worker 0 .*1 of {len(digests)} tensors differ.*{manifest.names[5]}"):
+    with pytest.raises(
+        RemoteError, match=rf"rollout worker 0 .*1 of {len(digests)} tensors differ.*{manifest.names[5]}"
+    ):
         stack.rollouts.confirm(replace(manifest, digests=tuple(digests)))
     with pytest.raises(RemoteError, match=rf"rollout worker 0 has weight version {manifest.version}"):
         stack.rollouts.confirm(replace(manifest, version=manifest.version + 1))
-    with pytest.raises(RemoteError, match="tensors differ, first lm_head.weight"):
+    with pytest.raises(RemoteError, match=r"tensors differ, first lm_head\.weight"):
         stack.rollouts.confirm(
             replace(manifest, names=(*manifest.names, "lm_head.weight"), digests=(*manifest.digests, 7))
         )

@@ -53,8 +53,10 @@ def test_permutation_equivariant(case: tuple[torch.Tensor, torch.Tensor, int], r
     rng.shuffle(order)  # type: ignore[attr-defined]
     for estimator in ADVANTAGES.values():
         torch.testing.assert_close(
-            estimator(rewards[:, order], k, valid[:, order]), estimator(rewards, k, valid)[:, order],
-            rtol=1e-9, atol=1e-9,
+            estimator(rewards[:, order], k, valid[:, order]),
+            estimator(rewards, k, valid)[:, order],
+            rtol=1e-9,
+            atol=1e-9,
         )
 
 

@@ -19,9 +19,12 @@ def mean(values: list[Fraction]) -> Fraction:
 
 def best_of(rewards: list[Fraction], others: list[int], k: int, also: list[int]) -> Fraction:
     """Mean over the k-subsets S of `others` of the best reward in S and `also`; 0 for an empty set."""
-    return mean([
-        max((rewards[i] for i in (*subset, *also)), default=Fraction(0)) for subset in itertools.combinations(others, k)
-    ])
+    return mean(
+        [
+            max((rewards[i] for i in (*subset, *also)), default=Fraction(0))
+            for subset in itertools.combinations(others, k)
+        ]
+    )
 
 
 def l2o_by_definition(rewards: list[Fraction], k: int) -> list[Fraction]:
@@ -42,16 +45,11 @@ def l2o_by_definition(rewards: list[Fraction], k: int) -> list[Fraction]:
 def pkpo_by_definition(rewards: list[Fraction], k: int) -> list[Fraction]:
     n = len(rewards)
     others = [[j for j in range(n) if j != i] for i in range(n)]
-    return [
-        k * (best_of(rewards, others[i], k - 1, [i]) - best_of(rewards, others[i], k - 1, [])) for i in range(n)
-    ]
+    return [k * (best_of(rewards, others[i], k - 1, [i]) - best_of(rewards, others[i], k - 1, [])) for i in range(n)]
 
 
 CASES = [
-    (kind, n, k)
-    for kind in ("binary", "ties", "graded", "negative")
-    for n in range(2, 8)
-    for k in range(1, n + 1)
+    (kind, n, k) for kind in ("binary", "ties", "graded", "negative") for n in range(2, 8) for k in range(1, n + 1)
 ]
 
 
@@ -84,8 +82,10 @@ def test_against_enumeration(kind: str, n: int, k: int) -> None:
             check(ADVANTAGES["maxpo"](tensor, k), l2o_by_definition(rewards, k))
 
 
-@pytest.mark.parametrize(("name", "n", "k"), [("maxpo", 4, 2), ("maxpo", 5, 3), ("pkpo_loo_minus_one", 4, 2),
-                                              ("pkpo_loo_minus_one", 4, 4), ("rloo", 4, 1)])
+@pytest.mark.parametrize(
+    ("name", "n", "k"),
+    [("maxpo", 4, 2), ("maxpo", 5, 3), ("pkpo_loo_minus_one", 4, 2), ("pkpo_loo_minus_one", 4, 4), ("rloo", 4, 1)],
+)
 def test_unbiased_gradient_for_gradient(name: str, n: int, k: int) -> None:
     """Every outcome of N draws from a softmax over three arms, weighted by its probability."""
     logits = torch.tensor([0.3, -0.7, 0.1], dtype=torch.float64, requires_grad=True)
