@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -59,8 +59,8 @@ def bootstrap(per_prompt: Float[np.ndarray, " P"], seed: int = 0) -> Estimate:
     rng = np.random.default_rng(seed)
     picks = rng.integers(0, len(per_prompt), size=(BOOTSTRAP_RESAMPLES, len(per_prompt)))
     means = per_prompt[picks].mean(1)
-    quantiles: Any = np.quantile(means, [0.025, 0.975])
-    return Estimate(value=float(per_prompt.mean()), low=float(quantiles[0]), high=float(quantiles[1]))
+    quantiles = cast("list[float]", np.quantile(means, [0.025, 0.975]).tolist())  # pyright: ignore
+    return Estimate(value=float(per_prompt.mean()), low=quantiles[0], high=quantiles[1])
 
 
 def report(groups: Sequence[ScoredGroup], ks: Sequence[int]) -> EvalReport:

@@ -14,6 +14,7 @@ float64, which neither overflows nor loses digits at any n, and cached.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -73,8 +74,7 @@ def include_one(
 
 def _weights_per_group(sizes: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:
     """Rows of `max_rank_weights` for each group; one table per *different* size, not per group."""
-    found: tuple[Tensor, Tensor] = torch.unique(sizes, return_inverse=True)  # pyright: ignore
-    different, row = found
+    different, row = cast("tuple[Tensor, Tensor]", torch.unique(sizes, return_inverse=True))  # pyright: ignore
     zeros = torch.zeros(2, width, dtype=torch.float64, device=sizes.device)
     table = torch.stack([max_rank_weights(n, k, width, sizes.device) if n >= k else zeros for n in map(int, different)])
     weights = table[row]

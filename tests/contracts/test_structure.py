@@ -1,0 +1,110 @@
+"""Rules of the code base: who imports whom, and that documents and presets are true."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from maxpo.configload import load_config
+from maxpo.metrics import METRICS, check_names, markdown
+from maxpo.types import WeightManifest
+from tests.fakes import FakeLearner, FakeRollouts
+
+PACKAGES = ("maxpo", "rollout", "learner", "launch")
+MAY_IMPORT = {
+    "maxpo": {"maxpo"},
+    "rollout": {"maxpo", "rollout"},
+    "learner": {"maxpo", "learner"},
+    "launch": set(PACKAGES),
+}
+HEAVY = {
+    "vllm": {"rollout/engine.py", "rollout/weight_receiver.py", "rollout/plugin.py", "learner/weight_sender.py"},
+    "deepspeed": {"learner/engine.py"},
+}
+NOT_IN_CORE = {"ray", "vllm", "deepspeed", "transformers", "pebble"}
+
+
+def imports(path: Path) -> set[str]:
+    """First parts of everything that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+FILES = [path for package in PACKAGES for path in sorted(Path(package).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_imports_point_one_way(path: Path) -> None:
+    found = imports(path)
+    assert found & set(PACKAGES) <= MAY_IMPORT[path.parts[0]]
+    for library, allowed in HEAVY.items():
+        assert library not in found or str(path) in allowed
+    if path.parts[0] == "maxpo":
+        assert not found & NOT_IN_CORE
+
+
+def test_importing_the_core_pulls_in_nothing_heavy() -> None:
+    modules = [".".join(p.with_suffix("").parts) for p in FILES if p.parts[0] == "maxpo" and p.name != "__init__.py"]
+    code = f"import sys; import {', '.join(modules)}; print({NOT_IN_CORE!r} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"
+
+
+def test_the_command_answers_without_loading_torch() -> None:
+    code = "import sys; import launch.cli; print({'torch', 'ray'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/presets").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_preset_loads(path: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "1+1=", "answer": 2}\n')
+    given = []
+    if "model.path=DIR" in path.read_text():
+        given = [
+            "model.path=configs/models/countdown-0.5m", f"data.train_file={rows}", f"data.eval_file={rows}"
+        ]  # fmt: skip
+    assert load_config([path], given).config.run.name == path.stem
+
+
+def test_the_rloo_demo_differs_by_k_alone() -> None:
+    demo = load_config([Path("configs/presets/demo.yaml")], []).config
+    rloo = load_config([Path("configs/presets/demo_rloo.yaml")], ["run.name=demo", "algorithm.k=4"]).config
+    assert demo == rloo
+    assert load_config([Path("configs/presets/demo_rloo.yaml")], []).config.algorithm.k == 1
+
+
+def test_metrics_md_is_what_the_registry_says() -> None:
+    assert Path("METRICS.md").read_text() == markdown()
+
+
+def test_metric_names_are_matched_whole() -> None:
+    check_names(
+        [name.replace("{k}", "8").replace("{part}", "format").replace("{objective}", "pass") for name in METRICS]
+    )
+    for wrong in ("reward/mean2/x", "time/step_s ", "xreward/mean", "eval/pass@8/mid"):
+        with pytest.raises(KeyError):
+            check_names([wrong])
+
+
+def test_every_source_file_is_about_one_subject() -> None:
+    assert {str(p): n for p in FILES if (n := len(p.read_text().splitlines())) > 330} == {}
+
+
+def test_the_fakes_refuse_what_the_real_ones_refuse() -> None:
+    rollouts, learner = FakeRollouts(), FakeLearner()
+    with pytest.raises(RuntimeError, match="generation refused"):
+        rollouts.generate([], 2, "x")
+    manifest = learner.publish(rollouts.receivers())
+    assert isinstance(manifest, WeightManifest)
+    assert rollouts.generate([], 2, "x") == []
