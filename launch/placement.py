@@ -66,8 +66,9 @@ def place(config: Config, *, gpus: float, with_learner: bool = True) -> Placemen
             )
         shared = rollout_device == "cuda" and learner.ranks == rollout.workers == rollout.tensor_parallel_size == 1
         backend = "gloo" if rollout_device == "cpu" else "ipc" if shared and gpus == 1 else "nccl"
-    share = 0.5 if backend == "ipc" else 1.0
-    learner_gpus = share * learner.ranks if with_learner and learner_device == "cuda" else 0.0
+    ranks = learner.ranks if with_learner else 0
+    share = 0.5 if backend == "ipc" and with_learner else 1.0
+    learner_gpus = share * ranks if learner_device == "cuda" else 0.0
     rollout_gpus = share * rollout.workers * rollout.tensor_parallel_size if rollout_device == "cuda" else 0.0
     if learner_gpus + rollout_gpus > gpus:
         raise ResourceError(
@@ -85,7 +86,7 @@ def place(config: Config, *, gpus: float, with_learner: bool = True) -> Placemen
         learner_device=learner_device,
         rollout_device=rollout_device,
         sync_backend=backend,
-        learner_options=[_options(learner_env, share if learner_device == "cuda" else 0) for _ in range(learner.ranks)],
+        learner_options=[_options(learner_env, share if learner_device == "cuda" else 0) for _ in range(ranks)],
         rollout_options=[
             _options(
                 environment(rollout, rollout_device, host), tensor_parallel_gpus if rollout_device == "cuda" else 0

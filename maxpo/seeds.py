@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 
 def derive_seed(*parts: object) -> int:
     """A seed of 62 bits from the parts' text, the same on every machine."""
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    digest = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 2

@@ -1,0 +1,117 @@
+"""Checksums, buckets, rendezvous."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+import torch
+
+from maxpo.deadline import RemoteError, wait_for
+from maxpo.digest import tensor_digest
+from maxpo.seeds import derive_seed
+from maxpo.transport import TensorMeta, cut_into_buckets, gloo_group, join_store, serve_store, unpack_bucket
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float64])
+def test_a_digest_sees_every_change(dtype: torch.dtype) -> None:
+    base = torch.arange(1, 25).to(dtype)
+    digest = int(tensor_digest(base))
+    assert int(tensor_digest(base.clone().view(4, 6))) == digest
+    changed = [base.flip(0), base.roll(1), torch.cat([base, base[:1]]), base[:-1], base * 2]
+    one = base.clone()
+    one[7] += 1
+    swapped = base.clone()
+    swapped[2], swapped[3] = base[3], base[2]
+    digests = {int(tensor_digest(t)) for t in [*changed, one, swapped]}
+    assert len(digests) == 7
+    assert digest not in digests
+
+
+def test_a_digest_does_not_depend_on_layout_and_sees_zeros() -> None:
+    t = torch.randn(33, 17, generator=torch.Generator().manual_seed(0))
+    assert int(tensor_digest(t.T.contiguous().T)) == int(tensor_digest(t))
+    assert int(tensor_digest(torch.zeros(3))) != int(tensor_digest(torch.zeros(4)))
+    assert int(tensor_digest(torch.zeros(0))) == 0
+    # More than one chunk: equal to the formula written out with Python's integers.
+    long = torch.randint(-9, 9, ((1 << 22) + 5,), dtype=torch.int16, generator=torch.Generator().manual_seed(1))
+    total = sum((w + 1) * (2 * i + 1) for i, w in enumerate(long.tolist())) * 0x9E3779B97F4A7C15 % (1 << 64)
+    assert int(tensor_digest(long)) % (1 << 64) == total
+
+
+def test_buckets_keep_the_order_and_the_limit() -> None:
+    metas = [TensorMeta(str(i), torch.float32, (n,)) for i, n in enumerate([10, 10, 5, 100, 1, 1])]
+    cut = [[m.name for m in b] for b in cut_into_buckets(metas, 80)]
+    assert cut == [["0", "1"], ["2"], ["3"], ["4", "5"]]
+    assert list(cut_into_buckets([], 80)) == []
+
+
+def test_a_bucket_of_mixed_dtypes_comes_apart_as_it_was_put_together() -> None:
+    tensors = {
+        "odd": torch.arange(3, dtype=torch.int8),
+        "f": torch.randn(2, 3),
+        "scalar": torch.tensor(2.5, dtype=torch.bfloat16),
+        "g": torch.randn(4, dtype=torch.float64),
+    }
+    metas = [TensorMeta(n, t.dtype, tuple(t.shape)) for n, t in tensors.items()]
+    buffer = torch.cat([t.reshape(-1).view(torch.uint8) for t in tensors.values()])
+    for name, tensor in unpack_bucket(buffer, metas):
+        assert torch.equal(tensor, tensors[name])
+        assert tensor.shape == tensors[name].shape
+
+
+def test_the_rendezvous_listens_on_its_host_alone_and_a_group_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    store, port = serve_store("127.0.0.1", 20)
+    with socket.socket(socket.AF_INET) as probe, pytest.raises(OSError):
+        probe.connect(("127.0.0.2", port))
+    got = torch.zeros(4)
+
+    def receive() -> None:
+        group = gloo_group(join_store("127.0.0.1", port, 20), 1, 2, 20)
+        group.broadcast(got, 0).wait()
+
+    thread = threading.Thread(target=receive)
+    thread.start()
+    gloo_group(store, 0, 2, 20).broadcast(torch.tensor([1.0, 2.0, 3.0, 4.0]), 0).wait()
+    thread.join(20)
+    assert got.tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_missing_rank_is_an_error_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    store, _ = serve_store("127.0.0.1", 1)
+    with pytest.raises(RuntimeError):
+        gloo_group(store, 0, 2, 1)
+
+
+class FakeRay:
+    """References are plain values; 'late' never comes, an exception is raised on get."""
+
+    @staticmethod
+    def wait(refs: list[object], timeout: float) -> tuple[list[object], list[object]]:
+        ready = [r for r in refs if r != "late"][:1]
+        return ready, [r for r in refs if r not in ready]
+
+    @staticmethod
+    def get(ref: object) -> object:
+        if isinstance(ref, Exception):
+            raise ref
+        return ref
+
+
+def test_waiting_names_who_is_late_and_who_failed() -> None:
+    assert wait_for({"a": 1, "b": 2}, timeout_s=1, doing="x", ray=FakeRay) == {"a": 1, "b": 2}
+    with pytest.raises(RemoteError, match=r"worker 7 did not finish loading within 0\.5 s"):
+        wait_for({"a": 1, "worker 7": "late"}, timeout_s=0.5, doing="loading", ray=FakeRay)
+    with pytest.raises(RemoteError, match="rank 1 failed while loading: no memory") as error:
+        wait_for({"rank 1": ValueError("no memory")}, timeout_s=1, doing="loading", ray=FakeRay)
+    assert isinstance(error.value.__cause__, ValueError)
+
+
+def test_seeds_are_the_same_everywhere_and_different_for_different_names() -> None:
+    assert derive_seed(0, "step1.0", "p") == 3736264803348460573
+    seeds = {derive_seed(run, draw, p) for run in range(3) for draw in ("a", "b") for p in ("x", "y", "x\x1fy")}
+    assert len(seeds) == 18
+    assert all(0 <= s < 2**62 for s in seeds)

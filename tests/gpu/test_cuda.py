@@ -1,0 +1,54 @@
+"""The same numbers on a CUDA device."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from maxpo.advantages import ADVANTAGES
+from maxpo.digest import tensor_digest
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.mark.parametrize("name", sorted(ADVANTAGES))
+def test_advantages_equal_those_of_the_cpu(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rewards = torch.randint(0, 3, (64, 16), generator=generator).float()
+    valid = torch.rand(64, 16, generator=generator) < 0.9
+    cuda = ADVANTAGES[name](rewards.cuda(), 4, valid.cuda())
+    assert cuda.is_cuda
+    torch.testing.assert_close(cuda.cpu(), ADVANTAGES[name](rewards, 4, valid), rtol=1e-6, atol=1e-6)
+
+
+def test_digests_equal_those_of_the_cpu() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.int8):
+        t = (100 * torch.randn((1 << 22) + 3, generator=torch.Generator().manual_seed(0))).to(dtype)
+        assert int(tensor_digest(t.cuda())) == int(tensor_digest(t))
+
+
+@pytest.mark.parametrize("backend", ["ipc", "nccl"])
+def test_the_demo_trains_on_gpus(backend: str, tmp_path: Path) -> None:
+    if backend == "nccl" and torch.cuda.device_count() < 2:
+        pytest.skip("nccl needs two GPUs")
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    command = [
+        str(Path(sys.executable).with_name("maxpo")), "train", "configs/presets/demo.yaml", f"run.dir={tmp_path}",
+        "run.steps=3", "eval.prompts=32", "learner.device=cuda", "rollout.device=cuda", f"sync.backend={backend}",
+        "rollout.gpu_memory_utilization=0.3", "rollout.enforce_eager=true",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "train/loss" in row]
+    assert [row["weights/version"] for row in steps] == [1.0, 2.0, 3.0]
+    assert all(row["mismatch/kl"] < 1e-2 for row in steps)
