@@ -129,8 +129,8 @@ def _evaluate(args: argparse.Namespace, console: Console) -> int:
     from launch.train import run_evaluation
 
     result = run_evaluation(loaded.config, model, args.out, console)
-    table = Table(title=f"{model}: {result.prompts} prompts x {loaded.config.eval.samples}", title_justify="left")
-    table.add_column("")
+    table = Table()
+    table.add_column(f"held-out, {result.prompts} prompts x {loaded.config.eval.samples}")
     table.add_column("estimate", justify="right")
     table.add_column("95 % interval", justify="right")
     for k, e in result.at_k.items():

@@ -79,12 +79,11 @@ class Terminal(Observer):
 
 
 def comparison(result: RunResult) -> Table:
-    """First and last evaluation side by side."""
+    """First and last evaluation side by side: unbiased estimates, in brackets 95 % intervals over prompts."""
     steps = sorted(result.evaluations)
     reports = [result.evaluations[step] for step in dict.fromkeys((steps[0], steps[-1]))]
-    title = f"Held-out: {reports[0].prompts} prompts, unbiased estimates with 95 % intervals over prompts"
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
+    table = Table()
+    table.add_column(f"held-out, {reports[0].prompts} prompts")
     for step in dict.fromkeys((steps[0], steps[-1])):
         table.add_column(f"step {step}", justify="right")
     for k in reports[0].at_k:
@@ -96,9 +95,9 @@ def comparison(result: RunResult) -> Table:
 
 def timing(result: RunResult) -> Table:
     """Median seconds of each stage of a step, and tokens per second."""
-    table = Table(title=f"A step, median of {len(result.history)}", title_justify="left")
+    table = Table()
     table.add_column("stage")
-    table.add_column("seconds", justify="right")
+    table.add_column(f"seconds, median of {len(result.history)} steps", justify="right")
     table.add_column("tokens/s", justify="right")
     rates = {"generate": "throughput/generate_tokens_per_s", "update": "throughput/train_tokens_per_s"}
     for stage in (*STAGE_TIMES, "step"):

@@ -79,6 +79,7 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
             rollouts.shutdown()
             log.close()
     if result.evaluations:
+        console.print("Unbiased estimates; in brackets 95 % intervals over prompts", highlight=False, markup=False)
         console.print(comparison(result))
     if result.history:
         console.print(timing(result))
