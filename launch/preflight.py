@@ -43,10 +43,15 @@ def check_model(config: Config) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_data(config: Config) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and held-out prompts, tokenized by the model's tokenizer, after `check_model`."""
+def load_data(config: Config, *, evaluation: bool = False) -> tuple[list[Prompt], list[Prompt]]:
+    """Training and held-out prompts, tokenized by the model's tokenizer, after `check_model`.
+
+    Args:
+        config: a checked configuration.
+        evaluation: held-out prompts are wanted whatever the schedule of the training says.
+    """
     tokenizer = check_model(config)
-    wants_eval = config.eval.at_start or config.eval.at_end or config.eval.every
+    wants_eval = evaluation or config.eval.at_start or config.eval.at_end or config.eval.every
     return load_prompts(
         config.data,
         seed=config.run.seed,

@@ -13,11 +13,7 @@ def secure_own_cluster() -> None:
     Raises:
         RuntimeError: ray was imported already with other authentication settings.
     """
-    if "RAY_AUTH_TOKEN" in os.environ and os.environ.get("RAY_AUTH_MODE") == "token":
-        return
-    if "ray" in sys.modules:
-        raise RuntimeError("ray was imported before its authentication was set up: call secure_own_cluster() first")
-    os.environ |= {
+    settings = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # off: Ray keeps to loopback instead of the machine's address
@@ -26,3 +22,8 @@ def secure_own_cluster() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
     }
+    if all(os.environ.get(name) == value for name, value in settings.items() if name != "RAY_AUTH_TOKEN"):
+        return  # done before in this process
+    if "ray" in sys.modules:
+        raise RuntimeError("ray was imported before its authentication was set up: call secure_own_cluster() first")
+    os.environ |= settings

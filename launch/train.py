@@ -92,7 +92,7 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
 
 def run_evaluation(config: Config, model: Path, output: Path | None, console: Console) -> EvalReport:
     """Evaluate the model in a Hugging Face folder on the held-out prompts of the configuration."""
-    _, held_out = load_data(config)
+    _, held_out = load_data(config, evaluation=True)
     folder = output or Path(config.run.dir) / f"{config.run.name}-eval"
     folder.mkdir(parents=True, exist_ok=True)
     log = RunLog(folder, tensorboard=False, save_rollouts=len(held_out))

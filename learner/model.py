@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from maxpo.batching import TrainBatch
 from maxpo.logprobs import token_logprobs
@@ -74,10 +76,13 @@ def packed_attention(
         scaling: factor of the scores before the softmax.
         dropout: attention dropout.
         row: where the sequences lie.
-        **kwargs: what else the model hands down; a sliding window is refused.
+        **kwargs: what else the model hands down; sliding windows, soft caps and attention sinks are refused.
     """
-    if row is None or attention_mask is not None or kwargs.get("sliding_window") is not None:
-        raise ValueError("packed attention needs the layout of the row, no mask, and a model without sliding windows")
+    unsupported = [name for name in ("sliding_window", "softcap", "s_aux") if kwargs.get(name) is not None]
+    if row is None or attention_mask is not None or unsupported:
+        raise ValueError(
+            f"packed attention is plain causal attention of a laid-out row; the model asks for {unsupported}"
+        )
     grouped = query.shape[1] != key.shape[1]
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     pieces: list[Tensor] = []
@@ -111,6 +116,18 @@ def load_language_model(path: str, dtype: torch.dtype, *, trust_remote_code: boo
     return model
 
 
+def enable_gradient_checkpointing(model: Any) -> None:
+    """Recompute each decoder layer in the backward pass.
+
+    Layers do so only in training mode, which the model is not in: dropout must stay off, so that the learner's
+    probabilities are the sampler's. Hence the flag of the layers themselves, and of nothing inside them.
+    """
+    model.gradient_checkpointing_enable()
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+
+
 class Policy(nn.Module):
     """A language model that answers with log-probabilities instead of logits."""
 
@@ -130,9 +147,12 @@ class Policy(nn.Module):
             use_cache=False,
             row=RowLayout.of(batch.lengths, batch.token_ids.device),
         ).last_hidden_state[0]
+        # The head as a function of its weight, not as a module: under ZeRO-3 a module call gathers its parameters
+        # together with all ranks, and ranks need not have equally many chunks.
+        head = lm.get_output_embeddings()
         return token_logprobs(
             hidden,
-            lm.get_output_embeddings(),
+            partial(F.linear, weight=head.weight, bias=head.bias),
             batch.token_ids,
             batch.loss_mask,
             temperature=temperature,

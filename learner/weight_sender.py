@@ -141,8 +141,10 @@ class GlooSender:
         with ThreadPoolExecutor(max_workers=1) as side:
             # The engines block until the learner joins, so both happen at once.
             joined = side.submit(client.init_weight_transfer_engine, info)
-            self._group = gloo_group(self._store, 0, world_size, timeout_s)
-            joined.result()
+            try:
+                self._group = gloo_group(self._store, 0, world_size, timeout_s)
+            finally:
+                joined.result()  # what an engine says names it; gloo's own error does not
 
     def send_weights(self) -> None:
         """Push all parameters. Called on every rank; only rank 0 talks to the engines."""
@@ -158,7 +160,10 @@ class GlooSender:
             if failed:
                 break
             buffer = torch.cat([tensor.reshape(-1).view(torch.uint8) for _, tensor in bucket]).cpu()
-            self._group.broadcast(buffer, 0).wait()
+            try:
+                self._group.broadcast(buffer, 0).wait()
+            except RuntimeError:
+                break  # an engine is gone: its own error says which
         wait_for(pending, timeout_s=self._timeout_s, doing="receiving weights", ray=ray)
         self._client.finish_weight_update()
 

@@ -56,7 +56,7 @@ class LearnerWorker:
         )
         # Imported here: deepspeed reads the environment above when it is imported.
         from learner.engine import TrainEngine
-        from learner.model import Policy, load_language_model
+        from learner.model import Policy, enable_gradient_checkpointing, load_language_model
         from learner.step import Updater
         from learner.weight_sender import WeightSender
 
@@ -64,7 +64,7 @@ class LearnerWorker:
         model = self._config.model
         lm: Any = load_language_model(model.path, dtype, trust_remote_code=model.trust_remote_code)
         if learner.gradient_checkpointing:
-            lm.gradient_checkpointing_enable()
+            enable_gradient_checkpointing(lm)
         parameters = sum(p.numel() for p in lm.parameters())
         self._engine = TrainEngine(Policy(lm), learner, device)
         reference = None

@@ -27,8 +27,6 @@ class Sample:
     loss_mask: tuple[bool, ...]
     rollout_logprobs: tuple[float, ...]
     """0 where loss_mask is False."""
-    weight_version: int
-    """Oldest version of the weights that made one of its tokens."""
 
     @property
     def loss_tokens(self) -> int:
@@ -71,7 +69,7 @@ def reward_matrix(
 ) -> tuple[Float[Tensor, "G N"], Bool[Tensor, "G N"]]:
     """Rewards and validity of the groups as matrices; the reward of an invalid sample is 0 and means nothing."""
     valid = torch.tensor([group.valid for group in groups], dtype=torch.bool, device=device)
-    rewards = torch.tensor([group.rewards for group in groups], dtype=torch.float32, device=device)
+    rewards = torch.tensor([group.rewards for group in groups], dtype=torch.float64, device=device)
     return torch.where(valid, rewards, 0.0), valid
 
 
@@ -90,7 +88,6 @@ def valid_samples(groups: Sequence[ScoredGroup]) -> list[Sample]:
                     token_ids=prompt + completion.token_ids,
                     loss_mask=(False,) * len(prompt) + completion.loss_mask,
                     rollout_logprobs=(0.0,) * len(prompt) + completion.logprobs,
-                    weight_version=completion.min_weight_version,
                 )
             )
     return samples
@@ -159,7 +156,6 @@ def pack(
                 token_ids=(0, 0),
                 loss_mask=(False,) * 2,
                 rollout_logprobs=(0.0,) * 2,
-                weight_version=0,
             )
         ]
     lengths = tuple(len(s.token_ids) for s in samples)

@@ -113,8 +113,7 @@ class AlgorithmConfig:
     """Drop groups whose advantages are all zero before the learner. They are counted, and since the loss
     still divides by everything that was sampled, this never changes the policy gradient."""
     refill_rounds: int = 0
-    """How many times per step new prompts may be sampled in place of dropped groups. No effect without
-    `drop_zero_signal`."""
+    """How many times per step new prompts may be sampled in place of dropped groups."""
 
 
 @dataclass(kw_only=True)

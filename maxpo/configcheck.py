@@ -181,6 +181,11 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] = (
     (
+        ("learner.zero_stage", "learner.dtype"),
+        lambda c: c.learner.zero_stage > 0 or c.learner.dtype == "float32",
+        "ZeRO stage 0 keeps no float32 gradients, so bfloat16 loses digits: use stage 1 to 3, or float32.",
+    ),
+    (
         ("algorithm.k", "algorithm.group_size", "algorithm.advantage"),
         lambda c: c.algorithm.advantage != "maxpo" or 1 <= c.algorithm.k < c.algorithm.group_size,
         "algorithm.k must be at least 1 and below algorithm.group_size: each advantage leaves one completion out.",

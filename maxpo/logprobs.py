@@ -46,7 +46,8 @@ def token_logprobs(
     logprobs = torch.zeros(hidden.shape[0], dtype=torch.float32, device=hidden.device)
     entropy = torch.zeros_like(logprobs)
     if not targets.numel():
-        return logprobs + 0.0 * hidden.float().sum(), entropy
+        # Gradients of zero for everything, the head included: ranks must agree on which parameters have one.
+        return logprobs + 0.0 * head(hidden[:1]).float().sum(), entropy
 
     def one_chunk(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(states).float() / temperature

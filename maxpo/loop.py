@@ -108,13 +108,15 @@ def train(
         learner: the trainer; nothing is published yet.
         log: the run folder.
         observer: gets told about progress.
-        should_stop: asked after each step; True ends the run early, without the final evaluation.
+        should_stop: asked before each step and each later evaluation; True ends the run there.
     """
     result = RunResult()
     publish(rollouts, learner)
     if config.eval.at_start:
         result.evaluations[0] = evaluate(config, held_out, rollouts, log, observer, step=0)
     for step in range(1, config.run.steps + 1):
+        if should_stop():
+            break
         started = time.perf_counter()
         batch, metrics = sample(config, stream, rollouts, log, observer, step)
         if batch.groups:
@@ -128,12 +130,10 @@ def train(
         observer.step_done(step, metrics)
         result.history.append(metrics)
         result.steps = step
-        if should_stop():
-            result.stopped = True
-            return result
         due = step % config.eval.every == 0 if config.eval.every else False
-        if due or (step == config.run.steps and config.eval.at_end):
+        if not should_stop() and (due or (step == config.run.steps and config.eval.at_end)):
             result.evaluations[step] = evaluate(config, held_out, rollouts, log, observer, step)
+    result.stopped = should_stop()
     return result
 
 
@@ -233,7 +233,7 @@ def sampling_metrics(
     completions = [c for group in groups for c in group.group.completions]
     tokens = sum(len(c.token_ids) for c in completions)
     rewards, valid = reward_matrix(groups, torch.device("cpu"))
-    outcomes = Counter(outcome for group in groups for outcome in group.outcomes)
+    outcomes = Counter(outcome.partition(":")[0] for group in groups for outcome in group.outcomes)
     newest = max(c.max_weight_version for c in completions)
     metrics = {
         "reward/mean": float(rewards.sum() / valid.sum().clamp(min=1)),

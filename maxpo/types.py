@@ -68,7 +68,7 @@ class ScoredGroup:
     valid: tuple[bool, ...]
     """[N] True where the sample exists and was judged. An invalid sample is masked, never 0."""
     outcomes: tuple[str, ...]
-    """[N] 'ok', or why there is no reward: 'timeout', 'error', 'died', 'abort'."""
+    """[N] 'ok', 'too_long' (reward 0), or why there is no reward: 'timeout', 'error: ...', 'died', 'abort'."""
     reward_parts: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
     """Named parts of the reward, [N] each, for the log."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
@@ -11,22 +12,37 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 
 from maxpo.config import RewardConfig
-from maxpo.rewards import Score, find_verifier
-from maxpo.types import Group, ScoredGroup
+from maxpo.rewards import Judge, Score, find_verifier
+from maxpo.types import Group, Prompt, ScoredGroup
 
 Verdict = tuple[str, Score | None]
-"""Outcome ('ok', 'too_long', 'timeout', 'error', 'died') and the score where there is one."""
+"""Outcome ('ok', 'too_long', 'timeout', 'error: ...', 'died', 'abort') and the score where there is one."""
 
 
-def _judge(verifier: str, answers: Sequence[tuple[str, Any]]) -> list[Verdict]:
-    """Runs in a worker process: the verdicts on some answers. A verifier that raises is an 'error'."""
-    judge = find_verifier(verifier)
+class VerifierError(ValueError):
+    """A verifier raised on every answer it was given."""
+
+
+_judge: Judge | None = None  # of a worker process, set once at its start
+
+
+def _start(verifier: str) -> None:
+    """Runs first in a worker process: import the verifier, and forget the cluster's token."""
+    global _judge
+    os.environ.pop("RAY_AUTH_TOKEN", None)
+    _judge = find_verifier(verifier)
+
+
+def _verdicts(prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
+    """Runs in a worker process: the verdicts on some answers to one prompt."""
+    assert _judge is not None
     verdicts: list[Verdict] = []
-    for text, reference in answers:
+    for text in texts:
         try:
-            verdicts.append(("ok", judge(text, reference)))
-        except Exception:
-            verdicts.append(("error", None))
+            verdicts.append(("ok", _judge(prompt.text, text, prompt.reference)))
+        except Exception as error:
+            # The boundary to code that is not ours; counted, and written beside the sample.
+            verdicts.append((f"error: prompt {prompt.prompt_id}: {type(error).__name__}: {error}", None))
     return verdicts
 
 
@@ -47,10 +63,20 @@ class RewardPool:
     def __init__(self, config: RewardConfig) -> None:
         """Start the processes; they import the verifiers only."""
         self._config = config
-        self._pool = ProcessPool(max_workers=config.workers, context=multiprocessing.get_context("spawn"))
+        find_verifier(config.verifier)  # an error here, not in every worker process
+        self._pool = ProcessPool(
+            max_workers=config.workers,
+            context=multiprocessing.get_context("spawn"),
+            initializer=_start,
+            initargs=[config.verifier],
+        )
 
     def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
-        """Rewards for every completion, in order."""
+        """Rewards for every completion, in order.
+
+        Raises:
+            VerifierError: the verifier raised on every single answer; the message has the first one.
+        """
         verdicts: list[list[Verdict | None]] = [[None] * len(group.completions) for group in groups]
         whole: list[_Task] = []
         for g, group in enumerate(groups):
@@ -67,26 +93,21 @@ class RewardPool:
         single = [_Task(task.group, (i,)) for task in failed for i in task.indices]
         for task, outcome in self._run(single, groups, verdicts).items():
             verdicts[task.group][task.indices[0]] = (outcome, None)
+        judged = [v for row in verdicts for v in row if v is not None]
+        errors = [outcome for outcome, _ in judged if outcome.startswith("error")]
+        if errors and len(errors) == len(judged):
+            raise VerifierError(f"reward.verifier = {self._config.verifier} failed on every answer; first {errors[0]}")
         return [_scored(group, [v for v in row if v is not None]) for group, row in zip(groups, verdicts, strict=True)]
 
     def _run(
         self, tasks: Sequence[_Task], groups: Sequence[Group], verdicts: list[list[Verdict | None]]
     ) -> dict[_Task, str]:
         """Judge the tasks and enter their verdicts; those that timed out or died, with the outcome."""
-        futures = {
-            task: self._pool.schedule(
-                _judge,
-                args=[
-                    self._config.verifier,
-                    [
-                        (groups[task.group].completions[i].text, groups[task.group].prompt.reference)
-                        for i in task.indices
-                    ],
-                ],
-                timeout=self._config.timeout_s,
-            )
-            for task in tasks
-        }
+        futures: dict[_Task, Any] = {}
+        for task in tasks:
+            group = groups[task.group]
+            texts = [group.completions[i].text for i in task.indices]
+            futures[task] = self._pool.schedule(_verdicts, args=[group.prompt, texts], timeout=self._config.timeout_s)
         failed: dict[_Task, str] = {}
         for task, future in futures.items():
             try:

@@ -1,20 +1,32 @@
-"""Verifiers that misbehave on certain answers."""
+"""Custom rewards, some of which misbehave on certain answers."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from typing import Any
 
-from maxpo.rewards import Score
 
-
-def moody(text: str, reference: Any) -> Score:
+def moody(prompt: str, text: str, reference: Any) -> dict[str, float]:
     if text == "hang":
         while True:
             time.sleep(1)
     if text == "die":
         os._exit(3)
     if text == "raise":
-        raise ValueError(text)
-    return Score(reward=float(text == reference), parts={"length": float(len(text))})
+        raise KeyError(text)
+    return {"right": float(text == reference), "short": 0.0 if len(text) > 3 else 0.25}
+
+
+async def slow(prompt: str, text: str, reference: Any) -> float:
+    await asyncio.sleep(0.01)
+    return 0.5 if text == reference and prompt == "p" else -1.0
+
+
+def wrong_type(prompt: str, text: str, reference: Any) -> str:
+    return "good"
+
+
+def secret(prompt: str, text: str, reference: Any) -> float:
+    return float("RAY_AUTH_TOKEN" in os.environ)

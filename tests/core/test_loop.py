@@ -97,8 +97,11 @@ def test_with_the_filter_off_everything_reaches_the_learner(tmp_path: Path) -> N
 
 
 def test_a_stop_ends_the_run_after_its_step(tmp_path: Path) -> None:
-    result, learner, _ = run(tmp_path, config(), FakeRollouts(), should_stop=lambda: True)
-    assert (result.steps, result.stopped, len(learner.batches)) == (1, True, 1)
+    rollouts = FakeRollouts()
+    asked = lambda: any(draw.startswith("step2") for draw, _, _ in rollouts.draws)  # noqa: E731
+    result, learner, _ = run(tmp_path, config(), rollouts, should_stop=asked)
+    assert (result.steps, result.stopped, len(learner.batches)) == (2, True, 2)
+    assert sorted(result.evaluations) == [0]  # the one that step 2 was due is left out
 
 
 def test_an_undocumented_metric_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from maxpo.config import RewardConfig
 from maxpo.types import Group
-from rollout.reward_pool import RewardPool
+from rollout.reward_pool import RewardPool, VerifierError
 from tests.fakes import completion, prompt
 
 
@@ -33,10 +33,10 @@ def group(*texts: str, aborted: int | None = None) -> Group:
 
 def test_each_answer_gets_its_own_verdict_in_order(pool: RewardPool) -> None:
     first, second = pool.score([group("yes", "no", "x" * 11), group("no", "yes", "yes", aborted=2)])
-    assert first.rewards == (1.0, 0.0, 0.0)
+    assert first.rewards == (1.25, 0.25, 0.0)
     assert first.outcomes == ("ok", "ok", "too_long")
     assert first.valid == (True, True, True)
-    assert first.reward_parts["length"] == (3.0, 2.0, 0.0)
+    assert first.reward_parts == {"right": (1.0, 0.0, 0.0), "short": (0.25, 0.25, 0.0)}
     assert second.outcomes == ("ok", "ok", "abort")
     assert second.valid == (True, True, False)
 
@@ -48,11 +48,35 @@ def test_only_the_guilty_answer_is_invalid_and_the_pool_goes_on(pool: RewardPool
     )
     assert hung.outcomes == ("ok", "timeout", "ok")
     assert hung.valid == (True, False, True)
-    assert hung.rewards[0] == 1.0
+    assert hung.rewards[0] == 1.25
     assert dead.outcomes == ("died", "ok")
-    assert raised.outcomes == ("error", "ok")
+    assert raised.outcomes == ("error: prompt p: KeyError: 'raise'", "ok")
+    assert raised.valid == (False, True)
     assert fine.outcomes == ("ok", "ok")
     assert time.monotonic() - started < 30
     (after,) = pool.score([group("yes", "no")])
-    assert after.rewards == (1.0, 0.0)
+    assert after.rewards == (1.25, 0.25)
     assert after.outcomes == ("ok", "ok")
+
+
+@pytest.mark.parametrize(("name", "rewards"), [("slow", (0.5, -1.0)), ("secret", (0.0, 0.0))])
+def test_custom_rewards_may_be_async_and_never_see_the_clusters_token(
+    name: str, rewards: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "x")
+    pool = RewardPool(RewardConfig(verifier=f"tests.verifiers:{name}"))
+    try:
+        assert pool.score([group("yes", "no")])[0].rewards == rewards
+    finally:
+        pool.shutdown()
+
+
+def test_a_reward_that_always_fails_stops_the_run_with_its_prompt() -> None:
+    pool = RewardPool(RewardConfig(verifier="tests.verifiers:wrong_type"))
+    try:
+        with pytest.raises(VerifierError, match="failed on every answer; first error: prompt p: TypeError.*'good'"):
+            pool.score([group("yes", "no")])
+    finally:
+        pool.shutdown()
+    with pytest.raises(ValueError, match=r"no verifier is called 'nope': use one of \['countdown'"):
+        RewardPool(RewardConfig(verifier="nope"))
