@@ -14,6 +14,7 @@ from launch.rayenv import secure_own_cluster
 from maxpo import __version__
 from maxpo.configcheck import ConfigError
 from maxpo.configload import LoadedConfig, explain, load_config, to_yaml
+from maxpo.errors import InputError, RunError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,9 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(str(error), highlight=False, markup=False, soft_wrap=True)
         errors.print("\n`maxpo config explain KEY` says what a setting means.", highlight=False, markup=False)
         return 2
-    except (FileExistsError, FileNotFoundError, ValueError) as error:
+    except (InputError, FileExistsError) as error:
         errors.print(f"maxpo: {error}", highlight=False, markup=False, soft_wrap=True)
         return 2
+    except RunError as error:
+        errors.print(f"maxpo: {error}", highlight=False, markup=False, soft_wrap=True)
+        errors.print("The output of the workers is in log/ of the run folder.", highlight=False)
+        return 1
     except KeyboardInterrupt:
         errors.print("maxpo: stopped at once", highlight=False)
         return 130
@@ -88,16 +93,8 @@ def _train(loaded: LoadedConfig, console: Console) -> int:
     if loaded.config.ray.address is None:
         secure_own_cluster()
     from launch.train import run_training
-    from maxpo.deadline import RemoteError
 
-    try:
-        return run_training(loaded, console)
-    except RemoteError as error:
-        log = Path(loaded.config.run.dir) / loaded.config.run.name / "log"
-        Console(stderr=True).print(
-            f"maxpo: {error}\nThe output of the workers is in {log}", highlight=False, markup=False, soft_wrap=True
-        )
-        return 1
+    return run_training(loaded, console)
 
 
 def _dry_run(loaded: LoadedConfig, console: Console) -> int:

@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
 from maxpo.config import Config
+from maxpo.errors import InputError
 from rollout.worker import environment
+
+SHARED_GPU_LIMIT = 0.6
+"""Largest `rollout.gpu_memory_utilization` where learner and engine share a GPU."""
 
 CPU_SHARE = 0.01
 """CPUs that an actor asks Ray for on a CPU machine: processes share the cores, and Ray must not queue them."""
 
 
-class ResourceError(ValueError):
+class ResourceError(InputError):
     """The machines do not have what the configuration asks for."""
 
 
@@ -36,13 +39,6 @@ class Placement:
     rollout_options: list[dict[str, Any]]
 
 
-def resolve_device(setting: str) -> str:
-    """'cpu' or 'cuda' for a device setting."""
-    if setting == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return setting
-
-
 def place(config: Config, *, gpus: float, with_learner: bool = True) -> Placement:
     """Decide devices, sync backend and actor options.
 
@@ -55,17 +51,30 @@ def place(config: Config, *, gpus: float, with_learner: bool = True) -> Placemen
         ResourceError: more GPUs are asked for than there are, or the sync backend does not fit the devices.
     """
     learner, rollout = config.learner, config.rollout
-    learner_device, rollout_device = resolve_device(learner.device), resolve_device(rollout.device)
+    # The driver may run on a machine without a GPU, so the cluster is asked and not torch.
+    automatic = "cuda" if gpus > 0 else "cpu"
+    learner_device, rollout_device = (automatic if d == "auto" else d for d in (learner.device, rollout.device))
     backend = config.sync.backend
-    on_gpu = {learner_device, rollout_device}
+    if learner_device != rollout_device and with_learner:
+        raise ResourceError(
+            f"learner.device is {learner_device} and rollout.device is {rollout_device}; weights travel between "
+            "equal devices only: set both to the same"
+        )
+    one_each = learner.ranks == rollout.workers == rollout.tensor_parallel_size == 1
     if backend == "auto":
-        if len(on_gpu) == 2 and with_learner:
+        backend = "gloo" if rollout_device == "cpu" else "ipc" if one_each and gpus == 1 else "nccl"
+    if backend == "ipc" and with_learner:
+        if not one_each:
             raise ResourceError(
-                f"learner.device is {learner_device} and rollout.device is {rollout_device}; weights travel between "
-                "equal devices only: set both to the same"
+                f"sync.backend = ipc is for one learner rank and one engine on one GPU, not for learner.ranks = "
+                f"{learner.ranks}, rollout.workers = {rollout.workers}, rollout.tensor_parallel_size = "
+                f"{rollout.tensor_parallel_size}: use nccl"
             )
-        shared = rollout_device == "cuda" and learner.ranks == rollout.workers == rollout.tensor_parallel_size == 1
-        backend = "gloo" if rollout_device == "cpu" else "ipc" if shared and gpus == 1 else "nccl"
+        if rollout.gpu_memory_utilization > SHARED_GPU_LIMIT:
+            raise ResourceError(
+                f"rollout.gpu_memory_utilization = {rollout.gpu_memory_utilization:g} leaves too little of the GPU to "
+                f"the learner that shares it; allowed with sync.backend = ipc is at most {SHARED_GPU_LIMIT:g}"
+            )
     ranks = learner.ranks if with_learner else 0
     share = 0.5 if backend == "ipc" and with_learner else 1.0
     learner_gpus = share * ranks if learner_device == "cuda" else 0.0
@@ -76,7 +85,6 @@ def place(config: Config, *, gpus: float, with_learner: bool = True) -> Placemen
             f"{rollout.workers} x rollout.tensor_parallel_size = {rollout.tensor_parallel_size}, sync.backend = "
             f"{backend}), the cluster has {gpus:g}: lower one of them, or set the devices to cpu"
         )
-    host = ray.util.get_node_ip_address() if ray.is_initialized() else "127.0.0.1"
     learner_env = {"DS_ACCELERATOR": learner_device, "TOKENIZERS_PARALLELISM": "false"}
     if learner_device == "cpu":
         threads = str(learner.cpu_threads)
@@ -88,9 +96,7 @@ def place(config: Config, *, gpus: float, with_learner: bool = True) -> Placemen
         sync_backend=backend,
         learner_options=[_options(learner_env, share if learner_device == "cuda" else 0) for _ in range(ranks)],
         rollout_options=[
-            _options(
-                environment(rollout, rollout_device, host), tensor_parallel_gpus if rollout_device == "cuda" else 0
-            )
+            _options(environment(rollout, rollout_device), tensor_parallel_gpus if rollout_device == "cuda" else 0)
             for _ in range(rollout.workers)
         ],
     )

@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from maxpo.config import Config
 from maxpo.data import load_prompts
+from maxpo.errors import InputError
 from maxpo.rewards import find_verifier
 from maxpo.types import Prompt
 
@@ -14,14 +15,14 @@ def check_model(config: Config) -> PreTrainedTokenizerBase:
     """The model's tokenizer, after everything that can be told from the model folder.
 
     Raises:
-        ValueError: with all that is wrong, each with the key and what to do.
+        InputError: with all that is wrong, each with the key and what to do.
     """
     path, trust = config.model.path, config.model.trust_remote_code
     try:
         model = AutoConfig.from_pretrained(path, trust_remote_code=trust, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ValueError(f"model.path = {path} cannot be loaded: {error}") from error
+        raise InputError(f"model.path = {path} cannot be loaded: {error}") from error
     problems: list[str] = []
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     positions = getattr(model, "max_position_embeddings", None)
@@ -39,7 +40,7 @@ def check_model(config: Config) -> PreTrainedTokenizerBase:
     except ValueError as error:
         problems.append(f"reward.verifier: {error}")
     if problems:
-        raise ValueError("; ".join(problems))
+        raise InputError("; ".join(problems))
     return tokenizer
 
 

@@ -62,8 +62,11 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
         rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, places.rollout_options)
         learner = LearnerGroup(config, places.learner_device, places.sync_backend, places.learner_options)
         try:
-            learner.begin_start()
             rollouts.begin_start()
+            if places.sync_backend == "ipc":
+                # On one GPU vLLM measures the free memory while it starts, so nothing else may come or go.
+                rollouts.finish_start()
+            learner.begin_start()
             parameters = learner.finish_start()
             rollouts.finish_start()
             console.print(

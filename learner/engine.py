@@ -50,6 +50,10 @@ class TrainEngine:
             # Compiles for more than a minute an all-reduce kernel for inference that training never calls.
             sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
         deepspeed.init_distributed(dist_backend=dist.get_backend(), dist_init_required=False)
+        settings = deepspeed_config(config, dist.get_world_size())
+        if config.zero_stage == 3:
+            # Shard on the host, parameter by parameter: the whole model never stands on one device.
+            deepspeed.zero.Init(module=model, config_dict_or_path=settings)
         optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=config.lr,
@@ -59,9 +63,7 @@ class TrainEngine:
         )
         self._ds = deepspeed
         self.world_size = dist.get_world_size()
-        self._engine: Any = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=deepspeed_config(config, self.world_size)
-        )[0]
+        self._engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
         self._stage = config.zero_stage
         self.device = device
 

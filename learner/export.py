@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoTokenizer
 
 from learner.engine import TrainEngine
 from learner.model import parameters_by_name
 from maxpo.transport import TensorMeta, cut_into_buckets
 
 SHARD_BYTES = 4 << 30
+WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
+"""Endings of files that hold weights or list them; everything else of the model folder is copied as it is."""
 
 
 def export_policy(
@@ -46,8 +47,10 @@ def export_policy(
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(meta.nbytes for meta in metas)}, "weight_map": weight_map}
         (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    for file in sorted(Path(model_path).iterdir()):
+        if file.is_file() and not file.name.endswith(WEIGHT_FILES):
+            shutil.copy(file, partial)
+    # The weights may have another dtype than those the run started from.
     lm: Any = engine.module.lm
     lm.config.save_pretrained(partial)
-    lm.generation_config.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(model_path).save_pretrained(partial)
     partial.rename(target)

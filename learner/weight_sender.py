@@ -8,7 +8,9 @@ a checksum of every tensor for the manifest.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from learner.engine import TrainEngine
 from learner.model import parameters_by_name
-from maxpo.deadline import wait_for
+from maxpo.deadline import RemoteError, wait_for
 from maxpo.digest import tensor_digest
 from maxpo.transport import TensorMeta, cut_into_buckets, gloo_group, serve_store
 from maxpo.types import Receiver, WeightManifest
@@ -39,6 +41,7 @@ class ParameterSource:
     def buckets(self) -> Iterator[list[tuple[str, Tensor]]]:
         """Whole tensors, one bucket at a time; empty buckets on ranks that do not send. Collective."""
         self.digests = {}
+        _finish_cuda_work()
         for bucket in cut_into_buckets(self.metas, self._bucket_bytes):
             parameters = [self._parameters[meta.name] for meta in bucket]
             tensors: list[tuple[str, Tensor]] = []
@@ -49,12 +52,17 @@ class ParameterSource:
                         tensor = parameter.detach().to(meta.dtype, copy=True)
                         self.digests[meta.name] = tensor_digest(tensor)
                         tensors.append((meta.name, tensor))
+            _finish_cuda_work()
             yield tensors
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """The same, tensor by tensor (the form of vLLM's trainer engines)."""
         for bucket in self.buckets():
-            yield from bucket
+            for name, tensor in bucket:
+                if tensor.is_cuda:
+                    # vLLM packs on streams of its own: the memory must not be used again before they are done.
+                    tensor.record_stream(torch.cuda.current_stream())
+                yield name, tensor
 
     def metadata(self) -> list[TensorMeta]:
         """Name, dtype and shape of everything that iteration yields."""
@@ -76,6 +84,7 @@ class EngineClient:
         """`receivers` in the order of their ranks; every call has `timeout_s` seconds."""
         self.receivers = receivers
         self.version = -1
+        self.failure: RemoteError | None = None
         self._timeout_s = timeout_s
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
@@ -93,7 +102,14 @@ class EngineClient:
         self._call("start_weight_update", "preparing to receive weights")
 
     def update_weights(self, update_info: Any) -> None:
-        """Receive; returns when all engines have loaded everything."""
+        """Receive; returns when all engines have loaded everything.
+
+        CUDA IPC handles come with classes in them, which no serializer but pickle takes, so they go as plain data:
+        the size of the buffer and the arguments behind the fixed ones (see `IpcReceiver.parse_update_info`).
+        """
+        if handles := update_info.get("ipc_handles"):
+            plain = {gpu: (args[1][0], args[6:]) for gpu, args in handles.items()}
+            update_info = update_info | {"ipc_handles": plain}
         self._call("update_weights", "receiving weights", update_info)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
@@ -108,7 +124,11 @@ class EngineClient:
         self._wait({r.name: getattr(r.actor, method).remote(*args) for r in self.receivers}, doing)
 
     def _wait(self, refs: dict[str, Any], doing: str) -> None:
-        wait_for(refs, timeout_s=self._timeout_s, doing=doing, ray=ray)
+        try:
+            wait_for(refs, timeout_s=self._timeout_s, doing=doing, ray=ray)
+        except RemoteError as error:
+            self.failure = error
+            raise
 
 
 class GlooSender:
@@ -226,7 +246,9 @@ class WeightSender:
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
         if self._backend == "ipc":
-            info: Any = IPCTrainerInitInfo(rank=self._rank, packed=True, packed_buffer_size_bytes=self._bucket_bytes)
+            # One buffer holds whole tensors, so the largest must fit.
+            size = max(self._bucket_bytes, *(meta.nbytes for meta in self._source.metas))
+            info: Any = IPCTrainerInitInfo(rank=self._rank, packed=True, packed_buffer_size_bytes=size)
         else:
             info = NCCLTrainerInitInfo(
                 rank=self._rank,
@@ -235,7 +257,61 @@ class WeightSender:
                 world_size=1 + sum(receiver.workers for receiver in self._client.receivers),
                 packed_buffer_size_bytes=self._bucket_bytes,
             )
-        return WeightTransferTrainerFactory.trainer_init(info, client=self._client, source=self._source)  # pyright: ignore
+        source: Any = self._source
+        transport = self._bounded(
+            lambda: WeightTransferTrainerFactory.trainer_init(info, client=self._client, source=source)
+        )
+        return _Bounded(transport, self._bounded)
+
+    def _bounded(self, work: Callable[[], Any]) -> Any:
+        """Run vLLM's side of a transfer with a deadline, which NCCL itself does not have.
+
+        Raises:
+            RemoteError: an engine failed meanwhile, or `sync.timeout_s` is over.
+        """
+        outcome: list[Any] = []
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+        def target() -> None:
+            if device is not None:
+                torch.cuda.set_device(device)
+            try:
+                outcome.append((work(), None))
+            except BaseException as error:
+                outcome.append((None, error))
+
+        # A daemon: where an engine is gone, the thread may stay in NCCL for ever.
+        thread = threading.Thread(target=target, daemon=True)
+        thread.start()
+        end = time.monotonic() + self._timeout_s
+        while thread.is_alive():
+            thread.join(0.05)
+            if self._client.failure is not None:
+                raise self._client.failure
+            if time.monotonic() > end:
+                names = ", ".join(receiver.name for receiver in self._client.receivers)
+                raise RemoteError(f"sending weights to {names} did not finish within {self._timeout_s:g} s")
+        result, error = outcome[0]
+        if error is not None:
+            raise error
+        return result
+
+
+class _Bounded:
+    """A trainer engine of vLLM whose `send_weights` has a deadline."""
+
+    def __init__(self, transport: Any, run: Callable[[Callable[[], Any]], Any]) -> None:
+        self._transport, self._run = transport, run
+
+    def send_weights(self) -> None:
+        """Push all parameters."""
+        self._run(self._transport.send_weights)
+
+
+def _finish_cuda_work() -> None:
+    """Wait for the GPU: the optimizer's work before copies are made, the copies before another stream reads them."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def _free_port(host: str) -> int:

@@ -182,7 +182,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] = (
     (
         ("learner.zero_stage", "learner.dtype"),
-        lambda c: c.learner.zero_stage > 0 or c.learner.dtype == "float32",
+        lambda c: (c.learner.zero_stage, c.learner.dtype) != (0, "bfloat16"),
         "ZeRO stage 0 keeps no float32 gradients, so bfloat16 loses digits: use stage 1 to 3, or float32.",
     ),
     (

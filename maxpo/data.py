@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from maxpo.config import DataConfig
+from maxpo.errors import InputError
 from maxpo.tasks import TASKS
 from maxpo.types import Prompt
 
@@ -18,7 +19,7 @@ Encode = Callable[[str], Sequence[int]]
 """A tokenizer: text to token ids."""
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Rows that cannot be used; the message names file, line, field and what was expected."""
 
 
@@ -35,9 +36,12 @@ def load_prompts(config: DataConfig, *, seed: int, eval_size: int, encode: Encod
         DataError: bad rows, a prompt over `data.max_prompt_tokens`, or too few evaluation rows.
     """
     if config.task is not None:
-        train, held_out = TASKS[config.task](
-            seed=seed, train_size=config.train_size, eval_size=eval_size, **config.task_args
-        )
+        try:
+            train, held_out = TASKS[config.task](
+                seed=seed, train_size=config.train_size, eval_size=eval_size, **config.task_args
+            )
+        except (TypeError, ValueError) as error:
+            raise DataError(f"data.task = {config.task} with data.task_args = {config.task_args}: {error}") from error
         rows = [[(p.problem_id, p.prompt, p.reference) for p in split] for split in (train, held_out)]
         source = config.task
     else:

@@ -6,8 +6,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from maxpo.errors import RunError
 
-class RemoteError(RuntimeError):
+
+class RemoteError(RunError):
     """A remote worker failed or did not answer in time; the message names it."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 
 from maxpo.config import RewardConfig
+from maxpo.errors import RunError
 from maxpo.rewards import Judge, Score, find_verifier
 from maxpo.types import Group, Prompt, ScoredGroup
 
@@ -19,7 +20,7 @@ Verdict = tuple[str, Score | None]
 """Outcome ('ok', 'too_long', 'timeout', 'error: ...', 'died', 'abort') and the score where there is one."""
 
 
-class VerifierError(ValueError):
+class VerifierError(RunError):
     """A verifier raised on every answer it was given."""
 
 

@@ -142,6 +142,15 @@ class NcclReceiver(_Checked, NCCLWeightTransferEngine):
 class IpcReceiver(_Checked, IPCWeightTransferEngine):
     """Weights through CUDA IPC, for an engine that shares the learner's GPU."""
 
+    def parse_update_info(self, update_dict: dict[str, Any]) -> Any:
+        """Put back what the sender left out of the handles: a packed buffer is always a flat uint8 tensor."""
+        fixed = (1,), 0, torch.storage.TypedStorage, torch.uint8
+        handles = {
+            gpu: (torch.Tensor, torch.Size([size]), *fixed, *rest)
+            for gpu, (size, rest) in update_dict["ipc_handles"].items()
+        }
+        return super().parse_update_info(update_dict | {"ipc_handles": handles})
+
 
 class WorkerExtension:
     """Methods that vLLM adds to each of its workers, reachable by name through `collective_rpc`."""

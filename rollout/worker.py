@@ -19,10 +19,9 @@ CPU_ENVIRONMENT = {
 }
 
 
-def environment(config: RolloutConfig, device: str, host: str) -> dict[str, str]:
+def environment(config: RolloutConfig, device: str) -> dict[str, str]:
     """Environment variables of a worker's process, to be set before it imports anything."""
     common = {
-        "VLLM_HOST_IP": host,
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_PLUGINS": "maxpo_weight_receivers",
@@ -64,7 +63,11 @@ class RolloutWorker:
         """
         import os
 
+        import ray
         from transformers import AutoTokenizer
+
+        # The address of the node that this actor runs on; vLLM reads it when it is imported.
+        os.environ["VLLM_HOST_IP"] = ray.util.get_node_ip_address()
 
         from rollout.engine import Engine
 

@@ -12,7 +12,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +70,8 @@ def _as_score(value: Any) -> Score:
     """
     if inspect.iscoroutine(value):
         value = asyncio.run(value)
-    parts: dict[str, Any] = value if isinstance(value, dict) else {}
-    numbers = list(parts.values()) if parts else [value]
+    parts = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    numbers: list[Any] = list(parts.values()) if parts else [value]
     if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
         raise TypeError(f"a reward must be a finite number or a dict of them, not {value!r}")
     return Score(reward=float(sum(numbers)), parts={str(k): float(v) for k, v in parts.items()})

@@ -386,7 +386,7 @@ class TestChecks:
     @pytest.mark.parametrize(
         "overrides",
         [
-            ["learner.zero_stage=0"],
+            ["learner.zero_stage=0", "learner.dtype=float32"],
             ["learner.zero_stage=3", "learner.deepspeed=zero.json"],
             ["rollout.gpu_memory_utilization=1", "algorithm.clip_low=0", "algorithm.clip_high=0"],
             ["algorithm.k=15"],

@@ -23,18 +23,19 @@ def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str,
     store = join_store("127.0.0.1", port, 60)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     from learner.engine import TrainEngine
-    from learner.model import Policy, load_language_model, parameters_by_name
+    from learner.model import Policy, enable_gradient_checkpointing, load_language_model, parameters_by_name
     from learner.step import Updater
 
     results = []
     for job in jobs:
         learner: LearnerConfig = job["learner"]
         algorithm: AlgorithmConfig = job["algorithm"]
-        engine = TrainEngine(
-            Policy(load_language_model(model, getattr(torch, learner.dtype), trust_remote_code=False)),
-            learner,
-            torch.device("cpu"),
-        )
+        lm: Any = load_language_model(job.get("model", model), getattr(torch, learner.dtype), trust_remote_code=False)
+        calls: list[int] = []
+        if learner.gradient_checkpointing:
+            enable_gradient_checkpointing(lm)
+        lm.model.layers[0].mlp.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        engine = TrainEngine(Policy(lm), learner, torch.device("cpu"))
         reference = None
         if algorithm.kl_coef:
             reference = Policy(load_language_model(model, torch.float32, trust_remote_code=False))
@@ -64,6 +65,7 @@ def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str,
         for name, parameter in parameters_by_name(engine.module).items():
             with torch.no_grad(), engine.full_parameters([parameter]):
                 weights[name] = parameter.detach().float().clone()
+        metrics[0]["forward_calls"] = float(len(calls))
         results.append((gradients, weights, metrics))
     if rank == 0:
         # Through a file: tensors in a queue would travel by descriptors that die with this process.
@@ -80,7 +82,11 @@ def run_ranks(world: int, model: str, jobs: Sequence[dict[str, Any]], out: str) 
 
 
 def job(batches: list[StepBatch], *, budget: int = 10_000, stage: int = 2, **algorithm: Any) -> dict[str, Any]:
-    extra = {key: algorithm.pop(key) for key in ("lr", "dtype", "logprob_chunk", "warmup_steps") if key in algorithm}
+    extra = {
+        key: algorithm.pop(key)
+        for key in ("lr", "dtype", "logprob_chunk", "warmup_steps", "gradient_checkpointing", "deepspeed")
+        if key in algorithm
+    }
     return {
         "batches": batches,
         "learner": LearnerConfig(

@@ -74,7 +74,7 @@ def test_custom_rewards_may_be_async_and_never_see_the_clusters_token(
 def test_a_reward_that_always_fails_stops_the_run_with_its_prompt() -> None:
     pool = RewardPool(RewardConfig(verifier="tests.verifiers:wrong_type"))
     try:
-        with pytest.raises(VerifierError, match="failed on every answer; first error: prompt p: TypeError.*'good'"):
+        with pytest.raises(VerifierError, match=r"failed on every answer; first error: prompt p: TypeError.*'good'"):
             pool.score([group("yes", "no")])
     finally:
         pool.shutdown()

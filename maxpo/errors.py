@@ -1,0 +1,9 @@
+"""What a user can do something about, as opposed to mistakes of this code."""
+
+
+class InputError(ValueError):
+    """Something that was given is wrong: a setting, a file, a machine with too little. Nothing was started."""
+
+
+class RunError(RuntimeError):
+    """A run failed for a reason outside this process; the message names who and what."""
