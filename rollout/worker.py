@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -55,14 +56,12 @@ class RolloutWorker:
         self._max_model_len = max_prompt_tokens + config.max_new_tokens
         self._trust_remote_code = trust_remote_code
 
-    async def start(self, version: int | None = None) -> int:
-        """Start the engine; blocks this actor until it is ready. Returns the process id.
+    async def start(self, version: int | None = None) -> None:
+        """Start the engine; blocks this actor until it is ready.
 
         Args:
             version: version of the weights in the model folder; None: generation is refused until weights come.
         """
-        import os
-
         import ray
         from transformers import AutoTokenizer
 
@@ -82,6 +81,9 @@ class RolloutWorker:
         )
         if version is not None:
             await self._engine.set_version(version)
+
+    async def process_id(self) -> int:
+        """Of this actor; its engine's processes are children of it."""
         return os.getpid()
 
     async def generate(self, rollout_id: str, prompt: Prompt, n: int, seed: int, *, greedy: bool = False) -> Group:

@@ -46,7 +46,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         "data.train_size=200",
         "eval.prompts=64",
         "rollout.max_concurrent_sequences=64",
-        "sync.bucket_mib=1",
+        "sync.bucket_mib=1", "sync.timeout_s=10",
         "rollout.workers=2",
         "learner.ranks=2",
         "learner.cpu_threads=1",

@@ -34,7 +34,7 @@ def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str,
         calls: list[int] = []
         if learner.gradient_checkpointing:
             enable_gradient_checkpointing(lm)
-        lm.model.layers[0].mlp.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        lm.model.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         engine = TrainEngine(Policy(lm), learner, torch.device("cpu"))
         reference = None
         if algorithm.kl_coef:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from maxpo.advantages import ADVANTAGES
+from maxpo.batching import plan_microbatches, valid_samples
 from maxpo.types import Completion, Group, Prompt, ScoredGroup, StepBatch
 from tests.integration.learner_ranks import job, run_ranks
 
@@ -106,8 +108,8 @@ def plain_loss(
     return total
 
 
-def plain_gradients(batch: StepBatch, aggregation: str, **kwargs: Any) -> dict[str, torch.Tensor]:
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32, attn_implementation="eager")
+def plain_gradients(batch: StepBatch, aggregation: str, path: str = MODEL, **kwargs: Any) -> dict[str, torch.Tensor]:
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
     plain_loss(model, batch, aggregation, **kwargs).backward()
     return {name: p.grad for name, p in model.named_parameters()}
 
@@ -118,6 +120,42 @@ def assert_same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tol
     assert scale > 0
     for name in want:
         assert float((got[name] - want[name]).abs().max()) <= tolerance * scale, name
+
+
+def lopsided() -> StepBatch:
+    """Three sequences of 40, 30 and 30 tokens: two ranks with a budget of 45 need two rows, and one runs out."""
+    lengths = (35, 25, 25)
+    completions = tuple(
+        Completion(
+            text="",
+            token_ids=tuple(4 + (i * 7 + t) % 36 for t in range(n)),
+            logprobs=(-2.0,) * n,
+            loss_mask=(True,) * n,
+            finish_reason="stop",
+            min_weight_version=0,
+            max_weight_version=0,
+        )
+        for i, n in enumerate(lengths)
+    )
+    prompt = Prompt(prompt_id="p", text="", token_ids=(5, 6, 7, 8, 9), reference=None, source="")
+    group = ScoredGroup(
+        group=Group(prompt=prompt, completions=completions),
+        rewards=(1.0, 0.0, 0.5),
+        valid=(True,) * 3,
+        outcomes=("ok",) * 3,
+    )
+    return StepBatch(groups=(group,), sampled_sequences=3, sampled_tokens=sum(lengths), step=1)
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The demo model with a head of its own."""
+    folder = tmp_path_factory.mktemp("untied")
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32, tie_word_embeddings=False)
+    generator = torch.Generator().manual_seed(0)
+    model.lm_head.weight = torch.nn.Parameter(0.1 * torch.randn(model.lm_head.weight.shape, generator=generator))
+    model.save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -131,16 +169,28 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Any, A
         job([batch], aggregation="constant", loss="policy_gradient", tis_cap=None, stage=3, budget=100),
         job([batch], aggregation="token_mean", entropy_coef=0.3, kl_coef=0.5) | {"temperature": 0.7},
         job([batch, make_batch(1), make_batch(2)], aggregation="constant"),
+        job([batch], aggregation="constant", gradient_checkpointing=True),
     ]
     return run_ranks(1, MODEL, jobs, str(tmp_path_factory.mktemp("ranks") / "one.pt"))
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Any, Any]]:
+def two_ranks(tmp_path_factory: pytest.TempPathFactory, untied: str) -> list[tuple[Any, Any, Any]]:
     batch = make_batch(0)
+    # Nothing stays gathered, as in a large model: each use of a parameter is a collective of its own.
+    no_cache = tmp_path_factory.mktemp("ds") / "no_cache.json"
+    zero = {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0, "stage3_max_live_parameters": 0}
+    no_cache.write_text(json.dumps({"zero_optimization": zero}))
     jobs = [job([batch], aggregation="constant", budget=100, stage=stage) for stage in (0, 1, 2, 3)]
-    jobs.append(job([make_batch(0, groups=1, n=4)], aggregation="constant", budget=45))  # rows run out on a rank
+    jobs.append(job([lopsided()], aggregation="constant", budget=45))
     jobs.append(job([batch, make_batch(1), make_batch(2)], aggregation="constant", budget=100, minibatches=1))
+    for stage in (2, 3):
+        settings = {"deepspeed": str(no_cache)} if stage == 3 else {}
+        # A chunk of 31 makes the ranks use the head differently often.
+        jobs.append(
+            job([lopsided()], aggregation="constant", budget=45, stage=stage, logprob_chunk=31, **settings)
+            | {"model": untied}
+        )
     return run_ranks(2, MODEL, jobs, str(tmp_path_factory.mktemp("ranks") / "two.pt"))
 
 
@@ -170,8 +220,22 @@ def test_two_ranks_and_every_zero_stage_give_the_gradient_of_one_rank(one_rank: 
             assert two_ranks[stage][2][0][name] == pytest.approx(one_rank[0][2][0][name], rel=1e-4), (stage, name)
 
 
-def test_a_rank_without_work_changes_nothing(two_ranks: Any) -> None:
-    assert_same(two_ranks[4][0], plain_gradients(make_batch(0, groups=1, n=4), "constant"))
+def test_a_row_that_runs_out_on_one_rank_changes_nothing(two_ranks: Any, untied: str) -> None:
+    lengths = [len(s.token_ids) for s in valid_samples(lopsided().groups)]
+    plan = plan_microbatches(lengths, 45, 2)
+    assert any(not row for rows in plan for row in rows)
+    assert_same(two_ranks[4][0], plain_gradients(lopsided(), "constant"))
+    # The same with a head of its own, under ZeRO-2, and under ZeRO-3 with nothing kept gathered.
+    want = plain_gradients(lopsided(), "constant", path=untied)
+    assert "lm_head.weight" in want
+    assert_same(two_ranks[6][0], want)
+    assert_same(two_ranks[7][0], want)
+
+
+def test_gradient_checkpointing_runs_each_layer_twice_for_the_same_gradient(one_rank: Any) -> None:
+    assert_same(one_rank[7][0], one_rank[0][0])
+    assert one_rank[0][2][0]["forward_calls"] == 1
+    assert one_rank[7][2][0]["forward_calls"] == 2
 
 
 def test_steps_equal_plain_adamw_with_clipping(one_rank: Any, two_ranks: Any) -> None:
