@@ -34,10 +34,19 @@ def test_a_digest_does_not_depend_on_layout_and_sees_zeros() -> None:
     assert int(tensor_digest(t.T.contiguous().T)) == int(tensor_digest(t))
     assert int(tensor_digest(torch.zeros(3))) != int(tensor_digest(torch.zeros(4)))
     assert int(tensor_digest(torch.zeros(0))) == 0
-    # More than one chunk: equal to the formula written out with Python's integers.
-    long = torch.randint(-9, 9, ((1 << 22) + 5,), dtype=torch.int16, generator=torch.Generator().manual_seed(1))
-    total = sum((w + 1) * (2 * i + 1) for i, w in enumerate(long.tolist())) * 0x9E3779B97F4A7C15 % (1 << 64)
-    assert int(tensor_digest(long)) % (1 << 64) == total
+    # More than one chunk: equal to the formula written out with Python's integers. An odd number of 2-byte words ...
+    long = torch.randint(-9, 9, ((1 << 18) + 5,), dtype=torch.int16, generator=torch.Generator().manual_seed(1))
+    total = len(long) + sum(w * (2 * i + 1) for i, w in enumerate(long.tolist()))
+    assert int(tensor_digest(long)) == total
+    # ... and 4-byte words, whose sum wraps around.
+    wide = torch.randn((1 << 18) + 5, generator=torch.Generator().manual_seed(1))
+    total = len(wide) + sum(w * (2 * i + 1) for i, w in enumerate(wide.view(torch.int32).tolist()))
+    assert int(tensor_digest(wide)) % (1 << 64) == total % (1 << 64)
+    # Values that differ in their sign alone, exchanged; and a view whose memory is not aligned for 4-byte words.
+    pair = torch.tensor([1.5, 2.0, -1.5, 2.0])
+    assert int(tensor_digest(pair)) != int(tensor_digest(pair.roll(2)))
+    odd = torch.arange(9, dtype=torch.bfloat16)[1:]
+    assert int(tensor_digest(odd)) == int(tensor_digest(odd.clone()))
 
 
 def test_buckets_keep_the_order_and_the_limit() -> None:

@@ -177,7 +177,7 @@ def test_an_engine_that_hangs_in_a_sync_is_named_after_the_deadline(stack: Stack
     (core,) = [p for p in psutil.Process(pid).children(recursive=True) if p.memory_info().rss > 200 << 20]
     core.suspend()
     try:
-        with pytest.raises(RemoteError, match=r"rollout worker 1 did not finish preparing to receive weights within 10 s"):
+        with pytest.raises(RemoteError, match=r"worker 1 did not finish preparing to receive weights within 10 s"):
             stack.learner.publish(stack.rollouts.receivers())
     finally:
         core.kill()
