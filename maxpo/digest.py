@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
 CPU_CHUNK, GPU_CHUNK = 1 << 17, 1 << 24
-"""Words summed at once; the sum does not depend on it. On CPU their products take 1 MiB: they stay in the cache, and the
-allocator hands the same memory out again, where larger blocks are fresh pages each time. A GPU wants fewer launches."""
+"""Words summed at once; the sum does not depend on it. On CPU their products take 1 MiB: they stay in the cache, and
+the allocator hands the same memory out again, where larger blocks are fresh pages each time. A GPU wants few launches."""
 
 
 def tensor_digest(tensor: Tensor) -> Tensor:
@@ -29,7 +31,7 @@ def tensor_digest(tensor: Tensor) -> Tensor:
     total = torch.full((), words.numel(), dtype=torch.int64, device=tensor.device)
     chunk = CPU_CHUNK if tensor.device.type == "cpu" else GPU_CHUNK
     weight = 2 * torch.arange(min(chunk, words.numel()), device=tensor.device) + 1
-    for part in words.split(chunk):
+    for part in cast("tuple[Tensor, ...]", words.split(chunk)):  # pyright: ignore
         total += (part * weight[: part.numel()]).sum()
         weight += 2 * chunk
     return total

@@ -87,7 +87,7 @@ def config(**kwargs: object) -> Config:
 
 
 def test_one_gpu_is_shared_and_more_are_kept_apart() -> None:
-    one = place(config(), gpus=1)
+    one = place(config(gpu_memory_utilization=0.4), gpus=1)
     assert one.sync_backend == "ipc"
     assert one.learner_options[0]["num_gpus"] == one.rollout_options[0]["num_gpus"] == 0.5
     eight = place(config(ranks=4, workers=2, tensor_parallel_size=2), gpus=8)
@@ -96,8 +96,17 @@ def test_one_gpu_is_shared_and_more_are_kept_apart() -> None:
     assert [o["num_gpus"] for o in eight.rollout_options] == [2.0] * 2
     with pytest.raises(ResourceError, match=r"needs 8 GPUs .*learner.ranks = 4.*the cluster has 7"):
         place(config(ranks=4, workers=2, tensor_parallel_size=2), gpus=7)
+    with pytest.raises(ResourceError, match=r"gpu_memory_utilization = 0\.85 leaves too little"):
+        place(config(), gpus=1)
     evaluation = place(config(), gpus=1, with_learner=False)
     assert (evaluation.learner_options, evaluation.rollout_options[0]["num_gpus"]) == ([], 1.0)
+
+
+def test_ipc_is_for_one_rank_and_one_engine() -> None:
+    two = config(ranks=2, gpu_memory_utilization=0.4)
+    two.sync.backend = "ipc"
+    with pytest.raises(ResourceError, match=r"ipc is for one learner rank and one engine.*learner\.ranks = 2"):
+        place(two, gpus=8)
 
 
 def test_cpu_machines_use_gloo_and_mixed_devices_are_refused() -> None:
