@@ -9,7 +9,7 @@ from torch import Tensor
 
 CPU_CHUNK, GPU_CHUNK = 1 << 17, 1 << 24
 """Words summed at once; the sum does not depend on it. On CPU their products take 1 MiB: they stay in the cache, and
-the allocator hands the same memory out again, where larger blocks are fresh pages each time. A GPU wants few launches."""
+the allocator hands the same memory out again, where larger blocks are fresh pages. A GPU wants few launches."""
 
 
 def tensor_digest(tensor: Tensor) -> Tensor:
