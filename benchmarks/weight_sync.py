@@ -75,44 +75,32 @@ def random_model(target: Path, dtype: str) -> Path:
 
 def measure(args: argparse.Namespace, model: Path, folder: Path) -> dict[str, Any]:
     """Start everything, measure limits and rounds, end everything."""
-    from launch.placement import cluster, place
-    from learner.group import LearnerGroup
+    from launch.system import system
     from maxpo.configload import load_config
-    from rollout.pool import RolloutPool
 
     overrides = [f"run.dir={folder}", f"model.path={model}", f"sync.bucket_mib={args.bucket_mib}"]
     overrides += [f"rollout.workers={args.workers}", f"rollout.dtype={args.dtype}", f"learner.dtype={args.dtype}"]
     overrides += ["learner.cpu_threads=1", "rollout.gpu_memory_utilization=0.4"]
     config = load_config([ROOT / "configs/presets/demo.yaml"], overrides).config
-    with cluster(config, folder / "log") as gpus:
-        places = place(config, gpus=gpus)
-        rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, places.rollout_options)
-        learner = LearnerGroup(config, places.learner_device, places.sync_backend, places.learner_options)
-        try:
-            learner.begin_start()
-            rollouts.begin_start()
-            learner.finish_start()
-            rollouts.finish_start()
-            warm_up = learner.publish(rollouts.receivers())
-            tensors = [
-                TensorMeta(name, getattr(torch, dtype), shape)
-                for name, dtype, shape in zip(warm_up.names, warm_up.dtypes, warm_up.shapes, strict=True)
-            ]
-            buckets = [sum(t.nbytes for t in bucket) for bucket in cut_into_buckets(tensors, args.bucket_mib << 20)]
-            limits = measure_limits(places.learner_device, buckets, args.workers, args.rounds)
-            publish_s: list[float] = []
-            confirm_s: list[float] = []
-            for version in range(1, 1 + args.rounds):
-                started = time.perf_counter()
-                manifest = learner.publish(rollouts.receivers())
-                published = time.perf_counter()
-                rollouts.confirm(manifest)  # raises unless every tensor of this version arrived at every engine
-                confirm_s.append(time.perf_counter() - published)
-                publish_s.append(published - started)
-                assert manifest.version == version and manifest.names == warm_up.names
-        finally:
-            learner.shutdown()
-            rollouts.shutdown()
+    with system(config, folder / "log") as running:
+        rollouts, learner, places = running.rollouts, running.learner, running.places
+        warm_up = learner.publish(rollouts.receivers())
+        tensors = [
+            TensorMeta(name, getattr(torch, dtype), shape)
+            for name, dtype, shape in zip(warm_up.names, warm_up.dtypes, warm_up.shapes, strict=True)
+        ]
+        buckets = [sum(t.nbytes for t in bucket) for bucket in cut_into_buckets(tensors, args.bucket_mib << 20)]
+        limits = measure_limits(places.learner_device, buckets, args.workers, args.rounds)
+        publish_s: list[float] = []
+        confirm_s: list[float] = []
+        for version in range(1, 1 + args.rounds):
+            started = time.perf_counter()
+            manifest = learner.publish(rollouts.receivers())
+            published = time.perf_counter()
+            rollouts.confirm(manifest)  # raises unless every tensor of this version arrived at every engine
+            confirm_s.append(time.perf_counter() - published)
+            publish_s.append(published - started)
+            assert manifest.version == version and manifest.names == warm_up.names
     speed = sum(buckets) / median(publish_s) / 1e9
     return {
         "settings": {key: getattr(args, key) for key in ("params", "dtype", "workers", "bucket_mib", "rounds")}

@@ -6,7 +6,7 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from launch.placement import cluster, place
 from launch.preflight import load_data
 from launch.progress import Terminal, comparison, timing
-from learner.group import LearnerGroup
+from launch.system import system
 from maxpo.config import Config
 from maxpo.configload import LoadedConfig, to_yaml
 from maxpo.data import PromptStream
@@ -55,32 +55,26 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
     exported = folder / "policy"
     with (
         stop_on_interrupt(console) as interrupted,
+        closing(log),
         Terminal(console, config.run.steps, config.algorithm.k) as terminal,
-        cluster(config, folder / "log") as gpus,
+        system(config, folder / "log") as running,
     ):
-        places = place(config, gpus=gpus)
-        rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, places.rollout_options)
-        learner = LearnerGroup(config, places.learner_device, places.sync_backend, places.learner_options)
-        try:
-            rollouts.begin_start()
-            if places.sync_backend == "ipc":
-                # On one GPU vLLM measures the free memory while it starts, so nothing else may come or go.
-                rollouts.finish_start()
-            learner.begin_start()
-            parameters = learner.finish_start()
-            rollouts.finish_start()
-            console.print(
-                f"{parameters / 1e6:.2f} M parameters on {places.learner_device}, weight sync by {places.sync_backend}",
-                highlight=False,
-            )
-            result = train(
-                config, stream, held_out, rollouts, learner, log, terminal, should_stop=lambda: bool(interrupted)
-            )
-            learner.export(exported)
-        finally:
-            learner.shutdown()
-            rollouts.shutdown()
-            log.close()
+        console.print(
+            f"{running.parameters / 1e6:.2f} M parameters on {running.places.learner_device}, weight sync by "
+            f"{running.places.sync_backend}",
+            highlight=False,
+        )
+        result = train(
+            config,
+            stream,
+            held_out,
+            running.rollouts,
+            running.learner,
+            log,
+            terminal,
+            should_stop=lambda: bool(interrupted),
+        )
+        running.learner.export(exported)
     if result.evaluations:
         console.print("Unbiased estimates; in brackets 95 % intervals over prompts", highlight=False, markup=False)
         console.print(comparison(result))

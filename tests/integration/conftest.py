@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.placement import cluster, place
 from launch.preflight import load_data
+from launch.system import system
 from learner.group import LearnerGroup
 from maxpo.config import Config
 from maxpo.configload import load_config
@@ -57,19 +57,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     ]
     config = load_config([DEMO], overrides).config
     train, held_out = load_data(config)
-    with cluster(config, folder / "log") as gpus:
-        places = place(config, gpus=gpus)
-        rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, places.rollout_options)
-        learner = LearnerGroup(config, places.learner_device, places.sync_backend, places.learner_options)
-        try:
-            learner.begin_start()
-            rollouts.begin_start()
-            learner.finish_start()
-            rollouts.finish_start()
-            with pytest.raises(RemoteError) as refusal:
-                rollouts.generate(train[:1], 2, "early")
-            rollouts.confirm(learner.publish(rollouts.receivers()))
-            yield Stack(config, rollouts, learner, train, held_out, str(refusal.value))
-        finally:
-            learner.shutdown()
-            rollouts.shutdown()
+    with system(config, folder / "log") as running:
+        with pytest.raises(RemoteError) as refusal:
+            running.rollouts.generate(train[:1], 2, "early")
+        running.rollouts.confirm(running.learner.publish(running.rollouts.receivers()))
+        yield Stack(config, running.rollouts, running.learner, train, held_out, str(refusal.value))

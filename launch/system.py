@@ -1,0 +1,45 @@
+"""A whole system, started and ended in the right order: cluster, engines, learner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.placement import Placement, cluster, place
+from learner.group import LearnerGroup
+from maxpo.config import Config
+from rollout.pool import RolloutPool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """Engines and learner, ready; nothing is published yet."""
+
+    rollouts: RolloutPool
+    learner: LearnerGroup
+    places: Placement
+    parameters: int
+    """Of the model."""
+
+
+@contextmanager
+def system(config: Config, log_folder: Path) -> Iterator[System]:
+    """Start what a training needs, and end it whatever happens. The workers' output ends up in `log_folder`."""
+    with cluster(config, log_folder) as gpus:
+        places = place(config, gpus=gpus)
+        rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, places.rollout_options)
+        learner = LearnerGroup(config, places.learner_device, places.sync_backend, places.learner_options)
+        try:
+            rollouts.begin_start()
+            if places.sync_backend == "ipc":
+                # On one GPU vLLM measures the free memory while it starts, so nothing else may come or go.
+                rollouts.finish_start()
+            learner.begin_start()
+            parameters = learner.finish_start()
+            rollouts.finish_start()
+            yield System(rollouts=rollouts, learner=learner, places=places, parameters=parameters)
+        finally:
+            learner.shutdown()
+            rollouts.shutdown()
