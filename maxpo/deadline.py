@@ -13,6 +13,11 @@ class RemoteError(RunError):
     """A remote worker failed or did not answer in time; the message names it."""
 
 
+def failure(name: str, doing: str, error: Exception) -> RemoteError:
+    """The error of a remote call, with the worker's name and, where ray wrapped it, the worker's own exception."""
+    return RemoteError(f"{name} failed while {doing}: {getattr(error, 'cause', None) or error}")
+
+
 def wait_for(refs: Mapping[str, Any], *, timeout_s: float, doing: str, ray: Any) -> dict[str, Any]:
     """The results of remote calls by worker name, as soon as all are there or one has failed.
 
@@ -35,8 +40,7 @@ def wait_for(refs: Mapping[str, Any], *, timeout_s: float, doing: str, ray: Any)
             try:
                 results[names[ref]] = ray.get(ref)
             except Exception as error:
-                cause = getattr(error, "cause", None) or error
-                raise RemoteError(f"{names[ref]} failed while {doing}: {cause}") from error
+                raise failure(names[ref], doing, error) from error
         if pending and not ready:
             missing = ", ".join(sorted(names[ref] for ref in pending))
             raise RemoteError(f"{missing} did not finish {doing} within {timeout_s:g} s")

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from maxpo.config import Config
-from maxpo.deadline import RemoteError, wait_for
+from maxpo.deadline import RemoteError, failure, wait_for
 from maxpo.seeds import derive_seed
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, WeightManifest
 from rollout.reward_pool import RewardPool
@@ -77,7 +77,7 @@ class RolloutPool:
         waiting = deque(enumerate(prompts))
         running: dict[Any, tuple[int, str, float]] = {}
         groups: dict[int, Group] = {}
-        # One over the worker's own limit, so that the worker's error, which knows more, comes first.
+        # Above the worker's own limit, so that the worker's error, which knows more, comes first.
         limit = self._config.generate_timeout_s + 30
 
         def dispatch(name: str) -> None:
@@ -100,9 +100,7 @@ class RolloutPool:
             try:
                 groups[index] = ray.get(ready[0])
             except Exception as error:
-                raise RemoteError(
-                    f"{name} failed while generating: {getattr(error, 'cause', None) or error}"
-                ) from error
+                raise failure(name, "generating", error) from error
             on_group(groups[index])
             dispatch(name)
         return [groups[i] for i in range(len(prompts))]

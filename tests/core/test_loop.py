@@ -12,7 +12,7 @@ from maxpo.config import AlgorithmConfig, Config, EvalConfig, RunConfig
 from maxpo.data import PromptStream
 from maxpo.loop import Observer, judge, train
 from maxpo.tracking import RunLog
-from maxpo.types import Prompt, StepBatch
+from maxpo.types import Prompt
 from tests.fakes import FakeLearner, FakeRollouts, prompt, scored
 
 
@@ -130,4 +130,3 @@ def test_signal_is_a_matter_of_the_advantages(name: str, k: int, rewards: list[f
 def test_groups_with_too_few_valid_samples_are_counted_apart() -> None:
     enough, has = judge([scored([1, 0, 0, 1], valid=[True, True, False, False])], AlgorithmConfig(k=2, group_size=4))
     assert (enough, has) == ([False], [False])
-    assert isinstance(StepBatch(groups=(), sampled_sequences=0, sampled_tokens=0, step=1), StepBatch)
