@@ -10,7 +10,10 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
-ADVANTAGE_NAMES = ("maxpo", "rloo", "grpo", "dr_grpo", "pkpo_loo_minus_one")
+ADVANTAGE_NAMES = (
+    *("maxpo", "canonical", "pkpo", "pkpo_loo", "pkpo_loo_minus_one", "passk_training", "top1_gap"),
+    *("rloo", "grpo", "dr_grpo", "maxrl"),
+)
 """Keys of `maxpo.advantages.ADVANTAGES`, repeated here because importing that module imports torch."""
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from maxpo.orderstats import include_one
+from maxpo.orderstats import include_one, rank
 
 METRICS: dict[str, tuple[str, str]] = {
     "reward/mean": ("Mean reward of the valid completions sampled in this step", "reward"),
@@ -105,9 +105,8 @@ def max_at_k(
         raise ValueError(f"max@{k} of groups of {rewards.shape[1]} samples; allowed is 1 <= k <= {rewards.shape[1]}")
     if valid is None:
         valid = torch.ones_like(rewards, dtype=torch.bool)
-    included, n = include_one(torch.where(valid, rewards, 0.0), k, valid)
-    n = n.squeeze(1)
-    return included.sum(1) / n.clamp(min=1), n >= k
+    n = valid.sum(1)
+    return include_one(rank(rewards, valid), k).sum(1) / n.clamp(min=1), n >= k
 
 
 def markdown() -> str:

@@ -1,81 +1,169 @@
 """Order statistics of K-subsets: the arithmetic that every max@K estimator is made of.
 
-Notation of a group of n valid rewards: `rho` is the mean of max(S) over all K-subsets S, `in_i` over those
-that contain i, `out_i` over those that do not. With ascending order statistics x_(0) <= ... <= x_(n-1),
+Notation of a group of n valid rewards, for a statistic T of K samples (`max` unless said otherwise): `rho` is the
+mean of T over all K-subsets, `in_i` over those that contain i, `out_i` over those that do not. With ascending order
+statistics x_1 <= ... <= x_n and T = sum_j alpha_j * (j-th smallest), the sample of rank p has
 
-    in_(p) = x_(p) C(p, K-1) / C(n-1, K-1) + sum_{j>p} x_(j) C(j-1, K-2) / C(n-1, K-1)
-    rho    = mean_i in_i
-    out_i  = (n rho - K in_i) / (n - K)
+    in_(p) = sum_{m<p} a_m x_m + b_p x_p + sum_{m>p} c_m x_m
+    rho    = mean_i in_i,    out_i = (n rho - K in_i) / (n - K)
 
-so a group costs one sort and one suffix sum. The weights depend on (n, K) alone; they are built as ratios in
-float64, which neither overflows nor loses digits at any n, and cached.
+    P(n, K; j, m) = C(m-1, j-1) C(n-m, K-j) / C(n, K)    rank m is the j-th smallest of a random K-subset
+    a_m = sum_j alpha_j P(n-1, K-1; j, m)      b_m = (n/K) sum_j alpha_j P(n, K; j, m)
+    c_m = sum_j alpha_(j+1) P(n-1, K-1; j, m-1)
+
+so a group costs one sort and one running sum. Source: arXiv 2606.06096. The weights depend on (n, K, T) alone; P is
+built from its mode outwards as a product of ratios below 1 and divided by its known sum, so nothing overflows and no
+digits are lost at any n. They are float64 and cached per device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from maxpo.objective import rank_coefficients
 
-@lru_cache(maxsize=512)
-def max_rank_weights(n: int, k: int, width: int, device: torch.device) -> Float[Tensor, "2 W"]:
-    """The weights of `in_(p)`: row 0 that of x_(p) itself, row 1 that of x_(j) for each p < j.
+_ROWS = 256
+"""Rows of P that are held at once: 8 MiB at n = 4096."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The valid rewards of each group in ascending order."""
+
+    x: Float[Tensor, "G N"]
+    """Float64; a group of n valid samples has them in columns 0 .. n - 1, and 0 after."""
+    order: Int[Tensor, "G N"]
+    """Column of the sample that stands at each rank."""
+    sizes: Int[Tensor, " G"] | int
+    """n of each group; a number where all are equal."""
+
+    def present(self, at_rank: Float[Tensor, "G N"]) -> Float[Tensor, "G N"]:
+        """Values per rank, 0 in the columns from n on."""
+        if isinstance(self.sizes, int):
+            return at_rank
+        return torch.where(torch.arange(at_rank.shape[1], device=at_rank.device) < self.sizes[:, None], at_rank, 0.0)
+
+    def unsort(self, at_rank: Float[Tensor, "G N"]) -> Float[Tensor, "G N"]:
+        """Values per rank -> values per sample, 0 where a sample is not valid."""
+        return torch.empty_like(at_rank).scatter_(1, self.order, self.present(at_rank))
+
+
+def rank(rewards: Float[Tensor, "G N"], valid: Bool[Tensor, "G N"] | None = None) -> Ranked:
+    """Sort each group; `rewards` is finite where valid, and `valid` None means everywhere."""
+    if valid is None:
+        x, order = rewards.double().sort(dim=1)
+        return Ranked(x, order, rewards.shape[1])
+    x, order = rewards.double().masked_fill(~valid, torch.inf).sort(dim=1)
+    ranked = Ranked(x, order, valid.sum(1))
+    return replace(ranked, x=ranked.present(x))
+
+
+def include_one(ranked: Ranked, k: int | Int[Tensor, " G"], objective: str = "max") -> Float[Tensor, "G N"]:
+    """`in_i` of every sample in float64, 0 where it is not valid.
 
     Args:
-        n: size of the group, n >= k.
-        k: size of the subsets, k >= 1.
-        width: columns of the result, >= n; those from n on are 0.
-        device: where the result lives.
+        ranked: the groups.
+        k: K of all groups or of each, K >= 1; a group with n < K gets 0.
+        objective: the statistic, see `maxpo.objective`.
     """
-    if not 1 <= k <= n:
-        raise ValueError(f"rank weights need 1 <= k <= n, not k={k}, n={n}")
-    own = torch.zeros(width, dtype=torch.float64)
-    above = torch.zeros(width, dtype=torch.float64)
-    # C(p-1, k-1) = C(p, k-1) (p-k+1) / p, from C(n-1, k-1) / C(n-1, k-1) = 1 downwards.
-    p = torch.arange(n - 1, 0, -1, dtype=torch.float64)
-    own[n - 1] = 1.0
-    own[: n - 1] = torch.cumprod(((p - k + 1) / p).clamp(min=0), 0).flip(0)
-    if k >= 2:
-        # C(j-1, k-2) / C(n-1, k-1) likewise, from (k-1) / (n-1) at j = n-1; j = 0 is never above anything.
-        above[n - 1] = (k - 1) / (n - 1)
-        j = torch.arange(n - 1, 1, -1, dtype=torch.float64)
-        above[1 : n - 1] = (above[n - 1] * torch.cumprod(((j - k + 1) / (j - 1)).clamp(min=0), 0)).flip(0)
-    return torch.stack([own, above]).to(device)
+    relative, every = _include_one_but_for_a_constant(ranked, k, objective)
+    return ranked.unsort(relative + (ranked.x * every).sum(1, keepdim=True))
 
 
-def include_one(
-    rewards: Float[Tensor, "G N"], k: int, valid: Bool[Tensor, "G N"]
-) -> tuple[Float[Tensor, "G N"], Float[Tensor, "G 1"]]:
-    """`in_i` for subsets of size k, and the valid size n of each group, both float64.
+def deviation(ranked: Ranked, k: int | Int[Tensor, " G"], objective: str = "max") -> Float[Tensor, "G N"]:
+    """`in_i - rho` of every sample; takes what `include_one` takes. Sums to 0 over each group."""
+    at_rank, _ = _include_one_but_for_a_constant(ranked, k, objective)
+    n = ranked.sizes if isinstance(ranked.sizes, int) else ranked.sizes.clamp(min=1)[:, None]
+    for _ in range(2):  # Once more for what rounding leaves of the first mean, which K n / (n - K) would magnify.
+        at_rank = ranked.present(at_rank - at_rank.sum(1, keepdim=True) / n)
+    return ranked.unsort(at_rank)
 
-    Entries that are not valid, and groups with n < k, are 0.
 
-    Args:
-        rewards: finite where valid.
-        k: size of the subsets, k >= 1.
-        valid: True where the sample exists.
+def _include_one_but_for_a_constant(ranked: Ranked, k: int | Tensor, objective: str) -> tuple[Tensor, Tensor]:
+    """By rank, `in_i` less sum_m c_m x_m, and the weights c.
+
+    sum_{m<=p} a x + sum_{m>p} c x = sum_{m<=p} (a - c) x + sum_m c x, so one running sum serves both sides.
     """
-    width = rewards.shape[1]
-    x = rewards.double().masked_fill(~valid, torch.inf)
-    x, order = x.sort(dim=1)
-    sizes = valid.sum(1)
-    present = torch.arange(width, device=rewards.device) < sizes[:, None]
-    present &= (sizes >= k)[:, None]
-    x = x.masked_fill(~present, 0.0)
-    own, above = _weights_per_group(sizes, k, width)
-    tail = (x * above).flip(1).cumsum(1).flip(1)  # includes p itself, which is taken off again below
-    at_rank = torch.where(present, x * own + tail - x * above, 0.0)
-    return torch.zeros_like(at_rank).scatter_(1, order, at_rank), sizes[:, None].double()
+    own, running, every = _per_group(include_one_weights, ranked, k, objective)
+    return ranked.present((ranked.x * running).cumsum(1).addcmul_(ranked.x, own)), every
 
 
-def _weights_per_group(sizes: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:
-    """Rows of `max_rank_weights` for each group; one table per *different* size, not per group."""
-    different, row = cast("tuple[Tensor, Tensor]", torch.unique(sizes, return_inverse=True))  # pyright: ignore
-    zeros = torch.zeros(2, width, dtype=torch.float64, device=sizes.device)
-    table = torch.stack([max_rank_weights(n, k, width, sizes.device) if n >= k else zeros for n in map(int, different)])
-    weights = table[row]
-    return weights[:, 0], weights[:, 1]
+def increments(ranked: Ranked, k: int | Int[Tensor, " G"]) -> Float[Tensor, "G N"]:
+    """`in_i - sub_i`: what sample i adds to the best of K - 1 others, in float64; never negative for K > 1.
+
+    sub_i is the mean of max(S) over the (K-1)-subsets without i, and 0 for K = 1, where the increment is the reward.
+    The lowest reward of a group adds exactly 0. A group with n < K gets 0.
+    """
+    weight, below = _per_group(increment_weights, ranked, k)
+    gap = ranked.x - ranked.x[:, :1]
+    part = gap * weight
+    at_rank = gap * below - (part.cumsum(1) - part)
+    single = (k == 1) if isinstance(k, int) else (k == 1)[:, None]
+    return ranked.unsort(at_rank + ranked.x * single)
+
+
+@lru_cache(maxsize=1024)
+def include_one_weights(n: int, k: int, objective: str, width: int, device: torch.device) -> Float[Tensor, "3 W"]:
+    """Rows b - a, a - c and c of the formulas above, by rank; columns from n on are 0, and all are where n < K."""
+    a, b, c = torch.zeros(3, width, dtype=torch.float64)
+    alpha = torch.tensor(rank_coefficients(objective, k), dtype=torch.float64)
+    if k <= n:
+        b[:n] = n / k * _weighted_ranks(n, k, alpha)
+        if k > 1:
+            a[: n - 1] = _weighted_ranks(n - 1, k - 1, alpha[:-1])
+            c[1:n] = _weighted_ranks(n - 1, k - 1, alpha[1:])
+    return torch.stack([b - a, a - c, c]).to(device)
+
+
+@lru_cache(maxsize=1024)
+def increment_weights(n: int, k: int, width: int, device: torch.device) -> Float[Tensor, "2 W"]:
+    """By rank: the probability that this is the best of K - 1 others, seen from any rank above; and its sum below."""
+    weight = torch.zeros(width, dtype=torch.float64)
+    if 1 < k <= n:
+        weight[: n - 1] = _weighted_ranks(n - 1, k - 1, torch.tensor([0.0] * (k - 2) + [1.0], dtype=torch.float64))
+    return torch.stack([weight, weight.cumsum(0) - weight]).to(device)
+
+
+def _weighted_ranks(n: int, k: int, alpha: Float[Tensor, " K"]) -> Float[Tensor, " n"]:
+    """sum_j alpha_j P(n, K; j, m) for m = 1 .. n."""
+    total = torch.zeros(n, dtype=torch.float64)
+    m = torch.arange(1, n, dtype=torch.float64)
+    used = (torch.arange(len(alpha))[alpha != 0] + 1)[:, None]
+    for first in range(0, len(used), _ROWS):
+        j = used[first : first + _ROWS]
+        # P(m + 1) / P(m) = m (n - m - K + j) / ((m - j + 1) (n - m)), falling in m; outside the support it is left 1.
+        up, down = m * (n - m - k + j), (m - j + 1) * (n - m)
+        inside = (m >= j) & (m < n - k + j)
+        falling = torch.where(inside & (up < down), up / down, 1.0)
+        rising = torch.where(inside & (up >= down), down / up, 1.0)
+        one = torch.ones(len(j), 1, dtype=torch.float64)
+        p = torch.cat([one, falling.cumprod(1)], 1) * torch.cat([rising.flip(1).cumprod(1).flip(1), one], 1)
+        ranks = torch.arange(1, n + 1)
+        p = torch.where((ranks >= j) & (ranks <= n - k + j), p, 0.0)
+        total += alpha[j.squeeze(1) - 1] @ (p / p.sum(1, keepdim=True))
+    return total
+
+
+def _per_group(
+    table: Callable[..., Tensor], ranked: Ranked, k: int | Tensor, *key: str
+) -> tuple[Float[Tensor, "#G N"], ...]:
+    """The weights of each group, one row for all where the groups are alike.
+
+    A table is looked up once per *different* pair of size and K, not per group.
+    """
+    groups, width = ranked.x.shape
+    device = ranked.x.device
+    if isinstance(ranked.sizes, int) and isinstance(k, int):
+        return table(ranked.sizes, k, *key, width, device)[:, None].unbind(0)
+    sizes = torch.as_tensor(ranked.sizes, device=device).expand(groups)
+    pairs = sizes * (width + 1) + torch.as_tensor(k, device=device)
+    different, row = cast("tuple[Tensor, Tensor]", torch.unique(pairs, return_inverse=True))  # pyright: ignore
+    tables = [table(*divmod(int(pair), width + 1), *key, width, device) for pair in different.cpu()]
+    return torch.stack(tables, 1)[:, row].unbind(0)

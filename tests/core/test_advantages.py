@@ -7,14 +7,16 @@ import math
 import pytest
 import torch
 
-from maxpo.advantages import ADVANTAGES, min_valid
+from maxpo.advantages import ADVANTAGES, maxpo, min_valid, mixed
 from maxpo.config import ADVANTAGE_NAMES
+from tests.devices import on_each_device
 
 
 def rows(*groups: list[float]) -> torch.Tensor:
     return torch.tensor(groups, dtype=torch.float32)
 
 
+@on_each_device
 @pytest.mark.parametrize(
     ("rewards", "k", "expected"),
     [
@@ -26,8 +28,11 @@ def rows(*groups: list[float]) -> torch.Tensor:
         ([1, 0, 0, 0, 0, 0, 0, 0], 4, [4] + [-4 / 7] * 7),
     ],
 )
-def test_maxpo_by_hand(rewards: list[float], k: int, expected: list[float]) -> None:
-    torch.testing.assert_close(ADVANTAGES["maxpo"](rows(rewards), k), rows(expected))
+def test_maxpo_by_hand(device: str, rewards: list[float], k: int, expected: list[float]) -> None:
+    torch.testing.assert_close(ADVANTAGES["maxpo"](rows(rewards).to(device), k), rows(expected).to(device))
+    n = len(rewards)
+    canonical = [(n - k) / (n * k) * a for a in expected]
+    torch.testing.assert_close(ADVANTAGES["canonical"](rows(rewards).to(device), k), rows(canonical).to(device))
 
 
 def test_other_estimators_by_hand() -> None:
@@ -39,15 +44,50 @@ def test_other_estimators_by_hand() -> None:
     # Rewards 2, 0, 1 and K = 2: in = (2, 3/2, 3/2), sub = means of the other two = (1/2, 3/2, 1).
     torch.testing.assert_close(ADVANTAGES["pkpo_loo_minus_one"](rows([2, 0, 1]), 2), rows([3, 0, 1]))
     torch.testing.assert_close(ADVANTAGES["pkpo_loo_minus_one"](rows([2, 0, 1]), 1), rows([2, 0, 1]))
+    # out = (1, 2, 2), so K in - K 3/2 out = (4 - 3, 3 - 6, 3 - 6).
+    torch.testing.assert_close(ADVANTAGES["pkpo"](rows([2, 0, 1]), 2), rows([4, 3, 3]))
+    torch.testing.assert_close(ADVANTAGES["pkpo_loo"](rows([2, 0, 1]), 2), rows([1, -3, -3]))
+    torch.testing.assert_close(ADVANTAGES["top1_gap"](rows([2, 0, 1]), 2), rows([3, 0, 0]))
+    torch.testing.assert_close(ADVANTAGES["maxrl"](rows([1, 0, 0], [0, 0, 0])), rows([2, -1, -1], [0, 0, 0]))
+    # One success of three, K = 2: in = (1, 1/2, 1/2), rho = 2/3.
+    passk = ADVANTAGES["passk_training"](rows([1, 0, 0], [1, 1, 1]), 2)
+    root = math.sqrt(2 / 9)
+    torch.testing.assert_close(passk, rows([1 / 3 / root, -1 / 6 / root, -1 / 6 / root], [0, 0, 0]))
 
 
+@pytest.mark.parametrize(("success", "failure", "c"), [(4, -4 / 7, 1), (4 * 15 / 35, 4 * (5 / 35 - 10 / 35), 2)])
+def test_maxpo_with_c_successes_of_eight(success: float, failure: float, c: int) -> None:
+    """K C(N-c, K) / C(N-1, K), and K [C(N-1-c, K) / C(N-1, K) - C(N-1-c, K-1) / C(N-1, K-1)], for K = 4."""
+    expected = rows([success] * c + [failure] * (8 - c))
+    torch.testing.assert_close(ADVANTAGES["maxpo"](rows([1.0] * c + [0.0] * (8 - c)), 4), expected)
+
+
+@on_each_device
+@pytest.mark.parametrize("objective", ["max", "min", "median", "top_m:100", "lower_tail:0.3"])
 @pytest.mark.parametrize("n", [2048, 4096])
-def test_large_groups_stay_finite_and_centred(n: int) -> None:
-    r = torch.rand(3, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    a = ADVANTAGES["maxpo"](r, n // 2)
+def test_large_groups_stay_finite_and_centred(device: str, n: int, objective: str) -> None:
+    r = torch.rand(3, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
+    a = maxpo(r, n // 2, objective=objective)
     assert bool(torch.isfinite(a).all())
     assert a.sum(1).abs().max() < 1e-9 * a.abs().sum(1).max()
     assert a.abs().max() > 0
+
+
+def test_each_group_may_have_its_own_k() -> None:
+    r = torch.rand(3, 6, generator=torch.Generator().manual_seed(0))
+    for name in ("maxpo", "pkpo_loo", "pkpo_loo_minus_one"):
+        together = ADVANTAGES[name](r, torch.tensor([1, 4, 2]))
+        for row, k in enumerate((1, 4, 2)):
+            torch.testing.assert_close(together[row], ADVANTAGES[name](r[row : row + 1], k)[0])
+
+
+def test_mixing_two_estimators() -> None:
+    r = rows([1, 0, 0, 1], [0, 0, 1, 0])
+    a, b = ADVANTAGES["maxpo"](r, 2), ADVANTAGES["grpo"](r)
+    torch.testing.assert_close(mixed("maxpo", r, 2, mix_with="grpo", mix_weight=0.25), 0.75 * a + 0.25 * b)
+    torch.testing.assert_close(mixed("maxpo", r, 2), a)
+    torch.testing.assert_close(mixed("maxpo", r, 2, objective="min"), maxpo(r, 2, objective="min"))
+    assert not torch.allclose(maxpo(r, 2, objective="min"), a)
 
 
 def test_groups_with_too_few_valid_samples_get_zero_and_the_others_their_own_size() -> None:
@@ -68,6 +108,17 @@ def test_refusals() -> None:
         ADVANTAGES["maxpo"](rows([1, float("nan"), 0, 0]), 2)
     with pytest.raises(ValueError, match=r"float tensor \[G, N\]"):
         ADVANTAGES["rloo"](torch.tensor([[1, 0]]))
+    for k in (torch.tensor([2.0]), torch.tensor([2, 2])):
+        with pytest.raises(ValueError, match=r"integers \[1\]"):
+            ADVANTAGES["maxpo"](r, k)
+    with pytest.raises(ValueError, match=r"k = 4.*1 <= k <= 3"):
+        ADVANTAGES["maxpo"](rows([1, 0, 0, 0], [1, 0, 0, 0]), torch.tensor([3, 4]))
+    for name in ("passk_training", "maxrl"):
+        for wrong in (0.5, -1.0):
+            with pytest.raises(ValueError, match=rf"{name}.*rewards of 0 and 1.*a reward of {wrong:g}"):
+                ADVANTAGES[name](rows([1, 0, wrong, 0]), 2)
+        # A sample that is not there may hold any number.
+        ADVANTAGES[name](rows([1, 0, 0.5, 0]), 2, torch.tensor([[True, True, False, True]]))
     with pytest.raises(ValueError, match="valid must be bool"):
         ADVANTAGES["rloo"](r, valid=torch.ones(1, 3, dtype=torch.bool))
 
@@ -87,7 +138,8 @@ def test_min_valid_is_where_an_estimator_starts_to_speak() -> None:
         need = min_valid(name, 3)
         for count in range(1, 7):
             valid = torch.arange(7)[None] < count
-            said = bool(estimator(rows([5, 1, 2, 7, 3, 9, 4]), 3, valid).abs().max() > 0)
+            rewards = [1, 0, 0, 0, 1, 0, 0] if name in ("passk_training", "maxrl") else [5, 1, 2, 7, 3, 9, 4]
+            said = bool(estimator(rows(rewards), 3, valid).abs().max() > 0)
             assert said == (count >= need), (name, count)
 
 
