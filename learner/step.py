@@ -13,7 +13,7 @@ from torch import Tensor
 
 from learner.engine import TrainEngine
 from learner.model import Policy
-from maxpo.advantages import ADVANTAGES
+from maxpo.advantages import mixed, nonzero
 from maxpo.batching import Sample, TrainBatch, pack, plan_microbatches, reward_matrix, valid_samples
 from maxpo.config import AlgorithmConfig, LearnerConfig
 from maxpo.losses import LOSSES, kl_estimate, truncated_importance_weights
@@ -145,7 +145,11 @@ class Updater:
         if not samples:
             raise ValueError(f"step {batch.step} has no valid sample to learn from")
         rewards, valid = reward_matrix(batch.groups, device)
-        advantages = ADVANTAGES[self._algorithm.advantage](rewards, self._algorithm.k, valid)
+        advantages = self._advantages(batch, rewards, valid)
+        present = len(samples)
+        if self._skips_zero_advantages():
+            signal = nonzero(advantages, rewards, valid).tolist()
+            samples = [s for s in samples if signal[s.group][s.index]]
         packed = [
             self._microbatches(part, advantages, batch)
             for part in _split(samples, len(batch.groups), self._algorithm.minibatches)
@@ -153,6 +157,8 @@ class Updater:
         metrics = {
             "advantage/abs_mean": float(advantages[valid].abs().mean()),
             "advantage/group_sum_max": float(advantages.sum(1).abs().max()),
+            "train/sequences": float(len(samples)),
+            "train/zero_advantage": 1 - len(samples) / present,
             "time/pack_s": time.perf_counter() - started,
         }
         old = self._old_logprobs(packed)
@@ -172,6 +178,23 @@ class Updater:
             "train/microbatches": float(sum(len(m) for m in packed)),
             "time/update_s": time.perf_counter() - started,
         }
+
+    def _advantages(self, batch: StepBatch, rewards: Tensor, valid: Tensor) -> Tensor:
+        """[G, N] on the device; the same on every rank."""
+        return mixed(
+            self._algorithm.advantage,
+            rewards,
+            torch.tensor(batch.k, device=rewards.device),
+            valid,
+            objective=self._algorithm.objective,
+            mix_with=self._algorithm.mix_with,
+            mix_weight=batch.mix_weight,
+        )
+
+    def _skips_zero_advantages(self) -> bool:
+        """Whether a sequence of zero advantage adds nothing to the gradient and may be left out."""
+        a = self._algorithm
+        return a.drop_zero_signal and a.kl_coef == 0 and a.entropy_coef == 0
 
     def _microbatches(self, samples: list[Sample], advantages: Tensor, batch: StepBatch) -> list[TrainBatch]:
         """This rank's packed rows of one optimizer step."""

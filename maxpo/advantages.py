@@ -219,6 +219,19 @@ def mixed(
     return torch.lerp(advantages, ADVANTAGES[mix_with](rewards, k, valid), mix_weight)
 
 
+def nonzero(
+    advantages: Float[Tensor, "G N"], rewards: Float[Tensor, "G N"], valid: Bool[Tensor, "G N"]
+) -> Bool[Tensor, "G N"]:
+    """Which advantages are more than what rounding leaves: 1e-6, or 1e-6 of the spread of small rewards.
+
+    Without spread only an estimator that is not centred can have signal, of the size of the reward itself.
+    """
+    high = rewards.masked_fill(~valid, -torch.inf).amax(1, keepdim=True)
+    spread = high - rewards.masked_fill(~valid, torch.inf).amin(1, keepdim=True)
+    scale = torch.where(spread > 0, spread, high.abs()).clamp(max=1.0)
+    return valid & (advantages.abs() > 1e-6 * scale)
+
+
 @dataclass(frozen=True, slots=True)
 class _Groups:
     """Checked arguments of an estimator, in float64."""

@@ -15,6 +15,8 @@ ADVANTAGE_NAMES = (
     *("rloo", "grpo", "dr_grpo", "maxrl"),
 )
 """Keys of `maxpo.advantages.ADVANTAGES`, repeated here because importing that module imports torch."""
+LEAVES_ONE_OUT = ("maxpo", "canonical", "pkpo_loo", "passk_training")
+"""Those that need K < N."""
 
 
 @dataclass(kw_only=True)
@@ -82,9 +84,26 @@ class AlgorithmConfig:
 
     advantage: str = "maxpo"
     """Advantage estimator, one of `maxpo.advantages.ADVANTAGES`."""
+    objective: str = "max"
+    """What `maxpo` optimises, a statistic of K samples: max, min, mean, median, top_m:M, bottom_m:M, quantile:Q or
+    lower_tail:Q (see `maxpo.objective`). Other advantages know `max` only."""
     k: int = 4
-    """K of max@K, 1 <= k < group_size (other advantages than `maxpo`: k <= group_size). `grpo`, `dr_grpo` and `rloo`
-    do not use it; the metric reward/max@K does."""
+    """K of max@K, 1 <= k < group_size (`pkpo` and `pkpo_loo_minus_one`: k <= group_size). `rloo`, `grpo`, `dr_grpo`,
+    `maxrl` and `top1_gap` do not use it, nor does a k_schedule other than constant; the metric reward/max@K does."""
+    k_schedule: Literal["constant", "linear", "stepwise", "adaptive"] = "constant"
+    """How K changes: not; in a straight line over the run; at given steps; or for each prompt by its pass rate p as
+    observed in earlier steps, K = -1 / ln(1 - p), where max@K pulls hardest on the prompt (a success is a reward of 1
+    or more)."""
+    k_values: list[int] = field(default_factory=list[int])
+    """linear: first and last K. stepwise: each K in turn. adaptive: smallest and largest K. No effect with constant."""
+    k_steps: list[int] = field(default_factory=list[int])
+    """stepwise: the steps, from 1, with which the second and each further K begins. No effect otherwise."""
+    mix_with: str | None = None
+    """Second estimator, mixed in as (1 - w) x advantage + w x mix_with; null: none."""
+    mix_weight: list[float] = field(default_factory=lambda: [0.5])
+    """w: one number, or two for a straight line from the first step to the last. No effect without `mix_with`."""
+    shadow: list[str] = field(default_factory=list[str])
+    """Estimators to log beside the one in use, on the same groups; they change nothing."""
     group_size: int = 16
     """Completions per prompt, N."""
     prompts_per_step: int = 32
@@ -113,8 +132,9 @@ class AlgorithmConfig:
     """Truncated importance sampling: cap of the ratio of learner to sampler probability of each token; null
     turns it off."""
     drop_zero_signal: bool = True
-    """Drop groups whose advantages are all zero before the learner. They are counted, and since the loss
-    still divides by everything that was sampled, this never changes the policy gradient."""
+    """Drop groups whose advantages are all zero before the learner and, where `kl_coef` and `entropy_coef` are 0,
+    single sequences of zero advantage in it. Both are counted, and since the loss still divides by everything that
+    was sampled, this never changes the policy gradient."""
     refill_rounds: int = 0
     """How many times per step new prompts may be sampled in place of dropped groups."""
 

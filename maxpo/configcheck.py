@@ -17,7 +17,9 @@ from typing import Any
 from omegaconf import MISSING
 
 from maxpo.config import ADVANTAGE_NAMES, Config
+from maxpo.configestimator import ESTIMATOR_COMBINATIONS, is_objective
 from maxpo.configschema import describe, get, schema
+from maxpo.objective import OBJECTIVES
 from maxpo.rewards import REWARDS
 from maxpo.tasks import TASKS
 
@@ -99,8 +101,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.task": tuple(TASKS),
     _VERIFIER: tuple(REWARDS),
     "algorithm.advantage": ADVANTAGE_NAMES,
+    "algorithm.mix_with": ADVANTAGE_NAMES,
+    "algorithm.shadow": ADVANTAGE_NAMES,
 }
-"""Keys whose type is text, but which name something that is registered."""
+"""Keys whose type is text, or a list of it, but which name something that is registered."""
+
+
+def _names(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
 
 
 def allowed(key: str) -> str:
@@ -126,7 +134,11 @@ _NOT_NEGATIVE = """
 """.split()
 
 RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    *((key, names.__contains__, f"Must be {allowed(key)}.") for key, names in CHOICES.items() if key != _VERIFIER),
+    *(
+        (key, lambda v, names=names: set(_names(v)) <= set(names), f"Must be {allowed(key)}.")
+        for key, names in CHOICES.items()
+        if key != _VERIFIER
+    ),
     (
         _VERIFIER,
         lambda v: v in CHOICES[_VERIFIER] or ":" in v,
@@ -153,6 +165,12 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "algorithm.group_size",
         lambda v: v >= 2,
         "Must be 2 or more: completions of a prompt are compared with each other.",
+    ),
+    ("algorithm.objective", is_objective, f"Must be one of {', '.join(OBJECTIVES)}, with a number for the capital."),
+    (
+        "algorithm.mix_weight",
+        lambda v: len(v) in (1, 2) and all(0 <= w <= 1 for w in v),
+        "Must be one or two numbers, each at least 0 and at most 1.",
     ),
     ("algorithm.clip_low", lambda v: 0 <= v < 1, "Must be at least 0 and below 1."),
     (
@@ -185,16 +203,7 @@ COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] 
         lambda c: (c.learner.zero_stage, c.learner.dtype) != (0, "bfloat16"),
         "ZeRO stage 0 keeps no float32 gradients, so bfloat16 loses digits: use stage 1 to 3, or float32.",
     ),
-    (
-        ("algorithm.k", "algorithm.group_size", "algorithm.advantage"),
-        lambda c: c.algorithm.advantage != "maxpo" or 1 <= c.algorithm.k < c.algorithm.group_size,
-        "algorithm.k must be at least 1 and below algorithm.group_size: each advantage leaves one completion out.",
-    ),
-    (
-        ("algorithm.k", "algorithm.group_size", "algorithm.advantage"),
-        lambda c: c.algorithm.advantage == "maxpo" or 1 <= c.algorithm.k <= c.algorithm.group_size,
-        "algorithm.k must be at least 1 and at most algorithm.group_size.",
-    ),
+    *ESTIMATOR_COMBINATIONS,
     (
         ("algorithm.prompts_per_step", "algorithm.minibatches"),
         lambda c: c.algorithm.prompts_per_step % c.algorithm.minibatches == 0,

@@ -81,7 +81,8 @@ def describe(hint: Any) -> str:
         if get_origin(part) is Literal:
             words.append("one of " + ", ".join(get_args(part)))
         elif get_origin(part) is list:
-            words.append(f"a list of {describe(get_args(part)[0]).removeprefix('a ')}s, such as [1, 2]")
+            inner = get_args(part)[0]
+            words.append("a list of text" if inner is str else f"a list of {describe(inner)[2:]}s, such as [1, 2]")
         else:
             words.append("a mapping, such as {name: value}" if get_origin(part) is dict else names[part])
     return " or ".join(words)

@@ -11,12 +11,14 @@ from typing import Protocol
 
 import torch
 
-from maxpo.advantages import ADVANTAGES, min_valid
 from maxpo.batching import reward_matrix
 from maxpo.config import AlgorithmConfig, Config
 from maxpo.data import PromptStream
+from maxpo.errors import RunError
 from maxpo.evaluate import EvalReport, report, unique_fraction
+from maxpo.judge import Judged, judge, usable_metrics, valid_rewards
 from maxpo.metrics import max_at_k
+from maxpo.schedule import PassRates, adapted_k, mix_weight, scheduled_k
 from maxpo.tracking import RunLog
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
 
@@ -111,6 +113,7 @@ def train(
         should_stop: asked before each step and each later evaluation; True ends the run there.
     """
     result = RunResult()
+    rates = PassRates()
     publish(rollouts, learner)
     if config.eval.at_start:
         result.evaluations[0] = evaluate(config, held_out, rollouts, log, observer, step=0)
@@ -118,7 +121,7 @@ def train(
         if should_stop():
             break
         started = time.perf_counter()
-        batch, metrics = sample(config, stream, rollouts, log, observer, step)
+        batch, metrics = sample(config, stream, rates, rollouts, log, observer, step)
         if batch.groups:
             observer.stage("update")
             metrics |= learner.update(batch).metrics
@@ -164,71 +167,81 @@ def evaluate(
 
 
 def sample(
-    config: Config, stream: PromptStream, rollouts: Rollouts, log: RunLog, observer: Observer, step: int
+    config: Config,
+    stream: PromptStream,
+    rates: PassRates,
+    rollouts: Rollouts,
+    log: RunLog,
+    observer: Observer,
+    step: int,
 ) -> tuple[StepBatch, dict[str, float]]:
     """The groups of one step: sampled, scored, those without signal dropped and, up to a limit, replaced."""
     algorithm = config.algorithm
-    kept: list[ScoredGroup] = []
-    everything: list[ScoredGroup] = []
-    usable: list[ScoredGroup] = []
+    kept: list[Judged] = []
+    everything: list[Judged] = []
     timing = {"time/generate_s": 0.0, "time/score_s": 0.0}
+    weight = mix_weight(algorithm.mix_weight, step, config.run.steps) if algorithm.mix_with else 0.0
     rounds = 0
     while True:
-        missing = algorithm.prompts_per_step - len(kept)
-        observer.stage("generate", missing)
+        prompts = stream.next(algorithm.prompts_per_step - len(kept))
+        ks = group_ks(algorithm, rates, prompts, step, config.run.steps)
+        observer.stage("generate", len(prompts))
         with _timed(timing, "time/generate_s"):
             groups = rollouts.generate(
-                stream.next(missing), algorithm.group_size, f"step{step}.{rounds}", lambda group: observer.advance()
+                prompts, algorithm.group_size, f"step{step}.{rounds}", lambda group: observer.advance()
             )
         observer.stage("score")
         with _timed(timing, "time/score_s"):
             scored = rollouts.score(groups)
-        enough, signal = judge(scored, algorithm)
-        everything += scored
-        usable += [group for group, ok in zip(scored, enough, strict=True) if ok]
-        keep = signal if algorithm.drop_zero_signal else enough
-        kept += [group for group, wanted in zip(scored, keep, strict=True) if wanted]
+        try:
+            judged = judge(scored, algorithm, ks, weight)
+        except ValueError as error:
+            raise RunError(f"step {step}: {error}") from error
+        everything += judged
+        kept += [j for j in judged if (j.signal if algorithm.drop_zero_signal else j.enough)]
         if len(kept) == algorithm.prompts_per_step or rounds == algorithm.refill_rounds:
             break
         rounds += 1
-    log.log_rollouts(f"step_{step:06d}", everything)
-    metrics = timing | sampling_metrics(everything, usable, algorithm.k, timing["time/generate_s"])
+    rates.observe(valid_rewards([j.scored for j in everything]))
+    log.log_rollouts(f"step_{step:06d}", [j.scored for j in everything])
+    usable = [j for j in everything if j.enough]
+    metrics = timing | sampling_metrics([j.scored for j in everything], algorithm.k, timing["time/generate_s"])
+    metrics |= usable_metrics(usable, algorithm)
     metrics |= {
+        "algorithm/k": sum(j.k for j in everything) / len(everything),
+        "groups/too_few_valid": float(len(everything) - len(usable)),
         "groups/kept": float(len(kept)),
         "groups/zero_signal": float(len(usable) - len(kept)),
         "groups/refill_rounds": float(rounds),
     }
+    if algorithm.mix_with:
+        metrics["algorithm/mix_weight"] = weight
     batch = StepBatch(
-        groups=tuple(kept),
-        sampled_sequences=sum(sum(group.valid) for group in usable),
+        groups=tuple(j.scored for j in kept),
+        sampled_sequences=sum(sum(j.scored.valid) for j in usable),
         sampled_tokens=sum(
-            sum(c.loss_mask) for g in usable for c, ok in zip(g.group.completions, g.valid, strict=True) if ok
+            sum(c.loss_mask)
+            for j in usable
+            for c, ok in zip(j.scored.group.completions, j.scored.valid, strict=True)
+            if ok
         ),
         step=step,
+        k=tuple(j.k for j in kept),
+        mix_weight=weight,
     )
     return batch, metrics
 
 
-def judge(groups: Sequence[ScoredGroup], algorithm: AlgorithmConfig) -> tuple[list[bool], list[bool]]:
-    """For each group: whether it has enough valid samples, and whether any of its advantages is not zero.
-
-    Zero means below 1e-6 of the spread of the group's rewards, which is what rounding leaves.
-    """
-    rewards, valid = reward_matrix(groups, torch.device("cpu"))
-    enough = valid.sum(1) >= min_valid(algorithm.advantage, algorithm.k)
-    advantages = ADVANTAGES[algorithm.advantage](rewards, algorithm.k, valid)
-    high = rewards.masked_fill(~valid, -torch.inf).amax(1)
-    low = rewards.masked_fill(~valid, torch.inf).amin(1)
-    spread = high - low
-    # Without spread only an estimator that is not centred can have signal, of the size of the reward itself.
-    scale = torch.where(spread > 0, spread, high.abs())
-    signal = enough & (advantages.abs().amax(1) > 1e-6 * scale)
-    return [bool(e) for e in enough], [bool(s) for s in signal]
+def group_ks(
+    algorithm: AlgorithmConfig, rates: PassRates, prompts: Sequence[Prompt], step: int, total_steps: int
+) -> list[int]:
+    """K of each prompt, before anything is sampled for it."""
+    if algorithm.k_schedule == "adaptive":
+        return [adapted_k(rates(prompt.prompt_id), *algorithm.k_values) for prompt in prompts]
+    return [scheduled_k(algorithm, step, total_steps)] * len(prompts)
 
 
-def sampling_metrics(
-    groups: Sequence[ScoredGroup], usable: Sequence[ScoredGroup], k: int, generate_s: float
-) -> dict[str, float]:
+def sampling_metrics(groups: Sequence[ScoredGroup], k: int, generate_s: float) -> dict[str, float]:
     """What the sampled groups say, before anything is dropped."""
     completions = [c for group in groups for c in group.group.completions]
     tokens = sum(len(c.token_ids) for c in completions)
@@ -238,7 +251,6 @@ def sampling_metrics(
     metrics = {
         "reward/mean": float(rewards.sum() / valid.sum().clamp(min=1)),
         "groups/sampled": float(len(groups)),
-        "groups/too_few_valid": float(len(groups) - len(usable)),
         "completions/tokens_mean": tokens / len(completions),
         "completions/truncated": sum(c.finish_reason == "length" for c in completions) / len(completions),
         "completions/unique": unique_fraction(groups),

@@ -31,44 +31,58 @@ def rank_coefficients(objective: str, k: int) -> list[float]:
     Raises:
         ValueError: saying what is wrong with the objective, or with it at this K.
     """
-    name, _, argument = objective.partition(":")
+    name, argument = parse(objective)
     match name:
-        case "max" | "min" | "mean" | "median" if not argument:
-            return {
-                "max": [0.0] * (k - 1) + [1.0],
-                "min": [1.0] + [0.0] * (k - 1),
-                "mean": [1 / k] * k,
-                "median": _quantile(0.5, k),
-            }[name]
+        case "max":
+            return [0.0] * (k - 1) + [1.0]
+        case "min":
+            return [1.0] + [0.0] * (k - 1)
+        case "mean":
+            return [1 / k] * k
         case "top_m" | "bottom_m":
-            m = int(argument) if argument.isascii() and argument.isdigit() else 0
-            if not 1 <= m <= k:
-                raise ValueError(f"objective {objective}: M must be a whole number, 1 <= M <= K = {k}")
+            m = int(argument)
+            if m > k:
+                raise ValueError(f"objective {objective}: M = {m} of K = {k}; allowed is M <= K")
             worst = [1 / m] * m + [0.0] * (k - m)
             return worst if name == "bottom_m" else worst[::-1]
-        case "quantile":
-            return _quantile(_share(objective, argument, lowest_allowed=True), k)
         case "lower_tail":
-            samples = _share(objective, argument, lowest_allowed=False) * k
+            samples = argument * k
             return [min(1.0, max(0.0, samples - rank)) / samples for rank in range(k)]
         case _:
-            raise ValueError(f"there is no objective {objective!r}; there are {', '.join(OBJECTIVES)}")
+            return _quantile(argument, k)
 
 
-def _share(objective: str, argument: str, *, lowest_allowed: bool) -> float:
-    try:
-        q = float(argument)
-    except ValueError:
-        q = math.nan
-    if not (0 <= q <= 1 and (lowest_allowed or q > 0)):
-        raise ValueError(f"objective {objective}: Q must be a number, 0 {'<=' if lowest_allowed else '<'} Q <= 1")
-    return q
+def parse(objective: str) -> tuple[str, float]:
+    """Name and argument of an objective, 0 where it has none; `median` is the 0.5 quantile.
+
+    Raises:
+        ValueError: there is no such objective, or its argument is wrong.
+    """
+    name, _, text = objective.partition(":")
+    if objective in ("max", "min", "mean"):
+        return objective, 0.0
+    if objective == "median":
+        return "quantile", 0.5
+    if name in ("top_m", "bottom_m"):
+        if not (text.isascii() and text.isdigit() and int(text) >= 1):
+            raise ValueError(f"objective {objective}: M must be a whole number of at least 1")
+        return name, float(text)
+    if name in ("quantile", "lower_tail"):
+        try:
+            q = float(text)
+        except ValueError:
+            q = math.nan
+        if not (0 <= q <= 1 and (q > 0 or name == "quantile")):
+            raise ValueError(
+                f"objective {objective}: Q must be a number, 0 {'<' * (name != 'quantile') or '<='} Q <= 1"
+            )
+        return name, q
+    raise ValueError(f"there is no objective {objective!r}; there are {', '.join(OBJECTIVES)}")
 
 
 def _quantile(q: float, k: int) -> list[float]:
-    position = q * (k - 1)
-    below = min(int(position), k - 1)
-    part = position - below
+    below = min(int(q * (k - 1)), k - 1)
+    part = q * (k - 1) - below
     weights = [0.0] * k
     weights[below] = 1 - part
     if part:

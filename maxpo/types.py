@@ -92,6 +92,10 @@ class StepBatch:
     """Loss tokens of the same sequences. Both are the denominators of the loss: a group whose
     advantages are all zero adds nothing to the sum, so leaving it out changes no gradient."""
     step: int
+    k: tuple[int, ...]
+    """K of each group, decided before the group was sampled."""
+    mix_weight: float = 0.0
+    """Weight of `algorithm.mix_with` in this step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

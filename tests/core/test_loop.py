@@ -10,7 +10,9 @@ import pytest
 
 from maxpo.config import AlgorithmConfig, Config, EvalConfig, RunConfig
 from maxpo.data import PromptStream
-from maxpo.loop import Observer, judge, train
+from maxpo.errors import RunError
+from maxpo.judge import judge
+from maxpo.loop import Observer, train
 from maxpo.tracking import RunLog
 from maxpo.types import Prompt
 from tests.fakes import FakeLearner, FakeRollouts, prompt, scored
@@ -120,13 +122,75 @@ def test_an_undocumented_metric_is_refused(tmp_path: Path) -> None:
         ("maxpo", 2, [1e-8, 0, 0, 0], True),
         ("pkpo_loo_minus_one", 2, [0.3] * 4, False),
         ("pkpo_loo_minus_one", 1, [0.3] * 4, True),
+        ("grpo", 1, [0, 1e7, 0, 0], True),  # its advantages are near 1 whatever the rewards
     ],
 )
 def test_signal_is_a_matter_of_the_advantages(name: str, k: int, rewards: list[float], signal: bool) -> None:
-    enough, has = judge([scored(rewards)], AlgorithmConfig(advantage=name, k=k, group_size=4))
-    assert (enough, has) == ([True], [signal])
+    (judged,) = judge([scored(rewards)], AlgorithmConfig(advantage=name, k=k, group_size=4), [k], 0.0)
+    assert (judged.enough, judged.signal) == (True, signal)
 
 
 def test_groups_with_too_few_valid_samples_are_counted_apart() -> None:
-    enough, has = judge([scored([1, 0, 0, 1], valid=[True, True, False, False])], AlgorithmConfig(k=2, group_size=4))
-    assert (enough, has) == ([False], [False])
+    group = scored([1, 0, 0, 1], valid=[True, True, False, False])
+    (judged,) = judge([group], AlgorithmConfig(k=2, group_size=4), [2], 0.0)
+    assert (judged.enough, judged.signal) == (False, False)
+    # Each group needs what its own K asks for, and what the estimator that is mixed in asks for.
+    first, second = judge([group, group], AlgorithmConfig(k=2, group_size=4), [1, 2], 0.0)
+    assert (first.enough, second.enough) == (True, False)
+    mixing = AlgorithmConfig(advantage="grpo", mix_with="maxpo", k=2, group_size=4)
+    assert not judge([group], mixing, [2], 0.5)[0].enough
+
+
+def steps_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if "groups/kept" in line]
+
+
+def test_k_follows_its_schedule_and_reaches_the_learner(tmp_path: Path) -> None:
+    _, learner, lines = run(tmp_path, config(k_schedule="linear", k_values=[5, 1]), FakeRollouts())
+    assert [line["algorithm/k"] for line in steps_of(lines)] == [5.0, 3.0, 1.0]
+    assert [set(b.k) for b in learner.batches] == [{5}, {3}, {1}]
+    assert all(len(b.k) == len(b.groups) for b in learner.batches)
+
+
+def test_adaptive_k_is_chosen_from_earlier_steps_only(tmp_path: Path) -> None:
+    # Nothing is known in the first step, so K is the largest; then the pass rate of 0.9 asks for a K of 1.
+    settings = config(k_schedule="adaptive", k_values=[1, 6], drop_zero_signal=False)
+    _, learner, lines = run(tmp_path, settings, FakeRollouts(lambda p: 0.9))
+    assert [set(b.k) for b in learner.batches] == [{6}, {1}, {1}]
+    assert [line["algorithm/k"] for line in steps_of(lines)] == [6.0, 1.0, 1.0]
+
+
+def test_a_second_estimator_is_mixed_in_by_schedule(tmp_path: Path) -> None:
+    settings = config(mix_with="grpo", mix_weight=[0.0, 1.0])
+    _, learner, lines = run(tmp_path, settings, FakeRollouts())
+    assert [line["algorithm/mix_weight"] for line in steps_of(lines)] == [0.0, 0.5, 1.0]
+    assert [b.mix_weight for b in learner.batches] == [0.0, 0.5, 1.0]
+
+
+def test_shadow_estimators_are_logged_and_change_nothing(tmp_path: Path) -> None:
+    shadows = ["grpo", "pkpo_loo_minus_one", "maxpo"]
+    _, watched, lines = run(tmp_path / "a", config(shadow=shadows), FakeRollouts())
+    _, alone, plain = run(tmp_path / "b", config(), FakeRollouts())
+    assert [b.groups for b in watched.batches] == [b.groups for b in alone.batches]
+    step = steps_of(lines)[0]
+    for name in ("mean", "second_moment", "nonzero"):
+        assert step[f"shadow/maxpo/{name}"] == pytest.approx(step[f"advantage/{name}"])
+    assert step["shadow/maxpo/correlation"] == pytest.approx(1.0)
+    assert step["shadow/grpo/mean"] == pytest.approx(0.0, abs=1e-9)
+    assert 0.3 < step["shadow/grpo/correlation"] < 1
+    assert step["shadow/pkpo_loo_minus_one/mean"] > 0.05
+    assert step["shadow/pkpo_loo_minus_one/nonzero"] < step["advantage/nonzero"]
+    assert not any(key.startswith("shadow/") for line in plain for key in line)
+
+
+def test_a_shadow_that_refuses_is_counted_and_an_estimator_in_use_stops_the_run(tmp_path: Path) -> None:
+    class Graded(FakeRollouts):
+        def score(self, groups: Any) -> Any:
+            halves = [[r / 2 for r in g.rewards] for g in super().score(groups)]
+            return [scored(r, prompt=g.prompt, completions=g.completions) for r, g in zip(halves, groups, strict=True)]
+
+    _, _, lines = run(tmp_path / "a", config(shadow=["maxrl"]), Graded())
+    assert [line["shadow/maxrl/refused"] for line in steps_of(lines)] == [1.0] * 3
+    assert not any(key.startswith("shadow/maxrl/m") for line in lines for key in line)
+    with pytest.raises(RunError, match=r"step 1: maxrl: its formula is for rewards of 0 and 1.*0\.5"):
+        run(tmp_path / "b", config(advantage="maxrl"), Graded())

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from maxpo.advantages import ADVANTAGES
+from maxpo.advantages import ADVANTAGES, maxpo
 from maxpo.batching import plan_microbatches, valid_samples
 from maxpo.types import Completion, Group, Prompt, ScoredGroup, StepBatch
 from tests.integration.learner_ranks import job, run_ranks
 
 MODEL = "configs/models/countdown-0.5m"
+KS = (1, 2, 3, 2, 1)
 
 
-def make_batch(seed: int, groups: int = 5, n: int = 4) -> StepBatch:
+def make_batch(seed: int, groups: int = 5, n: int = 4, k: tuple[int, ...] = (), mix_weight: float = 0.0) -> StepBatch:
     """Groups of very different lengths; one sample is invalid."""
     rng = random.Random(seed)
     made: list[ScoredGroup] = []
@@ -58,6 +60,8 @@ def make_batch(seed: int, groups: int = 5, n: int = 4) -> StepBatch:
         sampled_sequences=len(sequences) + 4,
         sampled_tokens=sum(sum(c.loss_mask) for c in sequences) + 11,
         step=1,
+        k=k or (2,) * groups,
+        mix_weight=mix_weight,
     )
 
 
@@ -70,11 +74,12 @@ def plain_loss(
     entropy_coef: float = 0.0,
     temperature: float = 1.0,
     tis_cap: float | None = 2.0,
+    estimator: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = lambda r, valid: ADVANTAGES["maxpo"](r, 2, valid),
 ) -> torch.Tensor:
     """The loss of a first optimizer step: one sequence at a time, no packing, no chunks, no shared code."""
     rewards = torch.tensor([g.rewards for g in batch.groups])
     valid = torch.tensor([g.valid for g in batch.groups])
-    advantages = ADVANTAGES["maxpo"](rewards, 2, valid)
+    advantages = estimator(rewards, valid)
     total = torch.zeros(())
     for g, group in enumerate(batch.groups):
         prompt = list(group.group.prompt.token_ids)
@@ -144,7 +149,7 @@ def lopsided() -> StepBatch:
         valid=(True,) * 3,
         outcomes=("ok",) * 3,
     )
-    return StepBatch(groups=(group,), sampled_sequences=3, sampled_tokens=sum(lengths), step=1)
+    return StepBatch(groups=(group,), sampled_sequences=3, sampled_tokens=sum(lengths), step=1, k=(2,))
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +175,9 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Any, A
         job([batch], aggregation="token_mean", entropy_coef=0.3, kl_coef=0.5) | {"temperature": 0.7},
         job([batch, make_batch(1), make_batch(2)], aggregation="constant"),
         job([batch], aggregation="constant", gradient_checkpointing=True),
+        job([batch], aggregation="constant", advantage="pkpo_loo_minus_one"),
+        job([batch], aggregation="constant", advantage="pkpo_loo_minus_one", drop_zero_signal=False),
+        job([make_batch(0, k=KS, mix_weight=0.25)], aggregation="constant", mix_with="rloo", objective="min"),
     ]
     return run_ranks(1, MODEL, jobs, str(tmp_path_factory.mktemp("ranks") / "one.pt"))
 
@@ -200,6 +208,27 @@ def test_packed_gradients_equal_one_sequence_at_a_time(one_rank: Any) -> None:
         assert_same(one_rank[index][0], plain_gradients(batch, aggregation))
     assert one_rank[0][2][0]["train/microbatches"] == 1
     assert one_rank[1][2][0]["train/microbatches"] >= 8
+
+
+def test_sequences_of_zero_advantage_are_left_out_and_change_no_gradient(one_rank: Any) -> None:
+    want = plain_gradients(
+        make_batch(0), "constant", estimator=lambda r, valid: ADVANTAGES["pkpo_loo_minus_one"](r, 2, valid)
+    )
+    assert_same(one_rank[8][0], want)
+    assert_same(one_rank[9][0], want)
+    skipping, everything = one_rank[8][2][0], one_rank[9][2][0]
+    # The lowest reward of each of five groups adds nothing to the best of two.
+    assert (skipping["train/sequences"], everything["train/sequences"]) == (14.0, 19.0)
+    assert skipping["train/zero_advantage"] == pytest.approx(5 / 19)
+    assert 0 < skipping["train/tokens"] < everything["train/tokens"]
+
+
+def test_k_of_each_group_mixing_and_objective_reach_the_loss(one_rank: Any) -> None:
+    def estimator(r: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        rows = [maxpo(r[g : g + 1], k, valid[g : g + 1], objective="min") for g, k in enumerate(KS)]
+        return 0.75 * torch.cat(rows) + 0.25 * ADVANTAGES["rloo"](r, 1, valid)
+
+    assert_same(one_rank[10][0], plain_gradients(make_batch(0), "constant", estimator=estimator))
 
 
 def test_plain_policy_gradient_without_importance_weights(one_rank: Any) -> None:

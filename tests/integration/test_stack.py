@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from maxpo.deadline import RemoteError
 from maxpo.digest import tensor_digest
-from maxpo.loop import judge
+from maxpo.judge import judge
 from maxpo.types import Group, StepBatch, WeightManifest
 from tests.integration.conftest import Stack
 
@@ -37,13 +37,14 @@ def plain_logprobs(model: Any, group: Group, temperature: float) -> list[list[fl
 
 def one_update(stack: Stack, step: int) -> tuple[dict[str, float], WeightManifest]:
     scored = stack.rollouts.score(stack.rollouts.generate(stack.train[:24], 16, f"update{step}"))
-    _, signal = judge(scored, stack.config.algorithm)
-    kept = tuple(g for g, s in zip(scored, signal, strict=True) if s)
+    judged = judge(scored, stack.config.algorithm, [stack.config.algorithm.k] * 24, 0.0)
+    kept = tuple(j.scored for j in judged if j.signal)
     batch = StepBatch(
         groups=kept,
         sampled_sequences=24 * 16,
         sampled_tokens=sum(len(c.token_ids) for g in scored for c in g.group.completions),
         step=step,
+        k=(stack.config.algorithm.k,) * len(kept),
     )
     return dict(stack.learner.update(batch).metrics), stack.learner.publish(stack.rollouts.receivers())
 

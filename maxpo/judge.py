@@ -1,0 +1,76 @@
+"""What the estimator makes of scored groups, before the learner: which of them can teach anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from maxpo.advantages import min_valid, mixed, nonzero
+from maxpo.batching import reward_matrix
+from maxpo.config import AlgorithmConfig
+from maxpo.shadow import advantage_metrics, shadow_metrics
+from maxpo.types import ScoredGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A scored group with what the estimator makes of it."""
+
+    scored: ScoredGroup
+    k: int
+    advantages: tuple[float, ...]
+    """[N], 0 where not valid."""
+    enough: bool
+    """It has enough valid samples."""
+    signal: bool
+    """Some of its advantages are not zero."""
+
+
+def judge(groups: Sequence[ScoredGroup], algorithm: AlgorithmConfig, ks: Sequence[int], weight: float) -> list[Judged]:
+    """Advantages of each group, as the learner will compute them again, and whether they say anything.
+
+    Raises:
+        ValueError: the estimator does not take these rewards.
+    """
+    rewards, valid = reward_matrix(groups, torch.device("cpu"))
+    k = torch.tensor(ks)
+    need = torch.as_tensor(min_valid(algorithm.advantage, k))
+    if algorithm.mix_with:
+        need = torch.maximum(need, torch.as_tensor(min_valid(algorithm.mix_with, k)))
+    advantages = mixed(
+        algorithm.advantage,
+        rewards,
+        k,
+        valid,
+        objective=algorithm.objective,
+        mix_with=algorithm.mix_with,
+        mix_weight=weight,
+    )
+    enough = valid.sum(1) >= need
+    signal = enough & nonzero(advantages, rewards, valid).any(1)
+    return [
+        Judged(scored=group, k=k_group, advantages=tuple(map(float, row)), enough=bool(e), signal=bool(s))
+        for group, k_group, row, e, s in zip(groups, ks, advantages, enough, signal, strict=True)
+    ]
+
+
+def valid_rewards(groups: Sequence[ScoredGroup]) -> dict[str, list[float]]:
+    """Rewards of the valid completions, by prompt id."""
+    found: dict[str, list[float]] = {}
+    for group in groups:
+        rewards = [r for r, ok in zip(group.rewards, group.valid, strict=True) if ok]
+        found.setdefault(group.group.prompt.prompt_id, []).extend(rewards)
+    return found
+
+
+def usable_metrics(usable: Sequence[Judged], algorithm: AlgorithmConfig) -> dict[str, float]:
+    """The advantages of every group with enough valid samples, and what the shadow estimators say of them."""
+    if not usable:
+        return {}
+    rewards, valid = reward_matrix([j.scored for j in usable], torch.device("cpu"))
+    advantages = torch.tensor([j.advantages for j in usable], dtype=torch.float64)
+    own = advantage_metrics(advantages, rewards, valid)
+    shadows = shadow_metrics(algorithm.shadow, advantages, rewards, torch.tensor([j.k for j in usable]), valid)
+    return {f"advantage/{name}": value for name, value in own.items()} | shadows

@@ -1,0 +1,51 @@
+"""What other estimators would have said of the same groups, beside the advantages in use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from maxpo.advantages import ADVANTAGES, GroupK, nonzero
+
+
+def advantage_metrics(
+    advantages: Float[Tensor, "G N"], rewards: Float[Tensor, "G N"], valid: Bool[Tensor, "G N"]
+) -> dict[str, float]:
+    """Mean, second moment and share of non-zero among the valid samples."""
+    a = advantages[valid].double()
+    count = max(1, a.numel())
+    return {
+        "mean": float(a.sum()) / count,
+        "second_moment": float(a.square().sum()) / count,
+        "nonzero": int(nonzero(advantages, rewards, valid).sum()) / count,
+    }
+
+
+def shadow_metrics(
+    names: Sequence[str],
+    advantages: Float[Tensor, "G N"],
+    rewards: Float[Tensor, "G N"],
+    k: GroupK,
+    valid: Bool[Tensor, "G N"],
+) -> dict[str, float]:
+    """The same of each named estimator, and its correlation over the valid samples with the advantages in use.
+
+    The correlation is left out where one of the two does not vary. An estimator that refuses these rewards or this K
+    has `shadow/{name}/refused` = 1 and nothing else: a run must not end because of something that it only watches.
+    """
+    metrics: dict[str, float] = {}
+    for name in names:
+        try:
+            other = ADVANTAGES[name](rewards, k, valid)
+        except ValueError:
+            metrics[f"shadow/{name}/refused"] = 1.0
+            continue
+        values = advantage_metrics(other, rewards, valid) | {"refused": 0.0}
+        both = torch.stack([other[valid], advantages[valid]]).double()
+        if both.shape[1] > 1 and bool((both.std(1) > 0).all()):
+            values["correlation"] = float(torch.corrcoef(both)[0, 1])
+        metrics |= {f"shadow/{name}/{key}": value for key, value in values.items()}
+    return metrics
