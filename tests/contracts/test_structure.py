@@ -89,9 +89,8 @@ def test_metrics_md_is_what_the_registry_says() -> None:
 
 
 def test_metric_names_are_matched_whole() -> None:
-    check_names(
-        [name.replace("{k}", "8").replace("{part}", "format").replace("{objective}", "pass") for name in METRICS]
-    )
+    examples = {"k": "8", "part": "format", "objective": "pass", "estimator": "dr_grpo"}
+    check_names([name.format(**examples) for name in METRICS])
     for wrong in ("reward/mean2/x", "time/step_s ", "xreward/mean", "eval/pass@8/mid"):
         with pytest.raises(KeyError):
             check_names([wrong])

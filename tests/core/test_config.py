@@ -307,7 +307,15 @@ class TestFiles:
         )
 
 
+K_KEYS = ("algorithm.k", "algorithm.group_size", "algorithm.advantage")
 OUT_OF_RANGE = [
+    "algorithm.objective=best",
+    "algorithm.objective=top_m:0",
+    "algorithm.objective=quantile:2",
+    "algorithm.mix_with=reinforce",
+    "algorithm.mix_weight=[]",
+    "algorithm.mix_weight=[0.5,1.5]",
+    "algorithm.shadow=[grpo,reinforce]",
     "run.name=..",
     "run.name=a/b",
     "run.name=''",
@@ -394,6 +402,12 @@ class TestChecks:
             ["algorithm.advantage=grpo", "algorithm.k=16"],
             ["algorithm.advantage=rloo", "algorithm.k=1"],
             ["algorithm.group_size=2", "algorithm.k=1"],
+            ["algorithm.objective=top_m:4"],
+            ["algorithm.objective=lower_tail:0.25", "algorithm.shadow=[grpo,maxrl]"],
+            ["algorithm.k_schedule=linear", "algorithm.k_values=[8,1]"],
+            ["algorithm.k_schedule=adaptive", "algorithm.k_values=[1,15]"],
+            ["algorithm.k_schedule=stepwise", "algorithm.k_values=[8,4,1]", "algorithm.k_steps=[3,5]"],
+            ["algorithm.mix_with=maxpo", "algorithm.advantage=grpo", "algorithm.mix_weight=[0,1]"],
             ["algorithm.minibatches=32"],
             ["data.task=null", "data.train_file=rows.jsonl", "data.eval_file=rows.jsonl"],
             ["data.task=null", "data.train_file=rows.jsonl", "eval.at_start=false", "eval.at_end=false"],
@@ -417,6 +431,32 @@ class TestChecks:
             (
                 ["algorithm.advantage=pkpo_loo_minus_one", "algorithm.k=17"],
                 "algorithm.k algorithm.group_size algorithm.advantage",
+            ),
+            (["algorithm.advantage=canonical", "algorithm.k=16"], " ".join(K_KEYS)),
+            (
+                ["algorithm.advantage=grpo", "algorithm.mix_with=maxpo", "algorithm.k=16"],
+                "algorithm.mix_with algorithm.k algorithm.group_size",
+            ),
+            (["algorithm.objective=min", "algorithm.advantage=rloo"], "algorithm.objective algorithm.advantage"),
+            (
+                ["algorithm.objective=top_m:5"],
+                "algorithm.objective algorithm.k algorithm.k_values algorithm.k_schedule",
+            ),
+            (
+                ["algorithm.k_schedule=linear", "algorithm.k_values=[1,16]"],
+                "algorithm.k_values algorithm.k_schedule algorithm.group_size",
+            ),
+            (["algorithm.k_schedule=linear"], "algorithm.k_values algorithm.k_schedule"),
+            (
+                ["algorithm.k_schedule=adaptive", "algorithm.k_values=[8,1]"],
+                "algorithm.k_values algorithm.k_schedule",
+            ),
+            *(
+                (
+                    ["algorithm.k_schedule=stepwise", "algorithm.k_values=[8,4]", f"algorithm.k_steps={steps}"],
+                    "algorithm.k_steps algorithm.k_values algorithm.k_schedule",
+                )
+                for steps in ("[]", "[1]", "[3,2]")
             ),
             (["algorithm.minibatches=5"], "algorithm.prompts_per_step algorithm.minibatches"),
             (["data.task=null"], "data.task data.train_file"),
@@ -450,6 +490,11 @@ class TestChecks:
                 [],
                 ["algorithm.advantage=pkpo_loo_minus_one"],
                 ["sync.backend=nccl"],
+                ["algorithm.k_schedule=linear", "algorithm.k_values=[8,1]"],
+                ["algorithm.k_schedule=adaptive", "algorithm.k_values=[1,8]"],
+                ["algorithm.k_schedule=stepwise", "algorithm.k_values=[8,1]", "algorithm.k_steps=[3]"],
+                ["algorithm.mix_with=maxpo"],
+                ["algorithm.objective=min"],
                 ["data.task=null", "data.train_file=rows.jsonl", "eval.at_start=false", "eval.at_end=false"],
             ):
                 holds(_Spy(load(*overrides).config, "", seen))  # type: ignore[arg-type]
@@ -592,7 +637,7 @@ class TestExplain:
         assert re.findall(r"^(\S+) =", explain("sync"), re.M) == ["sync.backend", "sync.bucket_mib", "sync.timeout_s"]
         assert re.findall(r"^(\S+) =", explain(None), re.M) == list(schema())
         assert explain("run.name").startswith("run.name = (must be set)\n    text\n")
-        assert "one of maxpo, rloo, grpo" in explain("algorithm.advantage")
+        assert "one of maxpo, canonical, pkpo, " in explain("algorithm.advantage")
 
     def test_unknown_key(self) -> None:
         with pytest.raises(ConfigError) as caught:

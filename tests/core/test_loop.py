@@ -30,6 +30,7 @@ def run(
     tmp_path: Path, settings: Config, rollouts: FakeRollouts, **kwargs: Any
 ) -> tuple[Any, FakeLearner, list[dict[str, Any]]]:
     learner = FakeLearner()
+    tmp_path.mkdir(exist_ok=True)
     log = RunLog(tmp_path, tensorboard=False, save_rollouts=2)
     held_out = [prompt(f"e{i}") for i in range(3)]
     stream = PromptStream([prompt(f"p{i}") for i in range(100)], seed=0)
