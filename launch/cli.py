@@ -39,6 +39,28 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(evaluate)
     evaluate.add_argument("--out", type=Path, help="folder for eval.json and the completions")
 
+    check = commands.add_parser(
+        "check-advantage",
+        help="bias, centring, variance and cost of every estimator for given N, K and rewards",
+        description="Measure every advantage estimator, side by side, for groups of N rewards from the distribution "
+        "given. Small cases are counted out exactly, larger ones are drawn.",
+    )
+    check.add_argument("--estimator", default="maxpo", help="the one that others are compared with (default: maxpo)")
+    check.add_argument("--n", type=int, default=16, help="samples of a group, N (default: 16)")
+    check.add_argument("--k", type=int, default=4, help="K of max@K (default: 4)")
+    check.add_argument("--objective", default="max", help="statistic of K samples, as algorithm.objective")
+    rewards = check.add_mutually_exclusive_group()
+    rewards.add_argument("--bernoulli", type=float, metavar="P", help="rewards 1 with probability P, else 0 (0.2)")
+    rewards.add_argument(
+        "--rewards",
+        type=Path,
+        metavar="FILE",
+        help="a number on each line, or JSON lines with `reward`: rollouts/*.jsonl",
+    )
+    check.add_argument("--draws", type=int, default=20000, help="groups to draw in larger cases (default: 20000)")
+    check.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    check.add_argument("--json", action="store_true", help="print JSON")
+
     config = commands.add_parser("config", help="look up settings").add_subparsers(dest="action", required=True)
     explained = config.add_parser("explain", help="what a setting means")
     explained.add_argument("key", nargs="?", help="for example algorithm.k, or a section; without it: all")
@@ -69,6 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "config":
             console.print(explain(args.key), highlight=False, markup=False, soft_wrap=True)
             return 0
+        if args.command == "check-advantage":
+            from launch.checkadvantage import check_advantage
+
+            return check_advantage(args, console)
         if args.command == "evaluate":
             return _evaluate(args, console)
         loaded = load_config([args.file], args.overrides)

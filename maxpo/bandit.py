@@ -1,0 +1,218 @@
+"""What an estimator's gradient is worth: its exact or sampled mean and variance on a softmax bandit.
+
+The policy is a softmax over V arms with fixed rewards; a group is N independent draws, and an estimator's gradient is
+g = (1/N) sum_i A_i (e_{a_i} - p) with respect to the logits. The objective's own gradient is exact, so bias is a
+number and not an impression. Small cases are enumerated over all multisets of arms.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from maxpo.advantages import ADVANTAGES, AdvantageFn, maxpo
+from maxpo.objective import rank_coefficients
+
+MOST_OUTCOMES = 60_000
+"""Multisets of arms up to which the expectation is exact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bandit:
+    """Arms with their rewards and probabilities, V each."""
+
+    rewards: Float[Tensor, " V"]
+    probabilities: Float[Tensor, " V"]
+
+    def gradient(self, k: int, objective: str) -> Float[Tensor, " V"]:
+        """Exact gradient of E[statistic of K draws] with respect to the logits."""
+        logits = self.probabilities.log().requires_grad_()
+        values = torch.tensor(sorted({float(r) for r in self.rewards}), dtype=torch.float64)
+        each = torch.zeros_like(values).index_add(0, torch.searchsorted(values, self.rewards), logits.softmax(0))
+        below = each.cumsum(0)[:-1].clamp(max=1)  # P(a draw <= value), but for the last, where it is 1
+        # P(j-th smallest <= value) = P(at least j of K draws <= value)
+        counts = torch.arange(k + 1, dtype=torch.float64)[:, None]
+        log_choose = torch.lgamma(counts.new_tensor(k + 1.0)) - torch.lgamma(counts + 1) - torch.lgamma(k - counts + 1)
+        exactly = log_choose.exp() * below**counts * (1 - below) ** (k - counts)
+        at_least = exactly.flip(0).cumsum(0).flip(0)[1:]
+        alpha = torch.tensor(rank_coefficients(objective, k), dtype=torch.float64)
+        # E[X] = largest value - sum over values of P(X <= value) times the gap above it
+        expected = values[-1] - (alpha @ at_least) @ (values[1:] - values[:-1])
+        return torch.autograd.grad(expected, logits)[0] if len(values) > 1 else torch.zeros_like(self.rewards)
+
+
+def bandit_of(rewards: Sequence[float], weights: Sequence[float]) -> Bandit:
+    """An arm for each reward, drawn in proportion to its weight."""
+    p = torch.tensor(weights, dtype=torch.float64)
+    return Bandit(torch.tensor(rewards, dtype=torch.float64), p / p.sum())
+
+
+def bernoulli(p: float) -> Bandit:
+    """Two arms: reward 1 with probability p, and 0."""
+    return bandit_of([0.0, 1.0], [1 - p, p])
+
+
+def empirical(rewards: Sequence[float]) -> Bandit:
+    """An arm for each different reward, drawn as often as it was seen."""
+    counts = Counter(rewards)
+    return bandit_of(list(counts), list(counts.values()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What one estimator does on a bandit; gradients are compared with that of the objective at K."""
+
+    estimator: str
+    refused: str = ""
+    """Why it does not take these rewards or this N and K; everything else is then meaningless."""
+    bias: float = math.nan
+    """|E g - grad J| / |grad J|."""
+    bias_error: float = 0.0
+    """Standard error of `bias`; 0 where the expectation is exact."""
+    scale: float = math.nan
+    """<E g, grad J> / |grad J|^2: 1 where unbiased."""
+    angle: float = math.nan
+    """Degrees between E g and grad J."""
+    variance: float = math.nan
+    """Total variance of g: trace of its covariance."""
+    signal_to_noise: float = math.nan
+    """|E g|^2 / variance, for one group; does not depend on the estimator's scale."""
+    largest_sum: float = math.nan
+    """Largest |sum_i A_i| of any group, divided by the largest |A_i|."""
+    nonzero: float = math.nan
+    """Share of samples with an advantage that is not zero."""
+    microseconds: float = math.nan
+    """Time for one group in a batch of 256."""
+
+    @property
+    def unbiased(self) -> bool:
+        """No bias but rounding, or none that the sample can tell from chance."""
+        return self.bias <= max(1e-7, 3 * self.bias_error)
+
+    @property
+    def centred(self) -> bool:
+        """Every group's advantages add up to 0, but for rounding."""
+        return self.largest_sum <= 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Estimators side by side on the same groups."""
+
+    exact: bool
+    """Every possible group was counted with its probability; otherwise groups were drawn."""
+    groups: int
+    """Multisets enumerated, or groups drawn."""
+    measured: tuple[Measured, ...]
+
+
+def compare(
+    bandit: Bandit,
+    n: int,
+    k: int,
+    *,
+    objective: str = "max",
+    names: Sequence[str] = tuple(ADVANTAGES),
+    draws: int = 20_000,
+    seed: int = 0,
+    timed: bool = True,
+) -> Comparison:
+    """Measure estimators on a bandit.
+
+    Args:
+        bandit: arms, rewards, probabilities.
+        n: samples of a group.
+        k: K of the objective.
+        objective: a statistic of K samples; `maxpo` estimates it, the others what they always do.
+        names: estimators, of `ADVANTAGES`.
+        draws: groups to draw where there are more than `MOST_OUTCOMES` multisets.
+        seed: of the draws.
+        timed: measure the cost too.
+
+    Raises:
+        ValueError: the objective does not fit K.
+    """
+    arms_count = len(bandit.rewards)
+    exact = math.comb(n + arms_count - 1, n) <= MOST_OUTCOMES
+    arms, weight = _enumerate(bandit, n) if exact else _draw(bandit, n, draws, seed)
+    target = bandit.gradient(k, objective)
+    measured: list[Measured] = []
+    for name in names:
+        estimator: AdvantageFn = partial(maxpo, objective=objective) if name == "maxpo" else ADVANTAGES[name]
+        try:
+            advantages = estimator(bandit.rewards[arms], k)
+        except ValueError as error:
+            measured.append(Measured(estimator=name, refused=str(error)))
+            continue
+        cost = _microseconds(estimator, bandit.rewards[arms[torch.arange(256) % len(arms)]], k) if timed else math.nan
+        standard_error = 0.0 if exact else draws**-0.5
+        measured.append(_measure(name, bandit, arms, weight, advantages, target, standard_error, cost))
+    return Comparison(exact=exact, groups=len(arms), measured=tuple(measured))
+
+
+def _measure(
+    name: str,
+    bandit: Bandit,
+    arms: Int[Tensor, "M N"],
+    weight: Float[Tensor, " M"],
+    advantages: Float[Tensor, "M N"],
+    target: Float[Tensor, " V"],
+    standard_error: float,
+    cost: float,
+) -> Measured:
+    n = arms.shape[1]
+    by_arm = torch.zeros(len(arms), len(bandit.rewards), dtype=torch.float64).scatter_add_(1, arms, advantages)
+    sums = advantages.sum(1, keepdim=True)
+    gradients = (by_arm - sums * bandit.probabilities) / n
+    mean = weight @ gradients
+    variance = float(weight @ (gradients - mean).square().sum(1))
+    size, own, off = (math.sqrt(float(v @ v)) for v in (target, mean, mean - target))
+    largest = float(advantages.abs().max())
+    along = float(mean @ target)
+    return Measured(
+        estimator=name,
+        bias=off / size if size else math.nan,
+        bias_error=standard_error * math.sqrt(variance) / size if size else 0.0,
+        scale=along / size**2 if size else math.nan,
+        angle=math.degrees(math.acos(max(-1.0, min(1.0, along / (size * own))))) if size * own else math.nan,
+        variance=variance,
+        signal_to_noise=own**2 / variance if variance else math.inf,
+        largest_sum=float(sums.abs().max()) / largest if largest else 0.0,
+        nonzero=float(weight @ (advantages.abs() > 1e-9 * largest).double().mean(1)),
+        microseconds=cost,
+    )
+
+
+def _enumerate(bandit: Bandit, n: int) -> tuple[Int[Tensor, "M N"], Float[Tensor, " M"]]:
+    """Every multiset of n arms, and its probability."""
+    arms = torch.tensor(list(itertools.combinations_with_replacement(range(len(bandit.rewards)), n)))
+    counts = torch.zeros(len(arms), len(bandit.rewards), dtype=torch.float64)
+    counts.scatter_add_(1, arms, torch.ones(arms.shape, dtype=torch.float64))
+    log_orders = math.lgamma(n + 1) - torch.lgamma(counts + 1).sum(1)
+    return arms, (log_orders + counts @ bandit.probabilities.log()).exp()
+
+
+def _draw(bandit: Bandit, n: int, draws: int, seed: int) -> tuple[Int[Tensor, "M N"], Float[Tensor, " M"]]:
+    generator = torch.Generator().manual_seed(seed)
+    arms = torch.multinomial(bandit.probabilities, draws * n, replacement=True, generator=generator)
+    return arms.view(draws, n), torch.full((draws,), 1 / draws, dtype=torch.float64)
+
+
+def _microseconds(estimator: AdvantageFn, rewards: Float[Tensor, "G N"], k: int) -> float:
+    """Median time of one group."""
+    seconds: list[float] = []
+    for _ in range(7):
+        started = time.perf_counter()
+        estimator(rewards, k)
+        seconds.append(time.perf_counter() - started)
+    return 1e6 * statistics.median(seconds) / len(rewards)
