@@ -117,10 +117,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--k", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=1, help="of torch; with more, a busy machine spoils the figures")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     device, k = args.device, args.k
     name = torch.cuda.get_device_name() if device == "cuda" else machine()
-    print(f"{name}; {torch.get_num_threads()} threads; K = {k}; median ms, rounds alternate")
+    print(f"{name}; {args.threads} thread(s); K = {k}; median ms, rounds alternate")
     generator = torch.Generator().manual_seed(0)
     columns = ("batched", "pairs", "loop", "sort", "pairs/batched", "loop/batched", "batched/sort")
     print(f"{'G x N':>12}" + "".join(f"{column:>14}" for column in columns))

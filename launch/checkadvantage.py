@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,8 +27,8 @@ def check_advantage(args: argparse.Namespace, console: Console) -> int:
         raise InputError(f"--estimator {name}: there is none of this name; there are {', '.join(ADVANTAGES)}")
     if n < 2 or not 1 <= k <= n:
         raise InputError(f"--n {n} --k {k}: allowed is N >= 2 and 1 <= K <= N")
-    if args.draws < 2:
-        raise InputError(f"--draws {args.draws}: at least 2 groups must be drawn")
+    if args.draws < 2 or not 0 <= args.seed < 2**63:
+        raise InputError(f"--draws {args.draws} --seed {args.seed}: allowed is at least 2, and 0 <= seed < 2**63")
     if objective != "max" and name != "maxpo":
         raise InputError(f"--objective {objective}: only maxpo knows objectives other than max, not {name}")
     try:
@@ -38,7 +37,10 @@ def check_advantage(args: argparse.Namespace, console: Console) -> int:
         raise InputError(f"--objective: {error}") from error
     bandit, source = _rewards(args)
     names = [name, *(other for other in ADVANTAGES if other != name)]
-    result = compare(bandit, n, k, objective=objective, names=names, draws=args.draws, seed=args.seed)
+    try:
+        result = compare(bandit, n, k, objective=objective, names=names, draws=args.draws, seed=args.seed)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     chosen = result.measured[0]
     if chosen.refused:
         raise InputError(f"--estimator {chosen.refused}")
@@ -78,7 +80,7 @@ def _rewards(args: argparse.Namespace) -> tuple[Bandit, str]:
 
 
 def read_rewards(path: Path) -> list[float]:
-    """The rewards in a file; rows of a run's rollouts that have no verdict are left out.
+    """The rewards in a file, of all its prompts together; rows of a run's rollouts without a verdict are left out.
 
     Raises:
         InputError: naming file, line and what is wrong there.
@@ -99,7 +101,7 @@ def read_rewards(path: Path) -> list[float]:
             if row.get("outcome", "ok") not in ("ok", "too_long"):
                 continue
             row = row.get("reward")
-        if isinstance(row, bool) or not isinstance(row, int | float) or not math.isfinite(row):
+        if isinstance(row, bool) or not isinstance(row, int | float) or not -1e300 < row < 1e300:
             raise InputError(f"{path}:{number}: {line[:60]!r} is no finite number and no object with `reward`")
         found.append(float(row))
     if len(set(found)) < 2:
@@ -123,8 +125,8 @@ def _cells(row: Measured, chosen: Measured, *, exact: bool) -> list[str]:
     comparable = row.unbiased and chosen.unbiased
     return [
         row.estimator,
-        ("0" if exact else f"0±{row.bias_error:.1g}") if row.unbiased else f"{row.bias:.3f}",
-        f"{row.scale:.3f}",
+        ("0" if exact else f"0±{row.bias_error:.1g}") if row.unbiased else f"{row.bias:.3g}",
+        f"{row.scale:.3g}",
         f"{row.angle:.1f}",
         "yes" if row.centred else "no",
         f"{row.variance:.3g}",
@@ -139,8 +141,8 @@ def _as_json(result: Comparison, **asked: object) -> dict[str, object]:
     rows = [
         {"estimator": row.estimator, "refused": row.refused}
         if row.refused
-        else {name: value for name, value in asdict(row).items() if name != "refused"}
-        | {"unbiased": row.unbiased, "centred": row.centred}
+        else {name: value if value == value else None for name, value in asdict(row).items() if name != "refused"}
+        | {"centred": row.centred}
         for row in result.measured
     ]
     return asked | {"exact": result.exact, "groups": result.groups, "estimators": rows}

@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rewards",
         type=Path,
         metavar="FILE",
-        help="a number on each line, or JSON lines with `reward`: rollouts/*.jsonl",
+        help="a number on each line, or JSON lines with `reward` (rollouts/*.jsonl); taken as one distribution",
     )
     check.add_argument("--draws", type=int, default=20000, help="groups to draw in larger cases (default: 20000)")
     check.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")

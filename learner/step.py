@@ -148,7 +148,9 @@ class Updater:
         advantages = self._advantages(batch, rewards, valid)
         present = len(samples)
         if self._skips_zero_advantages():
-            signal = nonzero(advantages, rewards, valid).tolist()
+            # On the CPU: which sequences are packed must be the same on every rank, to the last bit.
+            on_cpu = reward_matrix(batch.groups, torch.device("cpu"))
+            signal = nonzero(self._advantages(batch, *on_cpu), *on_cpu).tolist()
             samples = [s for s in samples if signal[s.group][s.index]]
         packed = [
             self._microbatches(part, advantages, batch)

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from maxpo.config import BEYOND_K
 from maxpo.orderstats import Ranked, deviation, include_one, increments, rank
 
 GroupK = int | Int[Tensor, " G"]
@@ -107,10 +108,9 @@ def passk_training(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = N
     rho is 0 or 1. Needs 1 <= k <= N - 1.
     """
     g = _prepare("passk_training", rewards, k, valid, binary=True)
-    included = include_one(g.ranked(), g.k_index, "max")
-    rho = included.sum(1, keepdim=True) / g.n
+    rho = include_one(g.ranked(), g.k_index).sum(1, keepdim=True) / g.n
     variance = rho * (1 - rho)
-    return g.finish(torch.where(variance > 1e-12, (included - rho) / variance.clamp(min=1e-12).sqrt(), 0.0))
+    return g.finish(torch.where(variance > 1e-12, g.deviation("max") / variance.clamp(min=1e-12).sqrt(), 0.0))
 
 
 def top1_gap(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) -> Float[Tensor, "G N"]:
@@ -179,9 +179,6 @@ ADVANTAGES: dict[str, AdvantageFn] = {
     "maxrl": maxrl,
 }
 
-_BEYOND_K = {"maxpo": 1, "canonical": 1, "pkpo": 0, "pkpo_loo": 1, "pkpo_loo_minus_one": 0, "passk_training": 1}
-"""Estimators that use K -> how many samples more than K a group needs."""
-
 
 @overload
 def min_valid(name: str, k: int) -> int: ...
@@ -189,7 +186,12 @@ def min_valid(name: str, k: int) -> int: ...
 def min_valid(name: str, k: GroupK) -> GroupK: ...
 def min_valid(name: str, k: GroupK) -> GroupK:
     """Fewest valid samples that a group needs for estimator `name` to say anything about it."""
-    return k + _BEYOND_K[name] if name in _BEYOND_K else 2
+    return k + BEYOND_K[name] if name in BEYOND_K else 2
+
+
+def estimator(name: str, objective: str = "max") -> AdvantageFn:
+    """The estimator of this name; `maxpo` for that objective."""
+    return partial(maxpo, objective=objective) if name == "maxpo" else ADVANTAGES[name]
 
 
 def mixed(
@@ -202,34 +204,34 @@ def mixed(
     mix_with: str | None = None,
     mix_weight: float = 0.0,
 ) -> Float[Tensor, "G N"]:
-    """(1 - w) times estimator `name` plus w times estimator `mix_with`.
+    """(1 - w) times estimator `name` plus w times estimator `mix_with`, `objective` with `maxpo` wherever it stands.
 
     Args:
         name: one of `ADVANTAGES`.
         rewards: as the estimators take them.
         k: K of both.
         valid: likewise.
-        objective: what `name` optimises; only `maxpo` knows others than max.
+        objective: what `maxpo` optimises; the others know max only.
         mix_with: the other estimator; None: `name` alone.
         mix_weight: w, 0 .. 1.
     """
-    advantages = (partial(maxpo, objective=objective) if name == "maxpo" else ADVANTAGES[name])(rewards, k, valid)
+    advantages = estimator(name, objective)(rewards, k, valid)
     if mix_with is None:
         return advantages
-    return torch.lerp(advantages, ADVANTAGES[mix_with](rewards, k, valid), mix_weight)
+    return torch.lerp(advantages, estimator(mix_with, objective)(rewards, k, valid), mix_weight)
 
 
 def nonzero(
     advantages: Float[Tensor, "G N"], rewards: Float[Tensor, "G N"], valid: Bool[Tensor, "G N"]
 ) -> Bool[Tensor, "G N"]:
-    """Which advantages are more than what rounding leaves: 1e-6, or 1e-6 of the spread of small rewards.
+    """Which advantages are more than what rounding leaves: 1e-10, or 1e-10 of the spread of small rewards.
 
     Without spread only an estimator that is not centred can have signal, of the size of the reward itself.
     """
     high = rewards.masked_fill(~valid, -torch.inf).amax(1, keepdim=True)
     spread = high - rewards.masked_fill(~valid, torch.inf).amin(1, keepdim=True)
     scale = torch.where(spread > 0, spread, high.abs()).clamp(max=1.0)
-    return valid & (advantages.abs() > 1e-6 * scale)
+    return valid & (advantages.abs() > 1e-10 * scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,21 +246,29 @@ class _Groups:
     """Valid size; in groups with too few samples the size that would do, so that nothing divides by 0."""
     k: Float[Tensor, "G 1"] | float
     k_index: GroupK
-    mean: Float[Tensor, "G 1"]
+    base: Float[Tensor, "G 1"]
+    """One of the rewards."""
+    offset: Float[Tensor, "G 1"]
+    """Mean of the rewards, less `base`: so that equal rewards have exactly no deviation."""
     dtype: torch.dtype
+
+    @property
+    def mean(self) -> Float[Tensor, "G 1"]:
+        """Mean of the valid rewards."""
+        return self.base + self.offset
 
     def centred(self) -> Float[Tensor, "G N"]:
         """Rewards minus their group's mean; 0 where not valid."""
-        centred = self.x - self.mean
+        centred = self.x - self.base - self.offset
         return centred if self.valid is None else centred.masked_fill_(~self.valid, 0.0)
 
-    def ranked(self, x: Tensor | None = None) -> Ranked:
+    def ranked(self) -> Ranked:
         """The groups in ascending order."""
-        return rank(self.x if x is None else x, self.valid)
+        return rank(self.x, self.valid)
 
     def deviation(self, objective: str) -> Float[Tensor, "G N"]:
         """in_i - rho. A common shift cancels in it, so it is taken off first to keep the digits of the rewards."""
-        return deviation(self.ranked(self.centred()), self.k_index, objective)
+        return deviation(rank(self.centred(), self.valid), self.k_index, objective)
 
     def finish(self, advantages: Tensor) -> Float[Tensor, "G N"]:
         """0 where not valid, in the dtype of the rewards."""
@@ -272,31 +282,38 @@ def _prepare(name: str, rewards: Tensor, k: GroupK, valid: Mask, *, binary: bool
     if rewards.ndim != 2 or not rewards.is_floating_point():
         raise ValueError(f"{name}: rewards must be a float tensor [G, N], not {rewards.dtype} {tuple(rewards.shape)}")
     groups, width = rewards.shape
+    if groups < 1 or width < min_valid(name, 1):
+        raise ValueError(
+            f"{name}: groups need {min_valid(name, 1)} samples, and there are rewards {tuple(rewards.shape)}"
+        )
     if valid is not None and (valid.shape != rewards.shape or valid.dtype != torch.bool):
         raise ValueError(f"{name}: valid must be bool {tuple(rewards.shape)}, not {valid.dtype} {tuple(valid.shape)}")
-    if name not in _BEYOND_K:
+    if name not in BEYOND_K:
         k = 1
     _check_k(name, k, groups, width)
     need = min_valid(name, k)
     x = rewards.double()
     n: Tensor | float = float(width)
+    base = x[:, :1]
     if valid is not None:
         n = valid.sum(1)
         valid = valid & (n >= need)[:, None]
         n = torch.maximum(n, torch.as_tensor(need, device=n.device)).double()[:, None]
         x = torch.where(valid, x, 0.0)
-    mean = x.sum(1, keepdim=True) / n
-    if not bool(torch.isfinite(mean).all()):
+        base = x.gather(1, valid.long().argmax(1, keepdim=True))
+    relative = x - base if valid is None else torch.where(valid, x - base, 0.0)
+    offset = relative.sum(1, keepdim=True) / n
+    if not bool(torch.isfinite(offset).all()):
         raise ValueError(f"{name}: a valid reward is not finite")
     if binary and not bool(((x == 0) | (x == 1)).all()):
         other = x[(x != 0) & (x != 1)][0]
         raise ValueError(f"{name}: its formula is for rewards of 0 and 1, and there is a reward of {float(other):g}")
-    return _Groups(x, valid, n, k if isinstance(k, int) else k.double()[:, None], k, mean, rewards.dtype)
+    return _Groups(x, valid, n, k if isinstance(k, int) else k.double()[:, None], k, base, offset, rewards.dtype)
 
 
 def _check_k(name: str, k: GroupK, groups: int, width: int) -> None:
-    largest = width - _BEYOND_K.get(name, 1)
-    if not isinstance(k, int) and (k.shape != (groups,) or k.is_floating_point()):
+    largest = width - BEYOND_K.get(name, 1)
+    if not isinstance(k, int) and (k.shape != (groups,) or k.is_floating_point() or k.dtype == torch.bool):
         raise ValueError(f"{name}: k must be a whole number or integers [{groups}], not {k.dtype} {tuple(k.shape)}")
     low, high = (k, k) if isinstance(k, int) else (int(k.min()), int(k.max()))
     if low < 1 or high > largest:

@@ -14,17 +14,16 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from maxpo.advantages import ADVANTAGES, AdvantageFn, maxpo
+from maxpo.advantages import ADVANTAGES, AdvantageFn, estimator
 from maxpo.objective import rank_coefficients
 
-MOST_OUTCOMES = 60_000
-"""Multisets of arms up to which the expectation is exact."""
+MOST_CELLS = 500_000
+"""Multisets of arms times N, up to which the expectation is exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +38,11 @@ class Bandit:
         logits = self.probabilities.log().requires_grad_()
         values = torch.tensor(sorted({float(r) for r in self.rewards}), dtype=torch.float64)
         each = torch.zeros_like(values).index_add(0, torch.searchsorted(values, self.rewards), logits.softmax(0))
-        below = each.cumsum(0)[:-1].clamp(max=1)  # P(a draw <= value), but for the last, where it is 1
+        below = each.cumsum(0)[:-1].clamp(max=1 - 1e-16)  # P(a draw <= value), but for the last, where it is 1
         # P(j-th smallest <= value) = P(at least j of K draws <= value)
         counts = torch.arange(k + 1, dtype=torch.float64)[:, None]
         log_choose = torch.lgamma(counts.new_tensor(k + 1.0)) - torch.lgamma(counts + 1) - torch.lgamma(k - counts + 1)
-        exactly = log_choose.exp() * below**counts * (1 - below) ** (k - counts)
+        exactly = (log_choose + counts * below.log() + (k - counts) * torch.log1p(-below)).exp()
         at_least = exactly.flip(0).cumsum(0).flip(0)[1:]
         alpha = torch.tensor(rank_coefficients(objective, k), dtype=torch.float64)
         # E[X] = largest value - sum over values of P(X <= value) times the gap above it
@@ -75,6 +74,8 @@ class Measured:
     estimator: str
     refused: str = ""
     """Why it does not take these rewards or this N and K; everything else is then meaningless."""
+    unbiased: bool = False
+    """No bias but rounding, or none that the sample can tell from chance."""
     bias: float = math.nan
     """|E g - grad J| / |grad J|."""
     bias_error: float = 0.0
@@ -93,11 +94,6 @@ class Measured:
     """Share of samples with an advantage that is not zero."""
     microseconds: float = math.nan
     """Time for one group in a batch of 256."""
-
-    @property
-    def unbiased(self) -> bool:
-        """No bias but rounding, or none that the sample can tell from chance."""
-        return self.bias <= max(1e-7, 3 * self.bias_error)
 
     @property
     def centred(self) -> bool:
@@ -135,26 +131,33 @@ def compare(
         k: K of the objective.
         objective: a statistic of K samples; `maxpo` estimates it, the others what they always do.
         names: estimators, of `ADVANTAGES`.
-        draws: groups to draw where there are more than `MOST_OUTCOMES` multisets.
+        draws: groups to draw where all of them are too many (`MOST_CELLS`).
         seed: of the draws.
         timed: measure the cost too.
 
     Raises:
-        ValueError: the objective does not fit K.
+        ValueError: the objective does not fit K, or its gradient is too small to compare anything with.
     """
     arms_count = len(bandit.rewards)
-    exact = math.comb(n + arms_count - 1, n) <= MOST_OUTCOMES
+    exact = n * math.comb(n + arms_count - 1, n) <= MOST_CELLS
     arms, weight = _enumerate(bandit, n) if exact else _draw(bandit, n, draws, seed)
     target = bandit.gradient(k, objective)
+    size = math.sqrt(float(target @ target))
+    spread = float(bandit.rewards.max() - bandit.rewards.min())
+    if size <= 1e-10 * spread:
+        raise ValueError(
+            f"the gradient of {objective} of {k} samples has length {size:.1g} for these rewards, too small to compare "
+            "estimators with; a smaller K, or less sure rewards, have a larger one"
+        )
     measured: list[Measured] = []
     for name in names:
-        estimator: AdvantageFn = partial(maxpo, objective=objective) if name == "maxpo" else ADVANTAGES[name]
+        advantage = estimator(name, objective)
         try:
-            advantages = estimator(bandit.rewards[arms], k)
+            advantages = advantage(bandit.rewards[arms], k)
         except ValueError as error:
             measured.append(Measured(estimator=name, refused=str(error)))
             continue
-        cost = _microseconds(estimator, bandit.rewards[arms[torch.arange(256) % len(arms)]], k) if timed else math.nan
+        cost = _microseconds(advantage, bandit.rewards[arms[torch.arange(256) % len(arms)]], k) if timed else math.nan
         standard_error = 0.0 if exact else draws**-0.5
         measured.append(_measure(name, bandit, arms, weight, advantages, target, standard_error, cost))
     return Comparison(exact=exact, groups=len(arms), measured=tuple(measured))
@@ -179,12 +182,14 @@ def _measure(
     size, own, off = (math.sqrt(float(v @ v)) for v in (target, mean, mean - target))
     largest = float(advantages.abs().max())
     along = float(mean @ target)
+    chance = 3 * standard_error * math.sqrt(variance)
     return Measured(
         estimator=name,
-        bias=off / size if size else math.nan,
-        bias_error=standard_error * math.sqrt(variance) / size if size else 0.0,
-        scale=along / size**2 if size else math.nan,
-        angle=math.degrees(math.acos(max(-1.0, min(1.0, along / (size * own))))) if size * own else math.nan,
+        unbiased=off <= 1e-7 * size + 1e-13 * largest + chance,
+        bias=off / size,
+        bias_error=standard_error * math.sqrt(variance) / size,
+        scale=along / size**2,
+        angle=math.degrees(math.acos(max(-1.0, min(1.0, along / (size * own))))) if own else math.nan,
         variance=variance,
         signal_to_noise=own**2 / variance if variance else math.inf,
         largest_sum=float(sums.abs().max()) / largest if largest else 0.0,
@@ -208,11 +213,11 @@ def _draw(bandit: Bandit, n: int, draws: int, seed: int) -> tuple[Int[Tensor, "M
     return arms.view(draws, n), torch.full((draws,), 1 / draws, dtype=torch.float64)
 
 
-def _microseconds(estimator: AdvantageFn, rewards: Float[Tensor, "G N"], k: int) -> float:
+def _microseconds(advantage: AdvantageFn, rewards: Float[Tensor, "G N"], k: int) -> float:
     """Median time of one group."""
     seconds: list[float] = []
     for _ in range(7):
         started = time.perf_counter()
-        estimator(rewards, k)
+        advantage(rewards, k)
         seconds.append(time.perf_counter() - started)
     return 1e6 * statistics.median(seconds) / len(rewards)

@@ -15,8 +15,8 @@ ADVANTAGE_NAMES = (
     *("rloo", "grpo", "dr_grpo", "maxrl"),
 )
 """Keys of `maxpo.advantages.ADVANTAGES`, repeated here because importing that module imports torch."""
-LEAVES_ONE_OUT = ("maxpo", "canonical", "pkpo_loo", "passk_training")
-"""Those that need K < N."""
+BEYOND_K = {"maxpo": 1, "canonical": 1, "pkpo": 0, "pkpo_loo": 1, "pkpo_loo_minus_one": 0, "passk_training": 1}
+"""Those that use K -> how many samples more than K a group needs."""
 
 
 @dataclass(kw_only=True)
@@ -86,14 +86,14 @@ class AlgorithmConfig:
     """Advantage estimator, one of `maxpo.advantages.ADVANTAGES`."""
     objective: str = "max"
     """What `maxpo` optimises, a statistic of K samples: max, min, mean, median, top_m:M, bottom_m:M, quantile:Q or
-    lower_tail:Q (see `maxpo.objective`). Other advantages know `max` only."""
+    lower_tail:Q (see `maxpo.objective`). Other advantages know `max` only; `mix_with` and `shadow` follow it too."""
     k: int = 4
     """K of max@K, 1 <= k < group_size (`pkpo` and `pkpo_loo_minus_one`: k <= group_size). `rloo`, `grpo`, `dr_grpo`,
     `maxrl` and `top1_gap` do not use it, nor does a k_schedule other than constant; the metric reward/max@K does."""
     k_schedule: Literal["constant", "linear", "stepwise", "adaptive"] = "constant"
     """How K changes: not; in a straight line over the run; at given steps; or for each prompt by its pass rate p as
-    observed in earlier steps, K = -1 / ln(1 - p), where max@K pulls hardest on the prompt (a success is a reward of 1
-    or more)."""
+    observed in earlier steps, K = ceil(1 / p) - 1, where max@K pulls hardest on the prompt (a success is a reward of
+    1 or more)."""
     k_values: list[int] = field(default_factory=list[int])
     """linear: first and last K. stepwise: each K in turn. adaptive: smallest and largest K. No effect with constant."""
     k_steps: list[int] = field(default_factory=list[int])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from maxpo.config import LEAVES_ONE_OUT, AlgorithmConfig, Config
+from maxpo.config import BEYOND_K, AlgorithmConfig, Config
 from maxpo.objective import parse
 
 
@@ -22,24 +22,58 @@ def ks_of(algorithm: AlgorithmConfig) -> list[int]:
     return [algorithm.k] if algorithm.k_schedule == "constant" else algorithm.k_values
 
 
-_K_KEYS = ("algorithm.k", "algorithm.group_size", "algorithm.advantage")
+def fits(k: int, group_size: int, advantage: str | None) -> bool:
+    """Whether an estimator takes this K; those that do not use it take any."""
+    return advantage not in BEYOND_K or 1 <= k <= group_size - BEYOND_K[advantage]
+
+
 ESTIMATOR_COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] = (
     (
-        _K_KEYS,
-        lambda c: c.algorithm.advantage not in LEAVES_ONE_OUT or 1 <= c.algorithm.k < c.algorithm.group_size,
-        "algorithm.k must be at least 1 and below algorithm.group_size: each advantage leaves one completion out.",
+        ("algorithm.k", "algorithm.group_size"),
+        lambda c: 1 <= c.algorithm.k <= c.algorithm.group_size,
+        "algorithm.k must be at least 1 and at most algorithm.group_size; the metric reward/max@K uses it in any case.",
     ),
     (
-        _K_KEYS,
-        lambda c: c.algorithm.advantage in LEAVES_ONE_OUT or 1 <= c.algorithm.k <= c.algorithm.group_size,
-        "algorithm.k must be at least 1 and at most algorithm.group_size.",
-    ),
-    (
-        ("algorithm.k_values", "algorithm.k_schedule", "algorithm.group_size"),
+        ("algorithm.k", "algorithm.group_size", "algorithm.advantage", "algorithm.k_schedule"),
         lambda c: (
-            c.algorithm.k_schedule == "constant" or all(1 <= k < c.algorithm.group_size for k in c.algorithm.k_values)
+            not 1 <= c.algorithm.k <= c.algorithm.group_size
+            or c.algorithm.k_schedule != "constant"
+            or fits(c.algorithm.k, c.algorithm.group_size, c.algorithm.advantage)
         ),
-        "Each of algorithm.k_values must be at least 1 and below algorithm.group_size.",
+        "algorithm.k must be below algorithm.group_size: each advantage leaves one completion out.",
+    ),
+    (
+        ("algorithm.mix_with", "algorithm.k", "algorithm.group_size", "algorithm.k_schedule"),
+        lambda c: (
+            not 1 <= c.algorithm.k <= c.algorithm.group_size
+            or c.algorithm.k_schedule != "constant"
+            or fits(c.algorithm.k, c.algorithm.group_size, c.algorithm.mix_with)
+        ),
+        "algorithm.k must be below algorithm.group_size for the estimator that is mixed in, too.",
+    ),
+    (
+        (
+            *("algorithm.k_values", "algorithm.k_schedule", "algorithm.group_size"),
+            *("algorithm.advantage", "algorithm.mix_with"),
+        ),
+        lambda c: (
+            c.algorithm.k_schedule == "constant"
+            or all(
+                k >= 1 and fits(k, c.algorithm.group_size, name)
+                for k in c.algorithm.k_values
+                for name in (c.algorithm.advantage, c.algorithm.mix_with)
+            )
+        ),
+        "Each of algorithm.k_values must be at least 1 and at most algorithm.group_size, or below it where an "
+        "advantage leaves one completion out.",
+    ),
+    (
+        ("algorithm.k_schedule", "algorithm.advantage", "algorithm.mix_with"),
+        lambda c: (
+            c.algorithm.k_schedule == "constant"
+            or any(name in BEYOND_K for name in (c.algorithm.advantage, c.algorithm.mix_with))
+        ),
+        "Nothing here uses K, so there is nothing to schedule.",
     ),
     (
         ("algorithm.k_values", "algorithm.k_schedule"),
@@ -52,20 +86,20 @@ ESTIMATOR_COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], s
         "For adaptive, algorithm.k_values are the smallest and the largest K, in this order.",
     ),
     (
-        ("algorithm.k_steps", "algorithm.k_values", "algorithm.k_schedule"),
+        ("algorithm.k_steps", "algorithm.k_values", "algorithm.k_schedule", "run.steps"),
         lambda c: (
             c.algorithm.k_schedule != "stepwise"
             or (
                 len(c.algorithm.k_steps) == len(c.algorithm.k_values) - 1
                 and c.algorithm.k_steps == sorted(set(c.algorithm.k_steps))
-                and all(step > 1 for step in c.algorithm.k_steps)
+                and all(1 < step <= c.run.steps for step in c.algorithm.k_steps)
             )
         ),
-        "For stepwise, algorithm.k_steps must be rising steps from 2 on, one fewer than algorithm.k_values.",
+        "For stepwise, algorithm.k_steps must be rising steps from 2 to run.steps, one fewer than algorithm.k_values.",
     ),
     (
-        ("algorithm.objective", "algorithm.advantage"),
-        lambda c: c.algorithm.objective == "max" or c.algorithm.advantage == "maxpo",
+        ("algorithm.objective", "algorithm.advantage", "algorithm.mix_with"),
+        lambda c: c.algorithm.objective == "max" or "maxpo" in (c.algorithm.advantage, c.algorithm.mix_with),
         "Only the advantage maxpo knows objectives other than max.",
     ),
     (
@@ -74,9 +108,9 @@ ESTIMATOR_COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], s
         "The M of top_m or bottom_m must be at most every K that is used.",
     ),
     (
-        ("algorithm.mix_with", "algorithm.k", "algorithm.group_size"),
-        lambda c: c.algorithm.mix_with not in LEAVES_ONE_OUT or c.algorithm.k < c.algorithm.group_size,
-        "algorithm.k must be below algorithm.group_size for the estimator that is mixed in, too.",
+        ("algorithm.mix_with", "algorithm.advantage"),
+        lambda c: c.algorithm.mix_with != c.algorithm.advantage,
+        "algorithm.mix_with must be another estimator than algorithm.advantage, or null.",
     ),
 )
 """Keys that are read, what must hold for the config, and what is said otherwise."""

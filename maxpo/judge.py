@@ -72,5 +72,7 @@ def usable_metrics(usable: Sequence[Judged], algorithm: AlgorithmConfig) -> dict
     rewards, valid = reward_matrix([j.scored for j in usable], torch.device("cpu"))
     advantages = torch.tensor([j.advantages for j in usable], dtype=torch.float64)
     own = advantage_metrics(advantages, rewards, valid)
-    shadows = shadow_metrics(algorithm.shadow, advantages, rewards, torch.tensor([j.k for j in usable]), valid)
+    shadows = shadow_metrics(
+        algorithm.shadow, advantages, rewards, torch.tensor([j.k for j in usable]), valid, algorithm.objective
+    )
     return {f"advantage/{name}": value for name, value in own.items()} | shadows

@@ -55,7 +55,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "train/zero_advantage": ("Valid sequences of the kept groups left out because their advantage is zero", "fraction"),
     "train/tokens": ("Loss tokens that the learner computed", "tokens"),
     "train/microbatches": ("Packed rows of one learner rank", "count"),
-    "policy/entropy": ("Mean entropy of the token distributions", "nats"),
+    "policy/entropy": (
+        "Mean entropy of the token distributions, as all of policy/ and mismatch/ over train/tokens",
+        "nats",
+    ),
     "policy/approx_kl": ("Mean estimate (k3) of KL from the policy at the start of the step", "nats"),
     "policy/clipped_low": ("Tokens at the lower clip bound with negative advantage", "fraction"),
     "policy/clipped_high": ("Tokens at the upper clip bound with positive advantage", "fraction"),

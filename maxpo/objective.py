@@ -64,7 +64,7 @@ def parse(objective: str) -> tuple[str, float]:
     if objective == "median":
         return "quantile", 0.5
     if name in ("top_m", "bottom_m"):
-        if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= 1):
             raise ValueError(f"objective {objective}: M must be a whole number of at least 1")
         return name, float(text)
     if name in ("quantile", "lower_tail"):

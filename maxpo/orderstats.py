@@ -104,7 +104,7 @@ def increments(ranked: Ranked, k: int | Int[Tensor, " G"]) -> Float[Tensor, "G N
     weight, below = _per_group(increment_weights, ranked, k)
     gap = ranked.x - ranked.x[:, :1]
     part = gap * weight
-    at_rank = gap * below - (part.cumsum(1) - part)
+    at_rank = (gap * below - (part.cumsum(1) - part)).clamp_(min=0)
     single = (k == 1) if isinstance(k, int) else (k == 1)[:, None]
     return ranked.unsort(at_rank + ranked.x * single)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from maxpo.config import AlgorithmConfig
 
@@ -37,16 +36,14 @@ def _line(first: float, last: float, step: int, total_steps: int) -> float:
 
 
 def adapted_k(pass_rate: float, smallest: int, largest: int) -> int:
-    """The K for which max@K pulls hardest on a prompt: d pass@K / dp = K (1-p)^(K-1) is largest at -1 / ln(1 - p).
+    """The K for which max@K pulls hardest on a prompt: ceil(1 / p) - 1 maximises d pass@K / dp = K (1-p)^(K-1).
 
-    About 1 / p: rare successes get a large K, which rewards the first one most; a prompt that is mostly solved gets
-    K = 1, the mean reward. The result is rounded and kept within the bounds.
+    Rare successes get a large K, which rewards the first one most; a prompt that is mostly solved gets K = 1, the mean
+    reward. The result is kept within the bounds.
     """
-    if pass_rate <= 0:
+    if pass_rate * (largest + 1) <= 1:
         return largest
-    if pass_rate >= 1:
-        return smallest
-    return min(largest, max(smallest, round(-1 / math.log1p(-pass_rate))))
+    return min(largest, max(smallest, math.ceil(1 / pass_rate) - 1))
 
 
 class PassRates:
@@ -75,12 +72,3 @@ class PassRates:
             self._seen[prompt_id] = (KEPT * before + successes, KEPT * count + len(values))
             total, samples = total + successes, samples + len(values)
         self._all = (KEPT * self._all[0] + total, KEPT * self._all[1] + samples)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything, as plain JSON values."""
-        return {"prompts": {name: list(pair) for name, pair in self._seen.items()}, "all": list(self._all)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
-        self._seen = {name: (pair[0], pair[1]) for name, pair in state["prompts"].items()}
-        self._all = (state["all"][0], state["all"][1])

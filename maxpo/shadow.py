@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from maxpo.advantages import ADVANTAGES, GroupK, nonzero
+from maxpo.advantages import GroupK, estimator, min_valid, nonzero
 
 
 def advantage_metrics(
@@ -30,22 +30,26 @@ def shadow_metrics(
     rewards: Float[Tensor, "G N"],
     k: GroupK,
     valid: Bool[Tensor, "G N"],
+    objective: str = "max",
 ) -> dict[str, float]:
     """The same of each named estimator, and its correlation over the valid samples with the advantages in use.
 
-    The correlation is left out where one of the two does not vary. An estimator that refuses these rewards or this K
-    has `shadow/{name}/refused` = 1 and nothing else: a run must not end because of something that it only watches.
+    Groups that are too small for an estimator do not count for it. The correlation is left out where one of the two
+    does not vary. An estimator that refuses these rewards or this K has `shadow/{name}/refused` = 1 and nothing else: a
+    run must not end because of something that it only watches.
     """
     metrics: dict[str, float] = {}
     for name in names:
         try:
-            other = ADVANTAGES[name](rewards, k, valid)
+            other = estimator(name, objective)(rewards, k, valid)
         except ValueError:
             metrics[f"shadow/{name}/refused"] = 1.0
             continue
-        values = advantage_metrics(other, rewards, valid) | {"refused": 0.0}
-        both = torch.stack([other[valid], advantages[valid]]).double()
-        if both.shape[1] > 1 and bool((both.std(1) > 0).all()):
+        heard = valid & (valid.sum(1, keepdim=True) >= torch.as_tensor(min_valid(name, k)).view(-1, 1))
+        values = advantage_metrics(other, rewards, heard) | {"refused": 0.0}
+        both = torch.stack([other[heard], advantages[heard]]).double()
+        signal = all(bool(nonzero(a, rewards, heard).any()) for a in (other, advantages))
+        if signal and bool((both.std(1) > 0).all()):
             values["correlation"] = float(torch.corrcoef(both)[0, 1])
         metrics |= {f"shadow/{name}/{key}": value for key, value in values.items()}
     return metrics

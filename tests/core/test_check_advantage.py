@@ -82,7 +82,7 @@ def test_the_exact_gradient_is_that_of_enumeration(objective: str) -> None:
 
 def test_drawn_groups_agree_with_all_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = compare(TEN_ARMS, 4, 2, names=["maxpo", "rloo"], timed=False)
-    monkeypatch.setattr("maxpo.bandit.MOST_OUTCOMES", 0)
+    monkeypatch.setattr("maxpo.bandit.MOST_CELLS", 0)
     drawn = compare(TEN_ARMS, 4, 2, names=["maxpo", "rloo"], draws=20_000, timed=False)
     assert (exact.exact, drawn.exact, drawn.groups) == (True, False, 20_000)
     for a, b in zip(exact.measured, drawn.measured, strict=True):
@@ -97,7 +97,7 @@ def test_command_prints_every_estimator(capsys: pytest.CaptureFixture[str]) -> N
     assert "max@4 with groups of N = 8, rewards: 1 with probability 0.3, else 0; all 9 possible groups" in out
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line.split()[:1] and line[0] != " "}
     assert set(ADVANTAGES) <= set(rows)
-    assert rows["maxpo"][1:5] == ["0", "1.000", "0.0", "yes"]
+    assert rows["maxpo"][1:5] == ["0", "1", "0.0", "yes"]
     assert rows["pkpo"][4] == "no"
     assert max(map(len, out.splitlines()[2:14])) <= 80
 

@@ -302,12 +302,13 @@ class TestFiles:
             "  algorithm.k = 16   (f.yaml:4)\n"
             "  algorithm.group_size = 16   (default)\n"
             '  algorithm.advantage = "maxpo"   (default)\n'
-            "      algorithm.k must be at least 1 and below algorithm.group_size: each advantage leaves one\n"
-            "      completion out."
+            '  algorithm.k_schedule = "constant"   (default)\n'
+            "      algorithm.k must be below algorithm.group_size: each advantage leaves one completion out."
         )
 
 
-K_KEYS = ("algorithm.k", "algorithm.group_size", "algorithm.advantage")
+K_KEYS = "algorithm.k algorithm.group_size algorithm.advantage algorithm.k_schedule"
+VALUES_KEYS = "algorithm.k_values algorithm.k_schedule algorithm.group_size algorithm.advantage algorithm.mix_with"
 OUT_OF_RANGE = [
     "algorithm.objective=best",
     "algorithm.objective=top_m:0",
@@ -406,8 +407,11 @@ class TestChecks:
             ["algorithm.objective=lower_tail:0.25", "algorithm.shadow=[grpo,maxrl]"],
             ["algorithm.k_schedule=linear", "algorithm.k_values=[8,1]"],
             ["algorithm.k_schedule=adaptive", "algorithm.k_values=[1,15]"],
-            ["algorithm.k_schedule=stepwise", "algorithm.k_values=[8,4,1]", "algorithm.k_steps=[3,5]"],
+            ["algorithm.k_schedule=stepwise", "algorithm.k_values=[8,4,1]", "algorithm.k_steps=[2,3]"],
             ["algorithm.mix_with=maxpo", "algorithm.advantage=grpo", "algorithm.mix_weight=[0,1]"],
+            ["algorithm.mix_with=maxpo", "algorithm.advantage=grpo", "algorithm.objective=min"],
+            ["algorithm.k_schedule=linear", "algorithm.k_values=[3,1]", "algorithm.group_size=4"],
+            ["algorithm.k_schedule=linear", "algorithm.k_values=[16,1]", "algorithm.advantage=pkpo"],
             ["algorithm.minibatches=32"],
             ["data.task=null", "data.train_file=rows.jsonl", "data.eval_file=rows.jsonl"],
             ["data.task=null", "data.train_file=rows.jsonl", "eval.at_start=false", "eval.at_end=false"],
@@ -426,25 +430,38 @@ class TestChecks:
     @pytest.mark.parametrize(
         ("overrides", "keys"),
         [
-            (["algorithm.k=16"], "algorithm.k algorithm.group_size algorithm.advantage"),
-            (["algorithm.k=0"], "algorithm.k algorithm.group_size algorithm.advantage"),
-            (
-                ["algorithm.advantage=pkpo_loo_minus_one", "algorithm.k=17"],
-                "algorithm.k algorithm.group_size algorithm.advantage",
+            (["algorithm.k=16"], K_KEYS),
+            (["algorithm.k=0"], "algorithm.k algorithm.group_size"),
+            (["algorithm.advantage=pkpo_loo_minus_one", "algorithm.k=17"], "algorithm.k algorithm.group_size"),
+            *(
+                ([f"algorithm.advantage={name}", "algorithm.k=16"], K_KEYS)
+                for name in ("canonical", "pkpo_loo", "passk_training")
             ),
-            (["algorithm.advantage=canonical", "algorithm.k=16"], " ".join(K_KEYS)),
+            (["algorithm.mix_with=maxpo"], "algorithm.mix_with algorithm.advantage"),
             (
                 ["algorithm.advantage=grpo", "algorithm.mix_with=maxpo", "algorithm.k=16"],
-                "algorithm.mix_with algorithm.k algorithm.group_size",
+                "algorithm.mix_with algorithm.k algorithm.group_size algorithm.k_schedule",
             ),
-            (["algorithm.objective=min", "algorithm.advantage=rloo"], "algorithm.objective algorithm.advantage"),
+            (
+                ["algorithm.objective=min", "algorithm.advantage=rloo"],
+                "algorithm.objective algorithm.advantage algorithm.mix_with",
+            ),
             (
                 ["algorithm.objective=top_m:5"],
                 "algorithm.objective algorithm.k algorithm.k_values algorithm.k_schedule",
             ),
+            *(
+                (["algorithm.k_schedule=linear", f"algorithm.k_values={values}", *more], VALUES_KEYS)
+                for values, *more in (
+                    ["[1,16]"],
+                    ["[0,4]"],
+                    ["[1,17]", "algorithm.advantage=pkpo"],
+                    ["[1,16]", "algorithm.advantage=pkpo", "algorithm.mix_with=maxpo"],
+                )
+            ),
             (
-                ["algorithm.k_schedule=linear", "algorithm.k_values=[1,16]"],
-                "algorithm.k_values algorithm.k_schedule algorithm.group_size",
+                ["algorithm.k_schedule=linear", "algorithm.k_values=[1,4]", "algorithm.advantage=grpo"],
+                "algorithm.k_schedule algorithm.advantage algorithm.mix_with",
             ),
             (["algorithm.k_schedule=linear"], "algorithm.k_values algorithm.k_schedule"),
             (
@@ -454,9 +471,9 @@ class TestChecks:
             *(
                 (
                     ["algorithm.k_schedule=stepwise", "algorithm.k_values=[8,4]", f"algorithm.k_steps={steps}"],
-                    "algorithm.k_steps algorithm.k_values algorithm.k_schedule",
+                    "algorithm.k_steps algorithm.k_values algorithm.k_schedule run.steps",
                 )
-                for steps in ("[]", "[1]", "[3,2]")
+                for steps in ("[]", "[1]", "[2,3]", "[9]")
             ),
             (["algorithm.minibatches=5"], "algorithm.prompts_per_step algorithm.minibatches"),
             (["data.task=null"], "data.task data.train_file"),
@@ -493,8 +510,10 @@ class TestChecks:
                 ["algorithm.k_schedule=linear", "algorithm.k_values=[8,1]"],
                 ["algorithm.k_schedule=adaptive", "algorithm.k_values=[1,8]"],
                 ["algorithm.k_schedule=stepwise", "algorithm.k_values=[8,1]", "algorithm.k_steps=[3]"],
-                ["algorithm.mix_with=maxpo"],
+                ["algorithm.mix_with=pkpo"],
                 ["algorithm.objective=min"],
+                ["algorithm.advantage=grpo", "algorithm.mix_with=pkpo"],
+                ["algorithm.advantage=grpo", "algorithm.mix_with=maxpo", "algorithm.objective=min"],
                 ["data.task=null", "data.train_file=rows.jsonl", "eval.at_start=false", "eval.at_end=false"],
             ):
                 holds(_Spy(load(*overrides).config, "", seen))  # type: ignore[arg-type]

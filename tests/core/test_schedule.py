@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-
 import pytest
 
 from maxpo.config import AlgorithmConfig
@@ -28,15 +25,11 @@ def test_mix_weight() -> None:
     assert [mix_weight([1.0, 0.0], step, 5) for step in range(1, 6)] == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
-@pytest.mark.parametrize("p", [0.02, 0.05, 0.1, 0.2, 0.35, 0.6, 0.9])
+@pytest.mark.parametrize("p", [0.021, 0.053, 0.11, 0.23, 0.35, 0.495, 0.6, 0.9])
 def test_adapted_k_is_where_max_at_k_pulls_hardest(p: float) -> None:
-    def pull(k: float) -> float:
-        return k * (1 - p) ** (k - 1)
-
-    exact = -1 / math.log(1 - p)
-    assert pull(exact) >= max(pull(exact * 0.99), pull(exact * 1.01))
-    assert adapted_k(p, 1, 1000) == max(1, round(exact))
-    assert adapted_k(p, 3, 7) == min(7, max(3, round(exact)))
+    best = max(range(1, 200), key=lambda k: k * (1 - p) ** (k - 1))
+    assert adapted_k(p, 1, 1000) == best
+    assert adapted_k(p, 3, 7) == min(7, max(3, best))
 
 
 def test_adapted_k_at_the_ends() -> None:
@@ -53,10 +46,6 @@ def test_pass_rates_are_pulled_towards_all_prompts_and_forget() -> None:
     rates.observe({"a": [0.0] * 4})
     overall = (2 / 2) / (8 / 2 + 4)
     assert rates("a") == pytest.approx((2 / 2 + 4 * overall) / (4 / 2 + 4 + 4))
-
-    other = PassRates()
-    other.load_state_dict(json.loads(json.dumps(rates.state_dict())))
-    assert [other(name) for name in "abc"] == [rates(name) for name in "abc"]
 
 
 def test_coefficients_by_hand() -> None:
