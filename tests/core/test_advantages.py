@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from maxpo.advantages import ADVANTAGES, maxpo, min_valid, mixed
+from maxpo.advantages import ADVANTAGES, maxpo, min_valid, mixed, nonzero
 from maxpo.config import ADVANTAGE_NAMES
 from tests.devices import on_each_device
 
@@ -108,7 +108,7 @@ def test_refusals() -> None:
         ADVANTAGES["maxpo"](rows([1, float("nan"), 0, 0]), 2)
     with pytest.raises(ValueError, match=r"float tensor \[G, N\]"):
         ADVANTAGES["rloo"](torch.tensor([[1, 0]]))
-    for k in (torch.tensor([2.0]), torch.tensor([2, 2])):
+    for k in (torch.tensor([2.0]), torch.tensor([2, 2]), torch.tensor([True])):
         with pytest.raises(ValueError, match=r"integers \[1\]"):
             ADVANTAGES["maxpo"](r, k)
     with pytest.raises(ValueError, match=r"k = 4.*1 <= k <= 3"):
@@ -119,6 +119,9 @@ def test_refusals() -> None:
                 ADVANTAGES[name](rows([1, 0, wrong, 0]), 2)
         # A sample that is not there may hold any number.
         ADVANTAGES[name](rows([1, 0, 0.5, 0]), 2, torch.tensor([[True, True, False, True]]))
+    for name, none in (("rloo", rows([1])), ("maxpo", rows([1])), ("grpo", torch.zeros(0, 4))):
+        with pytest.raises(ValueError, match=rf"{name}: groups need 2 samples"):
+            ADVANTAGES[name](none, 1)
     with pytest.raises(ValueError, match="valid must be bool"):
         ADVANTAGES["rloo"](r, valid=torch.ones(1, 3, dtype=torch.bool))
 
@@ -141,6 +144,31 @@ def test_min_valid_is_where_an_estimator_starts_to_speak() -> None:
             rewards = [1, 0, 0, 0, 1, 0, 0] if name in ("passk_training", "maxrl") else [5, 1, 2, 7, 3, 9, 4]
             said = bool(estimator(rows(rewards), 3, valid).abs().max() > 0)
             assert said == (count >= need), (name, count)
+
+
+@pytest.mark.parametrize(("reward", "n"), [(0.1, 6), (1e5 + 0.1, 7), (1e9 + 0.1, 7)])
+def test_equal_rewards_are_exactly_no_signal(reward: float, n: int) -> None:
+    r = torch.full((2, n), reward, dtype=torch.float64)
+    for name in ("maxpo", "canonical", "pkpo_loo_minus_one", "top1_gap", "rloo", "grpo", "dr_grpo"):
+        for valid in (None, torch.arange(2 * n).view(2, n) % n < n - 1):
+            assert ADVANTAGES[name](r, 2, valid).count_nonzero() == 0, name
+
+
+def test_small_advantages_are_signal_and_rounding_is_not() -> None:
+    everything = torch.ones(1, 64, dtype=torch.bool)
+    r = (torch.arange(64)[None] < 20).double()
+    small = maxpo(r, 32)
+    assert 1e-8 < small.abs().max() < 1e-6
+    assert bool(nonzero(small, r, everything).all())
+    assert not nonzero(torch.full_like(r, 1e-13), r, everything).any()
+    assert nonzero(small, r, everything & (r > 0)).sum() == 20
+
+
+@pytest.mark.parametrize("c", [15, 25, 30])
+def test_passk_training_is_centred_where_success_is_almost_sure(c: int) -> None:
+    a = ADVANTAGES["passk_training"]((torch.arange(128)[None] < c).double(), 64)
+    assert a.abs().max() > 0
+    assert a.sum().abs() < 1e-9 * a.abs().max()
 
 
 def test_the_configuration_knows_exactly_these() -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,6 +103,39 @@ def test_command_prints_every_estimator(capsys: pytest.CaptureFixture[str]) -> N
     assert max(map(len, out.splitlines()[2:14])) <= 80
 
 
+def test_command_measures_what_it_was_asked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The objective, the number of draws and their seed count, and the ratio is to the estimator that was named."""
+
+    def found(*arguments: str) -> dict[str, Any]:
+        assert main(["check-advantage", "--n", "30", "--k", "3", "--json", *arguments]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    file = tmp_path / "r.jsonl"
+    outcomes = ["ok", "too_long", "ok", "ok", "ok", "ok"]
+    rows = [{"reward": i / 5, "outcome": outcome} for i, outcome in enumerate(outcomes)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn = found("--rewards", str(file), "--draws", "500")
+    assert "6 rewards, 6 different" in drawn["rewards"]
+    assert (drawn["exact"], drawn["groups"]) == (False, 500)
+    assert drawn["estimators"] != found("--rewards", str(file), "--draws", "500", "--seed", "1")["estimators"]
+    lowest = found("--rewards", str(file), "--draws", "500", "--objective", "min")["estimators"]
+    assert (lowest[0]["estimator"], lowest[0]["unbiased"]) == ("maxpo", True)
+    assert not any(row["unbiased"] for row in lowest[1:] if "angle" in row)
+    assert max(row["angle"] for row in lowest if "angle" in row) > 30
+    assert main(["check-advantage", "--n", "8", "--k", "4", "--bernoulli", "0.2", "--estimator", "pkpo"]) == 0
+    table = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line}
+    assert (table["pkpo"][6], table["maxpo"][6]) == ("1.00", "0.31")
+
+
+def test_large_k_is_measured_or_refused() -> None:
+    found = compare(bernoulli(0.001), 1200, 1100, names=["maxpo"], timed=False, draws=2000).measured[0]
+    assert found.unbiased
+    assert 0.5 < found.scale < 2
+    assert all(row.unbiased for row in compare(bernoulli(0.03), 128, 64, names=list(UNBIASED), timed=False).measured)
+    with pytest.raises(ValueError, match="too small to compare"):
+        compare(bernoulli(0.5), 128, 64)
+
+
 def test_command_prints_json_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"reward": r, "outcome": "ok"} for r in (0.0, 0.5, 1.0, 1.0)] + [{"reward": None, "outcome": "timeout"}]
     file = tmp_path / "step.jsonl"
@@ -127,6 +161,10 @@ def test_command_prints_json_of_a_file(tmp_path: Path, capsys: pytest.CaptureFix
         (["--objective", "best"], "there is no objective 'best'"),
         (["--objective", "min", "--estimator", "rloo"], "only maxpo knows"),
         (["--rewards", "nowhere.txt"], "nowhere.txt"),
+        (["--rewards", "huge.txt"], "huge.txt:2"),
+        (["--objective", "top_m:" + "9" * 400], "M must be a whole number"),
+        (["--seed", str(2**80)], "0 <= seed < 2**63"),
+        (["--n", "128", "--k", "64", "--bernoulli", "0.5"], "too small to compare"),
         (["--rewards", "words.txt"], "words.txt:2: 'one' is no finite number"),
         (["--rewards", "nan.txt"], "nan.txt:2: 'NaN' is no finite number"),
         (["--rewards", "same.txt"], "2 rewards, 1 different; at least 2"),
@@ -140,7 +178,7 @@ def test_command_refuses(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, text in (("words", "1\none\n"), ("nan", "1\nNaN\n"), ("same", "1\n1\n")):
+    for name, text in (("words", "1\none\n"), ("huge", "1\n1" + "0" * 400), ("nan", "1\nNaN\n"), ("same", "1\n1\n")):
         Path(f"{name}.txt").write_text(text)
     assert main(["check-advantage", *arguments]) == 2
     assert message in capsys.readouterr().err.replace("\n", " ")

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from maxpo.advantages import ADVANTAGES, maxpo
 from maxpo.config import AlgorithmConfig, Config, EvalConfig, RunConfig
 from maxpo.data import PromptStream
 from maxpo.errors import RunError
-from maxpo.judge import judge
+from maxpo.judge import judge, usable_metrics
 from maxpo.loop import Observer, train
+from maxpo.schedule import PassRates, adapted_k
 from maxpo.tracking import RunLog
 from maxpo.types import Prompt
 from tests.fakes import FakeLearner, FakeRollouts, prompt, scored
@@ -159,6 +162,86 @@ def test_adaptive_k_is_chosen_from_earlier_steps_only(tmp_path: Path) -> None:
     _, learner, lines = run(tmp_path, settings, FakeRollouts(lambda p: 0.9))
     assert [set(b.k) for b in learner.batches] == [{6}, {1}, {1}]
     assert [line["algorithm/k"] for line in steps_of(lines)] == [6.0, 1.0, 1.0]
+
+
+class Alternating(FakeRollouts):
+    """Solves prompts never, seldom or mostly; of some, the first answer is invalid."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda p: (0.0, 0.15, 0.7)[int(p.prompt_id[1:]) % 3])
+
+    def score(self, groups: Any) -> Any:
+        return [
+            scored(
+                s.rewards,
+                [i > 0 or int(s.group.prompt.prompt_id[1:]) % 2 > 0 for i in range(len(s.rewards))],
+                prompt=s.group.prompt,
+                completions=s.group.completions,
+            )
+            for s in super().score(groups)
+        ]
+
+
+def test_adaptive_k_stays_with_its_group_when_others_are_dropped_or_refilled(tmp_path: Path) -> None:
+    """The same rates, kept by hand from everything that was sampled, give the K of every group that was kept."""
+    settings = config(k_schedule="adaptive", k_values=[1, 6], refill_rounds=1, prompts_per_step=6)
+    settings.run.steps = 12
+    rollouts = Alternating()
+    taken: list[list[Any]] = []
+    score = rollouts.score
+    rollouts.score = lambda groups: taken.append(score(groups)) or taken[-1]  # type: ignore[method-assign]
+    stream = PromptStream([prompt(f"p{i}") for i in range(10)], seed=0)
+    learner = FakeLearner()
+    log = RunLog(tmp_path, tensorboard=False, save_rollouts=0)
+    train(settings, stream, [prompt("e0")], rollouts, learner, log, Observer())
+
+    rates = PassRates()
+    by_step: dict[int, list[Any]] = {}
+    for (draw, _, _), groups in zip(rollouts.draws, taken, strict=True):
+        if draw != "eval":
+            by_step.setdefault(int(draw[4:].partition(".")[0]), []).extend(groups)
+    batches = {batch.step: batch for batch in learner.batches}
+    for step, groups in by_step.items():
+        ks = {id(s): adapted_k(rates(s.group.prompt.prompt_id), 1, 6) for s in groups}
+        if step in batches:
+            assert list(batches[step].k) == [ks[id(s)] for s in batches[step].groups]
+        observed: dict[str, list[float]] = {}
+        for s in groups:
+            valid = [r for r, ok in zip(s.rewards, s.valid, strict=True) if ok]
+            observed.setdefault(s.group.prompt.prompt_id, []).extend(valid)
+        rates.observe(observed)
+    assert len({k for batch in learner.batches for k in batch.k}) > 1
+    assert any(len(batch.groups) < 6 for batch in learner.batches)
+
+
+def test_judged_advantages_are_those_of_the_settings(tmp_path: Path) -> None:
+    groups = [scored([1, 0, 0, 1, 2], [True, True, True, False, True]), scored([3, 0, 1, 0, 0])]
+    settings = AlgorithmConfig(objective="min", mix_with="grpo", k=2, group_size=5, shadow=["maxpo", "pkpo"])
+    judged = judge(groups, settings, [3, 2], 0.25)
+    for group, k, found in zip(groups, (3, 2), judged, strict=True):
+        rewards, valid = torch.tensor([group.rewards], dtype=torch.float64), torch.tensor([group.valid])
+        want = 0.75 * maxpo(rewards, k, valid, objective="min") + 0.25 * ADVANTAGES["grpo"](rewards, k, valid)
+        torch.testing.assert_close(torch.tensor([found.advantages], dtype=torch.float64), want)
+    # The shadow takes each group's own K and the objective too.
+    alone = judge(groups, AlgorithmConfig(objective="min", k=2, group_size=5), [3, 2], 0.0)
+    metrics = usable_metrics(alone, settings)
+    assert metrics["shadow/maxpo/correlation"] == pytest.approx(1.0)
+    assert metrics["shadow/maxpo/second_moment"] == pytest.approx(metrics["advantage/second_moment"])
+
+
+def test_a_shadow_counts_only_groups_that_are_large_enough_for_it() -> None:
+    groups = [scored([1, 0, 0, 1], [True, True, False, False]), scored([1, 0, 0, 0])]
+    settings = AlgorithmConfig(advantage="grpo", k=2, group_size=4, shadow=["maxpo"])
+    metrics = usable_metrics(judge(groups, settings, [2, 2], 0.0), settings)
+    assert metrics["shadow/maxpo/nonzero"] == 1.0
+    assert metrics["advantage/nonzero"] == 1.0
+
+
+def test_no_correlation_where_nothing_varies() -> None:
+    settings = AlgorithmConfig(k=2, group_size=6, shadow=["pkpo_loo", "rloo"])
+    metrics = usable_metrics(judge([scored([0.1] * 6), scored([0.7] * 6)], settings, [2, 2], 0.0), settings)
+    assert not any("correlation" in name for name in metrics)
+    assert metrics["shadow/rloo/nonzero"] == 0.0
 
 
 def test_a_second_estimator_is_mixed_in_by_schedule(tmp_path: Path) -> None:

@@ -177,6 +177,8 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Any, A
         job([batch], aggregation="constant", gradient_checkpointing=True),
         job([batch], aggregation="constant", advantage="pkpo_loo_minus_one"),
         job([batch], aggregation="constant", advantage="pkpo_loo_minus_one", drop_zero_signal=False),
+        job([batch], aggregation="constant", advantage="pkpo_loo_minus_one", kl_coef=0.5),
+        job([batch], aggregation="constant", advantage="pkpo_loo_minus_one", entropy_coef=0.3),
         job([make_batch(0, k=KS, mix_weight=0.25)], aggregation="constant", mix_with="rloo", objective="min"),
     ]
     return run_ranks(1, MODEL, jobs, str(tmp_path_factory.mktemp("ranks") / "one.pt"))
@@ -199,6 +201,9 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, untied: str) -> list[tup
             job([lopsided()], aggregation="constant", budget=45, stage=stage, logprob_chunk=31, **settings)
             | {"model": untied}
         )
+    for drop in (True, False):
+        settings = {"advantage": "pkpo_loo_minus_one", "minibatches": 2, "drop_zero_signal": drop}
+        jobs.append(job([batch], aggregation="constant", budget=60, stage=3, **settings))
     return run_ranks(2, MODEL, jobs, str(tmp_path_factory.mktemp("ranks") / "two.pt"))
 
 
@@ -221,6 +226,15 @@ def test_sequences_of_zero_advantage_are_left_out_and_change_no_gradient(one_ran
     assert (skipping["train/sequences"], everything["train/sequences"]) == (14.0, 19.0)
     assert skipping["train/zero_advantage"] == pytest.approx(5 / 19)
     assert 0 < skipping["train/tokens"] < everything["train/tokens"]
+    # They do count for the KL and the entropy.
+    assert [one_rank[i][2][0]["train/sequences"] for i in (10, 11)] == [19.0, 19.0]
+
+
+def test_left_out_sequences_on_two_ranks_with_minibatches(two_ranks: Any) -> None:
+    skipping, everything = two_ranks[8], two_ranks[9]
+    assert_same(skipping[0], everything[0])
+    assert (skipping[2][0]["train/sequences"], everything[2][0]["train/sequences"]) == (14.0, 19.0)
+    assert skipping[2][0]["train/optimizer_steps"] == 2.0
 
 
 def test_k_of_each_group_mixing_and_objective_reach_the_loss(one_rank: Any) -> None:
@@ -228,7 +242,7 @@ def test_k_of_each_group_mixing_and_objective_reach_the_loss(one_rank: Any) -> N
         rows = [maxpo(r[g : g + 1], k, valid[g : g + 1], objective="min") for g, k in enumerate(KS)]
         return 0.75 * torch.cat(rows) + 0.25 * ADVANTAGES["rloo"](r, 1, valid)
 
-    assert_same(one_rank[10][0], plain_gradients(make_batch(0), "constant", estimator=estimator))
+    assert_same(one_rank[12][0], plain_gradients(make_batch(0), "constant", estimator=estimator))
 
 
 def test_plain_policy_gradient_without_importance_weights(one_rank: Any) -> None:

@@ -226,6 +226,12 @@ def test_normalised_estimators_are_biased(name: str) -> None:
     assert (estimate - gradient_of_objective(logits, BINARY, k, "max")).norm() > 0.05 * estimate.norm()
 
 
+def test_top1_gap_is_biased_below_k_of_n() -> None:
+    logits = torch.tensor([0.3, -0.7, 0.1], dtype=torch.float64, requires_grad=True)
+    estimate = expected_estimate(logits, ARMS, 4, partial(ADVANTAGES["top1_gap"], k=2))
+    assert (estimate - gradient_of_objective(logits, ARMS, 2, "max")).norm() > 0.05 * estimate.norm()
+
+
 def test_maxrl_is_unbiased_for_the_truncated_log_likelihood() -> None:
     n = 5
     logits = torch.tensor([0.3, -0.7, 0.1], dtype=torch.float64, requires_grad=True)
