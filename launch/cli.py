@@ -30,6 +30,12 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="check everything, print the configuration, start nothing"
     )
 
+    resume = commands.add_parser(
+        "resume", help="go on with a run", description="Go on with the run in RUN_DIR from its newest checkpoint."
+    )
+    resume.add_argument("run", type=Path, metavar="RUN_DIR")
+    resume.add_argument("overrides", nargs="*", metavar="key=value", help="change settings, for example run.steps=500")
+
     evaluate = commands.add_parser(
         "evaluate",
         help="evaluate a model",
@@ -97,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return check_advantage(args, console)
         if args.command == "evaluate":
             return _evaluate(args, console)
+        if args.command == "resume":
+            return _train(_config_of_run(args.run, args.overrides), console)
         loaded = load_config([args.file], args.overrides)
         return _dry_run(loaded, console) if args.dry_run else _train(loaded, console)
     except ConfigError as error:
@@ -113,6 +121,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         errors.print("maxpo: stopped at once", highlight=False)
         return 130
+
+
+def _config_of_run(run: Path, overrides: Sequence[str]) -> LoadedConfig:
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise InputError(f"{run} is no run folder: it has no config.yaml")
+    place = run.resolve()
+    return load_config(
+        [file], ["checkpoint.resume=must", *overrides, f"run.dir={place.parent}", f"run.name={place.name}"]
+    )
 
 
 def _train(loaded: LoadedConfig, console: Console) -> int:

@@ -10,7 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from maxpo.evaluate import Estimate, EvalReport
-from maxpo.loop import Observer, RunResult
+from maxpo.loop import Observer
+from maxpo.runstate import RunResult
 
 STAGE_TIMES = ("generate", "score", "update", "sync", "confirm")
 

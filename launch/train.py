@@ -15,7 +15,9 @@ from rich.console import Console
 from launch.placement import cluster, place
 from launch.preflight import load_data
 from launch.progress import Terminal, comparison, timing
+from launch.resume import describe_changes, find_checkpoint
 from launch.system import system
+from maxpo.checkpoint import Checkpoints, read_manifest
 from maxpo.config import Config
 from maxpo.configload import LoadedConfig, to_yaml
 from maxpo.data import PromptStream
@@ -48,9 +50,28 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
     config = loaded.config
     train_prompts, held_out = load_data(config)
     console.print(banner(config, len(train_prompts)), highlight=False, soft_wrap=True)
-    folder = _new_run_folder(config)
-    (folder / "config.yaml").write_text(to_yaml(loaded), encoding="utf-8")
-    log = RunLog(folder, tensorboard=config.tracking.tensorboard, save_rollouts=config.tracking.save_rollouts)
+    folder, settings = Path(config.run.dir) / config.run.name, to_yaml(loaded)
+    source = find_checkpoint(config, folder, console)
+    if source is not None:
+        describe_changes(source, settings, console)
+    if source is None or folder not in source.parents:
+        _new_run_folder(config, replace=config.checkpoint.resume == "auto")
+    (folder / "config.yaml").write_text(settings, encoding="utf-8")
+    resumed_step = None if source is None else read_manifest(source)["step"]
+    log = RunLog(
+        folder,
+        tensorboard=config.tracking.tensorboard,
+        save_rollouts=config.tracking.save_rollouts,
+        resumed_step=resumed_step,
+    )
+    saving = config.checkpoint
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        keep_last=saving.keep_last,
+        keep_every=saving.keep_every,
+        keep_best=saving.keep_best,
+        attached={"config.yaml": settings},
+    )
     stream = PromptStream(train_prompts, config.run.seed)
     exported = folder / "policy"
     with (
@@ -73,7 +94,10 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
             log,
             terminal,
             should_stop=lambda: bool(interrupted),
+            checkpoints=checkpoints,
+            resume_from=source,
         )
+        shutil.rmtree(exported, ignore_errors=True)
         running.learner.export(exported)
     if result.evaluations:
         console.print("Unbiased estimates; in brackets 95 % intervals over prompts", highlight=False, markup=False)
@@ -83,6 +107,8 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
     console.print(f"run folder      {folder}\nexported model  {exported}", highlight=False, soft_wrap=True)
     if result.stopped:
         console.print(f"stopped after step {result.steps} of {config.run.steps}", highlight=False)
+        if result.saved_step:
+            console.print(f"saved at step {result.saved_step}; go on with: maxpo resume {folder}", highlight=False)
         return STOPPED
     return 0
 
@@ -108,21 +134,24 @@ def run_evaluation(config: Config, model: Path, output: Path | None, console: Co
     return result
 
 
-def _new_run_folder(config: Config) -> Path:
+def _new_run_folder(config: Config, *, replace: bool) -> None:
     """Create the run's folder.
+
+    Args:
+        config: `run.dir`, `run.name`, `run.overwrite`.
+        replace: a folder that exists holds nothing to go on from and is replaced.
 
     Raises:
         FileExistsError: it exists and `run.overwrite` is off.
     """
     folder = Path(config.run.dir) / config.run.name
     if folder.exists():
-        if not config.run.overwrite:
+        if not (config.run.overwrite or replace):
             raise FileExistsError(
                 f"{folder} exists already: choose another run.name, or replace it with run.overwrite=true"
             )
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    return folder
 
 
 @contextmanager

@@ -9,13 +9,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from maxpo.config import LearnerConfig
+
+if TYPE_CHECKING:  # it imports deepspeed, which must come after the environment is set
+    from learner.training_state import TrainingState
 
 
 def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, Any]:
@@ -64,6 +67,7 @@ class TrainEngine:
         self._ds = deepspeed
         self.world_size = dist.get_world_size()
         self._engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+        self._adam = optimizer
         self._stage = config.zero_stage
         self.device = device
 
@@ -112,6 +116,12 @@ class TrainEngine:
         """Inside, these parameters are whole on this rank. All ranks must enter together under ZeRO-3."""
         with self._ds.zero.GatheredParameters(list(parameters), enabled=self._stage == 3):
             yield
+
+    def training_state(self, parameters: dict[str, nn.Parameter]) -> TrainingState:
+        """Master weights and optimizer state of these parameters, to be saved and loaded."""
+        from learner.training_state import TrainingState
+
+        return TrainingState(self._engine, self._adam, self._stage, parameters)
 
     def full_gradient(self, parameter: nn.Parameter) -> Tensor | None:
         """The reduced gradient of one parameter, whole, between `backward` and `step`; for tests and probes."""

@@ -58,6 +58,16 @@ class LearnerGroup:
         manifest: WeightManifest = results["learner rank 0"]
         return replace(manifest, metrics={"time/sync_s": time.perf_counter() - started})
 
+    def save(self, folder: Path) -> None:
+        """Write what an optimizer step changes to `folder`, which every rank must see."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._call("save", self._config.learner.step_timeout_s, "writing a checkpoint", str(folder.resolve()))
+
+    def load(self, folder: Path, version: int) -> None:
+        """Go on from what `save` wrote; the next `publish` sends it as `version`."""
+        self._call("load", self._config.learner.start_timeout_s, "reading a checkpoint", str(folder.resolve()))
+        self.version = version - 1
+
     def export(self, target: Path) -> None:
         """Write the policy as a Hugging Face folder."""
         self._call("export", self._config.learner.step_timeout_s, "writing the model", str(target.resolve()))

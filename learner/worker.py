@@ -103,6 +103,19 @@ class LearnerWorker:
         """Send the weights to the engines as `version`; rank 0 returns the manifest."""
         return self._sender.publish(version, receivers)
 
+    def save(self, folder: str) -> None:
+        """Write what an optimizer step changes to `folder`."""
+        self._training_state().save(Path(folder), {"optimizer_steps": self._updater.optimizer_steps})
+
+    def load(self, folder: str) -> None:
+        """Take over what `save` wrote, also with other ranks or another ZeRO stage."""
+        self._updater.optimizer_steps = self._training_state().load(Path(folder))["optimizer_steps"]
+
+    def _training_state(self) -> Any:
+        from learner.model import parameters_by_name
+
+        return self._engine.training_state(parameters_by_name(self._engine.module))
+
     def export(self, target: str) -> None:
         """Write the policy as a Hugging Face folder."""
         from learner.export import export_policy

@@ -256,6 +256,26 @@ class TrackingConfig:
 
 
 @dataclass(kw_only=True)
+class CheckpointConfig:
+    """What is saved so that a run can go on after it was stopped."""
+
+    every: int = 50
+    """Save every this many steps, after the last step and when the run is stopped; 0: never. On disk a checkpoint has
+    12 bytes for each parameter of the model."""
+    keep_last: int = 2
+    """Newest checkpoints to keep."""
+    keep_every: int = 0
+    """Also keep the checkpoints whose step is a multiple of this; 0: none."""
+    keep_best: str | None = None
+    """Also keep the checkpoint with the highest value of this metric, for example `eval/pass@8`; null: none."""
+    policy: bool = False
+    """Put the policy as a Hugging Face folder into each checkpoint, too."""
+    resume: str = "never"
+    """auto: go on from the newest good checkpoint of the run folder, or start anew where there is none; must: go on, or
+    fail; never: start anew; or the folder of a checkpoint."""
+
+
+@dataclass(kw_only=True)
 class RayConfig:
     """The Ray cluster."""
 
@@ -281,4 +301,5 @@ class Config:
     sync: SyncConfig = field(default_factory=SyncConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     ray: RayConfig = field(default_factory=RayConfig)

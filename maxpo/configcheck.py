@@ -125,12 +125,14 @@ _POSITIVE = """
     rollout.workers rollout.tensor_parallel_size rollout.max_new_tokens rollout.temperature
     rollout.max_concurrent_sequences rollout.cpu_kv_cache_gib rollout.start_timeout_s rollout.generate_timeout_s
     learner.ranks learner.cpu_threads learner.lr learner.token_budget learner.logprob_chunk
-    learner.start_timeout_s learner.step_timeout_s sync.bucket_mib sync.timeout_s eval.prompts eval.samples ray.num_cpus
+    learner.start_timeout_s learner.step_timeout_s sync.bucket_mib sync.timeout_s checkpoint.keep_last
+    eval.prompts eval.samples ray.num_cpus
 """.split()
 
 _NOT_NEGATIVE = """
     algorithm.clip_high algorithm.kl_coef algorithm.entropy_coef algorithm.refill_rounds
     learner.warmup_steps learner.weight_decay learner.grad_clip eval.every tracking.save_rollouts
+    checkpoint.every checkpoint.keep_every
 """.split()
 
 RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
@@ -192,6 +194,11 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     ("learner.deepspeed", lambda v: Path(v).is_file(), f"There is no such file. {_PATH_HELP}"),
     ("learner.deepspeed", _is_json_object, "The file must be readable and hold one JSON object: {...}."),
+    (
+        "checkpoint.resume",
+        lambda v: v in ("auto", "must", "never") or Path(v, "manifest.json").is_file(),
+        "Must be auto, must, never, or the folder of a checkpoint, such as runs/demo/checkpoints/step_000040.",
+    ),
     ("eval.k", lambda v: all(k >= 1 for k in v), "Each must be 1 or more."),
     ("ray.object_store_mib", lambda v: v >= 75, "Must be 75 or more: Ray accepts no smaller object store."),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -39,6 +39,12 @@ class EvalReport:
     prompts: int
     dropped_prompts: int
     tokens: int
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EvalReport:
+        """The report that `dataclasses.asdict` took apart, also by way of JSON."""
+        at_k: Any = {int(k): Estimate(**estimate) for k, estimate in values["at_k"].items()}
+        return cls(**(values | {"at_k": at_k}))
 
     def metrics(self) -> dict[str, float]:
         """The report as metrics."""

@@ -6,18 +6,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from maxpo.batching import reward_matrix
+from maxpo.checkpoint import Checkpoints, read_state
 from maxpo.config import AlgorithmConfig, Config
 from maxpo.data import PromptStream
 from maxpo.errors import RunError
 from maxpo.evaluate import EvalReport, report, unique_fraction
 from maxpo.judge import Judged, judge, usable_metrics, valid_rewards
 from maxpo.metrics import max_at_k
+from maxpo.runstate import RunResult, state_of, take_over
 from maxpo.schedule import PassRates, adapted_k, mix_weight, scheduled_k
 from maxpo.tracking import RunLog
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
@@ -63,6 +65,18 @@ class Learner(Protocol):
         """Send the weights to the engines under the next version."""
         ...
 
+    def save(self, folder: Path) -> None:
+        """Write everything that `update` changes to a folder."""
+        ...
+
+    def load(self, folder: Path, version: int) -> None:
+        """Go on from what `save` wrote; the next `publish` sends it as `version`."""
+        ...
+
+    def export(self, target: Path) -> None:
+        """Write the policy as a Hugging Face folder."""
+        ...
+
 
 class Observer:
     """Watches a run, for a terminal; does nothing by itself."""
@@ -80,16 +94,6 @@ class Observer:
         """An evaluation is over."""
 
 
-@dataclass(slots=True)
-class RunResult:
-    """What a run came to."""
-
-    steps: int = 0
-    stopped: bool = False
-    evaluations: dict[int, EvalReport] = field(default_factory=dict[int, EvalReport])
-    history: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
-
-
 def train(
     config: Config,
     stream: PromptStream,
@@ -99,6 +103,8 @@ def train(
     log: RunLog,
     observer: Observer,
     should_stop: Callable[[], bool] = lambda: False,
+    checkpoints: Checkpoints | None = None,
+    resume_from: Path | None = None,
 ) -> RunResult:
     """Run `config.run.steps` steps.
 
@@ -111,13 +117,23 @@ def train(
         log: the run folder.
         observer: gets told about progress.
         should_stop: asked before each step and each later evaluation; True ends the run there.
+        checkpoints: where to save; None: nowhere.
+        resume_from: a verified checkpoint to go on from; `log` was cut after its step.
     """
     result = RunResult()
     rates = PassRates()
-    publish(rollouts, learner)
-    if config.eval.at_start:
-        result.evaluations[0] = evaluate(config, held_out, rollouts, log, observer, step=0)
-    for step in range(1, config.run.steps + 1):
+    if resume_from is not None:
+        learner.load(resume_from / "learner", take_over(read_state(resume_from), result, stream, rates))
+    version = publish(rollouts, learner)["weights/version"]
+
+    def evaluate_if_due() -> None:
+        """After a resume the evaluation of its step may be there already, or have been left out by the stop."""
+        due = evaluation_due(config, result.steps) and result.steps not in result.evaluations
+        if due and not (result.steps and should_stop()):
+            result.evaluations[result.steps] = evaluate(config, held_out, rollouts, log, observer, result.steps)
+
+    evaluate_if_due()
+    for step in range(result.steps + 1, config.run.steps + 1):
         if should_stop():
             break
         started = time.perf_counter()
@@ -127,17 +143,43 @@ def train(
             metrics |= learner.update(batch).metrics
             observer.stage("sync")
             metrics |= publish(rollouts, learner)
+            version = metrics["weights/version"]
             metrics["throughput/train_tokens_per_s"] = metrics["train/tokens"] / metrics["time/update_s"]
         metrics |= rollouts.metrics() | {"data/epoch": stream.epoch, "time/step_s": time.perf_counter() - started}
         log.log(step, metrics)
         observer.step_done(step, metrics)
         result.history.append(metrics)
         result.steps = step
-        due = step % config.eval.every == 0 if config.eval.every else False
-        if not should_stop() and (due or (step == config.run.steps and config.eval.at_end)):
-            result.evaluations[step] = evaluate(config, held_out, rollouts, log, observer, step)
+        evaluate_if_due()
+        every = config.checkpoint.every
+        if checkpoints is not None and every and (step % every == 0 or step == config.run.steps or should_stop()):
+            observer.stage("checkpoint")
+            timing: dict[str, float] = {}
+            with _timed(timing, "time/checkpoint_s"):
+                found = result.evaluations[step].metrics() if step in result.evaluations else {}
+                state = state_of(result, stream, rates, version)
+                checkpoints.write(step, state, metrics | found, lambda folder: fill(folder, learner, config))
+            log.log(step, timing)
+            result.saved_step = step
     result.stopped = should_stop()
     return result
+
+
+def evaluation_due(config: Config, step: int) -> bool:
+    """Whether the settings ask for an evaluation after this many steps."""
+    if step == 0:
+        return config.eval.at_start
+    return (config.eval.every > 0 and step % config.eval.every == 0) or (
+        step == config.run.steps and config.eval.at_end
+    )
+
+
+def fill(folder: Path, learner: Learner, config: Config) -> None:
+    """The learner's part of a checkpoint, and the policy where it is wanted."""
+    (folder / "learner").mkdir()
+    learner.save(folder / "learner")
+    if config.checkpoint.policy:
+        learner.export(folder / "policy")
 
 
 def publish(rollouts: Rollouts, learner: Learner) -> dict[str, float]:

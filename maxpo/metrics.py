@@ -74,6 +74,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "time/pack_s": ("Advantages and packing, part of the learner update", "s"),
     "time/sync_s": ("Sending weights to the engines", "s"),
     "time/confirm_s": ("Comparing versions and checksums with every engine", "s"),
+    "time/checkpoint_s": ("Writing a checkpoint; training waits", "s"),
     "throughput/generate_tokens_per_s": ("Sampled tokens per second of sampling", "tokens/s"),
     "throughput/train_tokens_per_s": ("Loss tokens per second of the learner update", "tokens/s"),
     "memory/learner_rss_mib": ("Resident memory of learner rank 0", "MiB"),

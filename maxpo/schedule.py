@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from maxpo.config import AlgorithmConfig
 
@@ -72,3 +73,12 @@ class PassRates:
             self._seen[prompt_id] = (KEPT * before + successes, KEPT * count + len(values))
             total, samples = total + successes, samples + len(values)
         self._all = (KEPT * self._all[0] + total, KEPT * self._all[1] + samples)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as plain JSON values."""
+        return {"prompts": {name: list(pair) for name, pair in self._seen.items()}, "all": list(self._all)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self._seen = {name: (pair[0], pair[1]) for name, pair in state["prompts"].items()}
+        self._all = (state["all"][0], state["all"][1])

@@ -15,23 +15,42 @@ from maxpo.types import ScoredGroup
 class RunLog:
     """Appends metrics and samples to a run folder."""
 
-    def __init__(self, folder: Path, *, tensorboard: bool, save_rollouts: int) -> None:
+    def __init__(self, folder: Path, *, tensorboard: bool, save_rollouts: int, resumed_step: int | None = None) -> None:
         """Open `folder`, which exists.
 
         Args:
             folder: the run folder.
             tensorboard: also write TensorBoard files.
             save_rollouts: groups of each step whose completions are written.
+            resumed_step: go on after this step: what was written of later ones, and a line that was cut off, is
+                removed. None: a new folder.
         """
         self._metrics = folder / "metrics.jsonl"
         self._rollouts = folder / "rollouts"
         self._save_rollouts = save_rollouts
         self._fed = 0
+        if resumed_step is not None:
+            self._cut_after(resumed_step)
         self._board: Any = None
         if tensorboard:
             from tensorboardX import SummaryWriter  # pyright: ignore
 
-            self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+            purge = None if resumed_step is None else resumed_step + 1
+            self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10, purge_step=purge)
+
+    def _cut_after(self, step: int) -> None:
+        kept = b""
+        for line in self._metrics.read_bytes().splitlines(keepends=True) if self._metrics.exists() else ():
+            try:
+                row: dict[str, Any] = json.loads(line)
+            except ValueError:
+                continue
+            if row["step"] <= step and line.endswith(b"\n"):
+                kept += line
+        whole = self._metrics.with_name(".metrics.partial")
+        whole.write_bytes(kept)
+        whole.replace(self._metrics)
+        self._fed = len(kept)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line of metrics.

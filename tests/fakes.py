@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from maxpo.seeds import derive_seed
@@ -89,10 +91,26 @@ class FakeLearner:
     def __init__(self) -> None:
         self.batches: list[StepBatch] = []
         self.version = -1
+        self.weights = 0
+        """Stands for the weights: depends on every batch so far."""
 
     def update(self, batch: StepBatch) -> StepResult:
         self.batches.append(batch)
-        return StepResult(metrics={"train/tokens": 1.0, "time/update_s": 1.0})
+        seen = [(g.group.prompt.prompt_id, g.rewards, g.group.completions) for g in batch.groups]
+        self.weights = derive_seed(self.weights, batch.step, batch.k, batch.mix_weight, seen)
+        metrics = {"train/tokens": 1.0, "time/update_s": 1.0, "train/grad_norm": float(self.weights % 1000)}
+        return StepResult(metrics=metrics)
+
+    def save(self, folder: Path) -> None:
+        (folder / "learner.json").write_text(json.dumps({"weights": self.weights}))
+
+    def load(self, folder: Path, version: int) -> None:
+        self.weights = json.loads((folder / "learner.json").read_text())["weights"]
+        self.version = version - 1
+
+    def export(self, target: Path) -> None:
+        target.mkdir()
+        (target / "model.txt").write_text(str(self.weights))
 
     def publish(self, receivers: Sequence[Receiver]) -> WeightManifest:
         self.version += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,12 +61,20 @@ def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str,
             return step(lr)
 
         engine.step = capture
+        state = engine.training_state(parameters_by_name(engine.module))
+        if "load" in job:
+            updater.optimizer_steps = state.load(Path(job["load"]))["optimizer_steps"]
         metrics = [updater.update(batch) for batch in job["batches"]]
+        if "save" in job:
+            folder = Path(job["save"])
+            folder.mkdir(exist_ok=True)
+            state.save(folder, {"optimizer_steps": updater.optimizer_steps})
         weights: dict[str, torch.Tensor] = {}
         for name, parameter in parameters_by_name(engine.module).items():
             with torch.no_grad(), engine.full_parameters([parameter]):
                 weights[name] = parameter.detach().float().clone()
-        metrics[0]["forward_calls"] = float(len(calls))
+        if metrics:
+            metrics[0]["forward_calls"] = float(len(calls))
         results.append((gradients, weights, metrics))
     if rank == 0:
         # Through a file: tensors in a queue would travel by descriptors that die with this process.
@@ -84,7 +93,7 @@ def run_ranks(world: int, model: str, jobs: Sequence[dict[str, Any]], out: str) 
 def job(batches: list[StepBatch], *, budget: int = 10_000, stage: int = 2, **algorithm: Any) -> dict[str, Any]:
     extra = {
         key: algorithm.pop(key)
-        for key in ("lr", "dtype", "logprob_chunk", "warmup_steps", "gradient_checkpointing", "deepspeed")
+        for key in ("lr", "dtype", "logprob_chunk", "warmup_steps", "gradient_checkpointing", "deepspeed", "schedule")
         if key in algorithm
     }
     return {

@@ -1,0 +1,67 @@
+"""Where a run goes on from, and what changed in its settings meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from maxpo.checkpoint import CheckpointError, Checkpoints, verify
+from maxpo.config import Config
+from maxpo.configcheck import show
+
+FIXED = ("run.seed", "data.task", "data.task_args", "data.train_size", "data.train_file")
+"""Settings that must not change: the position in the data and the seeds of the samples mean nothing without them."""
+
+
+def find_checkpoint(config: Config, folder: Path, console: Console) -> Path | None:
+    """The checkpoint that `checkpoint.resume` asks for; None for a new run.
+
+    Raises:
+        CheckpointError: there is none that can be used, and starting anew is not what was asked for.
+    """
+    wanted = config.checkpoint.resume
+    if wanted == "never":
+        return None
+    if wanted not in ("auto", "must"):
+        verify(Path(wanted))
+        return Path(wanted)
+    found, wrong = Checkpoints(folder / "checkpoints").newest_good()
+    if wrong and (wanted == "must" or found is None):
+        raise CheckpointError(
+            "\n  ".join(["a checkpoint is damaged:", *wrong])
+            + (f"\nThe newest good one is {found}: name it with checkpoint.resume={found}" if found else "")
+        )
+    for line in wrong:
+        console.print(f"damaged checkpoint left out: {line}", highlight=False, markup=False, soft_wrap=True)
+    if found is None and wanted == "must":
+        raise CheckpointError(f"{folder} has no checkpoint to go on from")
+    if found is not None:
+        console.print(f"going on from {found}", highlight=False, markup=False, soft_wrap=True)
+    return found
+
+
+def describe_changes(checkpoint: Path, settings: str, console: Console) -> None:
+    """Print which settings differ from those that the checkpoint was written with.
+
+    Raises:
+        CheckpointError: one of `FIXED` differs.
+    """
+    before, now = (_flat(text) for text in ((checkpoint / "config.yaml").read_text(encoding="utf-8"), settings))
+    # What says where the run is, and whether it goes on, is no change of it.
+    quiet = {"run.dir", "run.name", "run.overwrite", "checkpoint.resume"}
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    fixed = [key for key in changed if key in FIXED]
+    if fixed:
+        lines = [f"{key}: {show(before.get(key))} in the checkpoint, {show(now.get(key))} now" for key in fixed]
+        raise CheckpointError("\n  ".join([f"{checkpoint} is of another run; these must not change:", *lines]))
+    for key in changed:
+        if key not in quiet:
+            line = f"changed: {key}: {show(before.get(key))} -> {show(now.get(key))}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _flat(text: str) -> dict[str, Any]:
+    return {f"{section}.{name}": value for section, own in yaml.safe_load(text).items() for name, value in own.items()}

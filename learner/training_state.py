@@ -1,0 +1,175 @@
+"""Master weights and Adam moments by parameter name: the same files for every ZeRO stage and number of ranks.
+
+DeepSpeed's own checkpoints are pickles, and can be loaded only with the ranks and the stage that wrote them; its
+universal format goes neither from nor to stage 0, nor between 3 and the others. Here each parameter has three whole
+float32 tensors in safetensors files, which any layout writes and reads, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero import GatheredParameters
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
+META = "meta.json"
+
+
+class TrainingState:
+    """Reads and writes what an optimizer step changes, on all ranks together."""
+
+    def __init__(
+        self, engine: Any, adam: torch.optim.Optimizer, stage: int, parameters: dict[str, nn.Parameter]
+    ) -> None:
+        """Look at a DeepSpeed engine.
+
+        Args:
+            engine: the DeepSpeed engine.
+            adam: the AdamW that it was given, with one parameter group.
+            stage: ZeRO stage.
+            parameters: trained parameters by name.
+        """
+        self._engine, self._adam, self._stage, self._parameters = engine, adam, stage, parameters
+        self._master: dict[str, Tensor] = {}
+        if stage == 0:  # in float32 the parameters themselves
+            own: list[Tensor] = [p for group in adam.param_groups for p in group["params"]]
+            self._master = dict(zip(parameters, own, strict=True))
+
+    def save(self, folder: Path, extra: dict[str, Any]) -> None:
+        """Write the state to `folder`, which exists; each rank writes its share of the names.
+
+        Args:
+            folder: seen by all ranks.
+            extra: plain JSON values that `load` returns.
+        """
+        rank, world = dist.get_rank(), dist.get_world_size()
+        mine: dict[str, Tensor] = {}
+        for index, name in enumerate(self._parameters):
+            whole = self._whole(name)
+            if index % world == rank:
+                mine |= {f"{name}/{key}": t.detach().to("cpu", copy=True).contiguous() for key, t in whole.items()}
+        save_file(mine, folder / f"state-{rank:05d}.safetensors")
+        if rank == 0:
+            meta = {"adam_step": self._adam_step(), "names": list(self._parameters), "extra": extra}
+            (folder / META).write_text(json.dumps(meta), encoding="utf-8")
+        dist.barrier()
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Take over a saved state, whatever layout wrote it; returns its `extra`.
+
+        Raises:
+            ValueError: the checkpoint is of a model with other parameters.
+        """
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        if set(meta["names"]) != set(self._parameters):
+            odd = sorted(set(meta["names"]) ^ set(self._parameters))
+            raise ValueError(f"{folder}: the checkpoint is of another model: {len(odd)} names differ, first {odd[0]}")
+        files = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
+        where = {key: file for file in files for key in file.keys()}  # noqa: SIM118
+
+        def read(name: str) -> dict[str, Tensor]:
+            return {key: where[f"{name}/{key}"].get_tensor(f"{name}/{key}") for key in (MASTER, *MOMENTS)}
+
+        if meta["adam_step"]:
+            self._make_moments(meta["adam_step"])
+        for name in self._parameters:
+            values = read(name)
+            self._put(name, values if meta["adam_step"] else {MASTER: values[MASTER]})
+        self._refresh(read)
+        return meta["extra"]
+
+    def _whole(self, name: str) -> dict[str, Tensor]:
+        """Master weight and moments of one parameter, whole on every rank; zeros before the first step. Collective."""
+        parameter = self._parameters[name]
+        if self._stage == 0:
+            master = self._master[name]
+            state = self._adam.state.get(master, {})
+            return {MASTER: master, **{key: state.get(key, torch.zeros_like(master)) for key in MOMENTS}}
+        master = safe_get_full_fp32_param(parameter)
+        assert master is not None
+        moments = {key: None for key in MOMENTS}
+        if self._adam_step():
+            moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+        return {MASTER: master, **{key: torch.zeros_like(master) if m is None else m for key, m in moments.items()}}
+
+    def _adam_step(self) -> float:
+        """Adam's step count, 0 before the first."""
+        steps = {float(state["step"]) for state in self._adam.state.values() if "step" in state}
+        if len(steps) > 1:
+            raise RuntimeError(f"parameters differ in their number of Adam steps: {sorted(steps)}")
+        return steps.pop() if steps else 0.0
+
+    def _make_moments(self, step: float) -> None:
+        """Optimizer state as after `step` steps, the moments still zero: DeepSpeed has none before the first step."""
+        group = self._adam.param_groups[0]
+        owners = self._engine.optimizer.fp32_partitioned_groups_flat if self._stage == 3 else group["params"]
+        for owner in owners:
+            device = owner.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
+            self._adam.state[owner] = {
+                "step": torch.tensor(float(step), dtype=torch.float32, device=device),
+                **{key: torch.zeros_like(owner).detach() for key in MOMENTS},
+            }
+        if self._stage in (1, 2):
+            # DeepSpeed finds the moments of a parameter by links that it makes once, in its first step.
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _put(self, name: str, values: dict[str, Tensor]) -> None:
+        parameter = self._parameters[name]
+        if self._stage == 0:
+            master = self._master[name]
+            with torch.no_grad():
+                for key, value in values.items():
+                    (master if key == MASTER else self._adam.state[master][key]).copy_(value)
+            return
+        for key, value in values.items():
+            if self._stage == 3:
+                # Not the setters of whole tensors: at stage 3 they fail where the ranks do not divide a parameter.
+                share = _share_of(value, parameter.ds_tensor.numel())  # type: ignore[attr-defined]
+                if key == MASTER:
+                    safe_set_local_fp32_param(parameter, share)
+                else:
+                    safe_set_local_optimizer_state(parameter, share, key)
+            elif key == MASTER:
+                safe_set_full_fp32_param(parameter, value)
+            else:
+                safe_set_full_optimizer_state(parameter, value, key)
+
+    def _refresh(self, read: Callable[[str], dict[str, Tensor]]) -> None:
+        """The weights of forward and backward from the master weights. Collective."""
+        if self._stage == 0:
+            for name, parameter in self._parameters.items():
+                if parameter is not self._master[name]:
+                    parameter.data.copy_(self._master[name].data)
+        elif self._stage == 3:
+            for name, parameter in self._parameters.items():
+                with torch.no_grad(), GatheredParameters([parameter], modifier_rank=0):
+                    if dist.get_rank() == 0:
+                        parameter.data.copy_(read(name)[MASTER])
+        else:
+            self._engine.optimizer.update_lp_params()
+
+
+def _share_of(whole: Tensor, size: int) -> Tensor:
+    """This rank's part of a flattened tensor, padded with zeros to `size`."""
+    first = size * dist.get_rank()
+    share = torch.zeros(size, dtype=torch.float32)
+    mine = whole.flatten()[first : first + size]
+    share[: mine.numel()] = mine
+    return share

@@ -1,0 +1,203 @@
+"""Checkpoint folders: written beside, verified by checksums, and put in place by one rename.
+
+    checkpoints/step_000040/   manifest.json  state.json  learner/  policy/ (where wanted)
+    checkpoints/LATEST         the name of the newest one
+
+A checkpoint is written under a name that nothing reads, flushed to disk, listed in its manifest with size and sha256
+of every file, and renamed; then LATEST is replaced; only then are old ones removed. Whenever a writer dies, the last
+good checkpoint is untouched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from maxpo import __version__
+from maxpo.errors import InputError, RunError
+
+MANIFEST, STATE, LATEST = "manifest.json", "state.json", "LATEST"
+FORMAT = 1
+"""Version of the layout; a checkpoint of another one is refused."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint cannot be used; the message names folder and file."""
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep_last: int = 2,
+        keep_every: int = 0,
+        keep_best: str | None = None,
+        attached: Mapping[str, str] | None = None,
+    ) -> None:
+        """Nothing is written before the first `write`.
+
+        Args:
+            folder: `checkpoints/` of the run folder.
+            keep_last: newest checkpoints to keep, at least 1.
+            keep_every: also keep those whose step is a multiple of this; 0: none.
+            keep_best: also keep the one with the highest value of this metric; None: none.
+            attached: text files to put into each checkpoint, by name.
+        """
+        self.folder = folder
+        self._attached = dict(attached or {})
+        self._keep_last, self._keep_every, self._keep_best = keep_last, keep_every, keep_best
+
+    def write(
+        self, step: int, state: Mapping[str, Any], metrics: Mapping[str, float], fill: Callable[[Path], None]
+    ) -> Path:
+        """Write the checkpoint of `step`; on any error nothing but a leftover under a hidden name remains.
+
+        Args:
+            step: training steps done.
+            state: plain JSON values.
+            metrics: of this step; `keep_best` looks its metric up here.
+            fill: called with an empty folder, writes everything else into it.
+
+        Raises:
+            RunError: the disk is full, or the folder cannot be written.
+        """
+        final = self.folder / f"step_{step:06d}"
+        partial = self.folder / f".{final.name}.partial"
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            fill(partial)
+            for name, text in self._attached.items():
+                (partial / name).write_text(text, encoding="utf-8")
+            _write_json(partial / STATE, state)
+            files = {str(p.relative_to(partial)): _describe(p) for p in sorted(partial.rglob("*")) if p.is_file()}
+            about = {"format": FORMAT, "maxpo": __version__, "step": step, "metrics": dict(metrics), "files": files}
+            _write_json(partial / MANIFEST, about)
+            for path in (*partial.rglob("*"), partial):
+                _flush(path)
+            # The same step once more, after a resume from before it: the old one makes room, the new one is complete.
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            _flush(self.folder)
+            pointer = self.folder / f".{LATEST}.partial"
+            pointer.write_text(final.name + "\n", encoding="utf-8")
+            _flush(pointer)
+            pointer.replace(self.folder / LATEST)
+            _flush(self.folder)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise RunError(f"the checkpoint of step {step} could not be written to {self.folder}: {error}") from error
+        self._prune()
+        return final
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint under its final name, ascending."""
+        names = self.folder.glob("step_*") if self.folder.is_dir() else ()
+        return sorted(int(p.name[5:]) for p in names if p.name[5:].isdigit())
+
+    def newest_good(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that verifies, and what is wrong with the newer ones."""
+        wrong: list[str] = []
+        for step in reversed(self.steps()):
+            folder = self.folder / f"step_{step:06d}"
+            try:
+                verify(folder)
+            except CheckpointError as error:
+                wrong.append(str(error))
+                continue
+            return folder, wrong
+        return None, wrong
+
+    def _prune(self) -> None:
+        steps = self.steps()
+        keep = set(steps[-self._keep_last :])
+        if self._keep_every:
+            keep |= {step for step in steps if step % self._keep_every == 0}
+        if self._keep_best:
+            values = {step: self._metric(step, self._keep_best) for step in steps}
+            known = {step: value for step, value in values.items() if value is not None}
+            if known:
+                keep.add(max(known, key=lambda step: (known[step], step)))
+        for step in steps:
+            if step not in keep:
+                shutil.rmtree(self.folder / f"step_{step:06d}", ignore_errors=True)
+
+    def _metric(self, step: int, name: str) -> float | None:
+        try:
+            return read_manifest(self.folder / f"step_{step:06d}")["metrics"].get(name)
+        except CheckpointError:
+            return None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint.
+
+    Raises:
+        CheckpointError: there is none, it cannot be read, or it is of another layout.
+    """
+    manifest = _read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{folder / MANIFEST}: format {manifest.get('format')}, this version reads {FORMAT}")
+    return manifest
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are all there, unchanged, and no more.
+
+    Raises:
+        CheckpointError: naming the first file that is not as the manifest says.
+    """
+    manifest = read_manifest(folder)
+    there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+    listed = cast("dict[str, dict[str, Any]]", manifest["files"])
+    for name in sorted(there ^ set(listed)):
+        raise CheckpointError(f"{folder / name}: {'not in the manifest' if name in there else 'missing'}")
+    for name, expected in listed.items():
+        if (found := _describe(folder / name)) != expected:
+            raise CheckpointError(f"{folder / name}: {found['bytes']} bytes, changed since it was written")
+    return manifest
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What `write` was given as `state`.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return _read_json(folder / STATE)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _flush(path: Path) -> None:
+    """Force a file or the entries of a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return cast("dict[str, Any]", content)

@@ -1,0 +1,114 @@
+"""Master weights and optimizer state, saved and loaded by real DeepSpeed engines of any layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.integration.learner_ranks import job, run_ranks
+from tests.integration.test_gradients import MODEL, make_batch
+
+LAYOUTS = [
+    (stage, dtype) for stage in (0, 1, 2, 3) for dtype in ("float32", "bfloat16") if (stage, dtype) != (0, "bfloat16")
+]
+BATCHES = [make_batch(seed) for seed in range(3)]
+
+
+def layout_job(layout: tuple[int, str], batches: list[Any], **paths: Path) -> dict[str, Any]:
+    stage, dtype = layout
+    settings = {"aggregation": "constant", "budget": 100, "stage": stage, "dtype": dtype, "schedule": "linear"}
+    return job(batches, **settings) | {key: str(path) for key, path in paths.items()}
+
+
+def name(ranks: int, layout: tuple[int, str]) -> str:
+    return f"{ranks}-{layout[0]}-{layout[1]}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("states")
+
+
+@pytest.fixture(scope="module")
+def weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Weights after: two batches (saved), three batches in one go, and every load, by what was done."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+
+    def run(ranks: int, jobs: dict[str, dict[str, Any]]) -> None:
+        results = run_ranks(ranks, MODEL, list(jobs.values()), str(folder / f"{len(found)}.pt"))
+        found.update({key: result[1] for key, result in zip(jobs, results, strict=True)})
+
+    def making(ranks: int) -> dict[str, dict[str, Any]]:
+        jobs: dict[str, dict[str, Any]] = {}
+        for layout in LAYOUTS:
+            own = name(ranks, layout)
+            jobs[f"{own} saved"] = layout_job(layout, BATCHES[:2], save=folder / own)
+            jobs[f"{own} whole"] = layout_job(layout, BATCHES)
+            jobs[f"{own} resumed"] = layout_job(layout, BATCHES[2:], load=folder / own)
+        jobs[f"{ranks} fresh"] = layout_job((2, "float32"), [], save=folder / f"{ranks}-fresh")
+        return jobs
+
+    def loading(ranks: int, others: int) -> dict[str, dict[str, Any]]:
+        jobs: dict[str, dict[str, Any]] = {}
+        for there in LAYOUTS:
+            for here in LAYOUTS:
+                if there[1] == here[1] == "float32" or there[0] == here[0]:
+                    source, move = name(others, there), f"{name(others, there)} in {name(ranks, here)}"
+                    jobs[move] = layout_job(here, [], load=folder / source, save=folder / move)
+        return jobs
+
+    run(1, making(1))
+    run(2, making(2) | loading(2, 1))
+    run(1, loading(1, 2) | {"fresh in 1": layout_job((3, "float32"), BATCHES[:1], load=folder / "2-fresh")})
+    run(1, {"one batch": layout_job((3, "float32"), BATCHES[:1])})
+    return found
+
+
+def contents(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    tensors: dict[str, torch.Tensor] = {}
+    for file in folder.glob("*.safetensors"):
+        tensors |= load_file(file)
+    return tensors, json.loads((folder / "meta.json").read_text())
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert set(a) == set(b)
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_resumed_equals_never_stopped_bit_for_bit(
+    ranks: int, layout: tuple[int, str], weights: dict[str, dict[str, torch.Tensor]]
+) -> None:
+    own = name(ranks, layout)
+    assert_equal(weights[f"{own} resumed"], weights[f"{own} whole"])
+    assert any(not torch.equal(w, weights[f"{own} saved"][key]) for key, w in weights[f"{own} whole"].items())
+
+
+def test_every_layout_takes_over_the_state_of_every_other(
+    weights: dict[str, dict[str, torch.Tensor]], folder: Path
+) -> None:
+    moves = [key for key in weights if " in " in key and "fresh" not in key]
+    assert len(moves) == 2 * (4 * 4 + 3 * 3)  # any stages in float32; the same stage from and to bfloat16
+    for move in moves:
+        there, _, here = move.partition(" in ")
+        if there.rpartition("-")[2] == here.rpartition("-")[2]:
+            assert_equal(weights[move], weights[f"{there} saved"])
+        before, about = contents(folder / there)
+        after, about_after = contents(folder / move)
+        assert_equal(after, before)
+        assert any(float(t.abs().max()) > 0 for key, t in after.items() if key.endswith("exp_avg_sq"))
+        assert (about_after["adam_step"], about_after["extra"]) == (2.0, {"optimizer_steps": 2})
+        assert about_after == about
+
+
+def test_a_state_from_before_the_first_step(weights: dict[str, dict[str, torch.Tensor]], folder: Path) -> None:
+    assert contents(folder / "2-fresh")[1]["adam_step"] == 0
+    assert_equal(weights["fresh in 1"], weights["one batch"])
