@@ -36,6 +36,15 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("run", type=Path, metavar="RUN_DIR")
     resume.add_argument("overrides", nargs="*", metavar="key=value", help="change settings, for example run.steps=500")
 
+    export = commands.add_parser(
+        "export",
+        help="write the policy of a checkpoint",
+        description="Write the policy of a checkpoint of RUN_DIR as a Hugging Face folder.",
+    )
+    export.add_argument("run", type=Path, metavar="RUN_DIR")
+    export.add_argument("--step", type=int, help="of the checkpoint (default: the newest good one)")
+    export.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write; must not exist")
+
     evaluate = commands.add_parser(
         "evaluate",
         help="evaluate a model",
@@ -90,7 +99,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0 done, 2 wrong input, 1 the run failed, 130 stopped by Ctrl-C."""
+    """Run one command; returns its exit code: 0 done, 2 wrong input, 1 failed, 130 Ctrl-C, 75 preempted."""
     args = _arguments(argv)
     console, errors = Console(), Console(stderr=True)
     try:
@@ -103,6 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return check_advantage(args, console)
         if args.command == "evaluate":
             return _evaluate(args, console)
+        if args.command == "export":
+            from launch.export import export_checkpoint
+
+            source = export_checkpoint(_config_of_run(args.run, []).config, args.run, args.step, args.to)
+            console.print(f"{args.to}: the policy of {source}", highlight=False, markup=False, soft_wrap=True)
+            return 0
         if args.command == "resume":
             return _train(_config_of_run(args.run, args.overrides), console)
         loaded = load_config([args.file], args.overrides)
@@ -115,9 +130,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(f"maxpo: {error}", highlight=False, markup=False, soft_wrap=True)
         return 2
     except RunError as error:
+        from launch.signals import PREEMPTED, StopTooLateError
+
         errors.print(f"maxpo: {error}", highlight=False, markup=False, soft_wrap=True)
         errors.print("The output of the workers is in log/ of the run folder.", highlight=False)
-        return 1
+        if args.command in ("train", "resume"):
+            errors.print("`maxpo resume RUN_DIR` goes on from the newest checkpoint.", highlight=False, markup=False)
+        return PREEMPTED if isinstance(error, StopTooLateError) else 1
     except KeyboardInterrupt:
         errors.print("maxpo: stopped at once", highlight=False)
         return 130

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from launch.signals import own_sigterm
 from maxpo.config import Config
 from maxpo.errors import InputError
 from rollout.worker import environment
@@ -118,7 +119,8 @@ def cluster(config: Config, log_folder: Path) -> Iterator[float]:
     """
     settings = config.ray
     if settings.address is not None:
-        ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
+        with own_sigterm():
+            ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
         try:
             yield ray.cluster_resources().get("GPU", 0.0)
         finally:
@@ -127,15 +129,16 @@ def cluster(config: Config, log_folder: Path) -> Iterator[float]:
     # Unix socket paths are limited to about 100 characters, which a run folder may exceed.
     scratch = Path(tempfile.mkdtemp(prefix="maxpo-ray-"))
     try:
-        ray.init(
-            num_cpus=settings.num_cpus,
-            object_store_memory=settings.object_store_mib << 20,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(scratch),
-        )
+        with own_sigterm():
+            ray.init(
+                num_cpus=settings.num_cpus,
+                object_store_memory=settings.object_store_mib << 20,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(scratch),
+            )
         try:
             yield ray.cluster_resources().get("GPU", 0.0)
         finally:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
@@ -16,6 +13,7 @@ from launch.placement import cluster, place
 from launch.preflight import load_data
 from launch.progress import Terminal, comparison, timing
 from launch.resume import describe_changes, find_checkpoint
+from launch.signals import stop_on_signal
 from launch.system import system
 from maxpo.checkpoint import Checkpoints, read_manifest
 from maxpo.config import Config
@@ -25,9 +23,6 @@ from maxpo.evaluate import EvalReport
 from maxpo.loop import Observer, evaluate, train
 from maxpo.tracking import RunLog
 from rollout.pool import RolloutPool
-
-STOPPED = 130
-"""Exit code of a run that Ctrl-C ended, as shells have it."""
 
 
 def banner(config: Config, train_prompts: int) -> str:
@@ -75,7 +70,7 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
     stream = PromptStream(train_prompts, config.run.seed)
     exported = folder / "policy"
     with (
-        stop_on_interrupt(console) as interrupted,
+        stop_on_signal(console, saving.stop_within_s) as asked,
         closing(log),
         Terminal(console, config.run.steps, config.algorithm.k) as terminal,
         system(config, folder / "log") as running,
@@ -93,7 +88,7 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
             running.learner,
             log,
             terminal,
-            should_stop=lambda: bool(interrupted),
+            should_stop=lambda: bool(asked),
             checkpoints=checkpoints,
             resume_from=source,
         )
@@ -109,7 +104,7 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
         console.print(f"stopped after step {result.steps} of {config.run.steps}", highlight=False)
         if result.saved_step:
             console.print(f"saved at step {result.saved_step}; go on with: maxpo resume {folder}", highlight=False)
-        return STOPPED
+        return asked.exit_code
     return 0
 
 
@@ -152,26 +147,3 @@ def _new_run_folder(config: Config, *, replace: bool) -> None:
             )
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-
-
-@contextmanager
-def stop_on_interrupt(console: Console) -> Iterator[list[int]]:
-    """The first Ctrl-C asks the loop to stop after its step; the second one raises KeyboardInterrupt.
-
-    Yields:
-        A list that is empty until the first Ctrl-C.
-    """
-    asked: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        with suppress(RuntimeError):  # the console may be in the middle of a line
-            console.print("stopping after this step; Ctrl-C again stops at once", highlight=False)
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)

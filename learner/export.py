@@ -47,10 +47,24 @@ def export_policy(
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(meta.nbytes for meta in metas)}, "weight_map": weight_map}
         (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    _finish(engine.module.lm, model_path, partial, target)
+
+
+def write_policy(lm: Any, model_path: str, target: Path) -> None:
+    """The same of a whole language model in this process."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in lm.named_parameters()}
+    save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+    _finish(lm, model_path, partial, target)
+
+
+def _finish(lm: Any, model_path: str, partial: Path, target: Path) -> None:
+    """Everything of a model folder but the weights, and its final name."""
     for file in sorted(Path(model_path).iterdir()):
         if file.is_file() and not file.name.endswith(WEIGHT_FILES):
             shutil.copy(file, partial)
     # The weights may have another dtype than those the run started from.
-    lm: Any = engine.module.lm
     lm.config.save_pretrained(partial)
     partial.rename(target)

@@ -270,6 +270,9 @@ class CheckpointConfig:
     """Also keep the checkpoint with the highest value of this metric, for example `eval/pass@8`; null: none."""
     policy: bool = False
     """Put the policy as a Hugging Face folder into each checkpoint, too."""
+    stop_within_s: float = 300.0
+    """Seconds in which a run that is told to stop (Ctrl-C, SIGTERM, SIGUSR1) must have ended its step and saved; after
+    that it ends at once, and what came after the last checkpoint is lost."""
     resume: str = "never"
     """auto: go on from the newest good checkpoint of the run folder, or start anew where there is none; must: go on, or
     fail; never: start anew; or the folder of a checkpoint."""

@@ -125,8 +125,8 @@ _POSITIVE = """
     rollout.workers rollout.tensor_parallel_size rollout.max_new_tokens rollout.temperature
     rollout.max_concurrent_sequences rollout.cpu_kv_cache_gib rollout.start_timeout_s rollout.generate_timeout_s
     learner.ranks learner.cpu_threads learner.lr learner.token_budget learner.logprob_chunk
-    learner.start_timeout_s learner.step_timeout_s sync.bucket_mib sync.timeout_s checkpoint.keep_last
-    eval.prompts eval.samples ray.num_cpus
+    learner.start_timeout_s learner.step_timeout_s sync.bucket_mib sync.timeout_s
+    checkpoint.keep_last checkpoint.stop_within_s eval.prompts eval.samples ray.num_cpus
 """.split()
 
 _NOT_NEGATIVE = """

@@ -146,8 +146,11 @@ def test_ctrl_c_stops_after_the_step_and_leaves_a_usable_folder(tmp_path: Path) 
     assert "stopped after step" in text
     assert "Traceback" not in text
     assert (tmp_path / "demo" / "policy" / "model.safetensors").is_file()
-    steps = [json.loads(line)["step"] for line in (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows if "time/step_s" in row]
     assert steps == list(range(1, len(steps) + 1))
+    assert [row["step"] for row in rows if "time/checkpoint_s" in row] == [steps[-1]]
+    assert f"saved at step {steps[-1]}; go on with: maxpo resume {tmp_path}/demo" in text
     assert 2 <= len(steps) < 1000
 
 

@@ -1,0 +1,46 @@
+"""The command `maxpo export`: a checkpoint's policy as a Hugging Face folder, without starting anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from learner.export import write_policy
+from learner.model import load_language_model
+from maxpo.checkpoint import CheckpointError, Checkpoints, verify
+from maxpo.config import Config
+from maxpo.errors import InputError
+
+
+def export_checkpoint(config: Config, run: Path, step: int | None, target: Path) -> Path:
+    """Write the policy of a checkpoint to the new folder `target`; returns the checkpoint.
+
+    Raises:
+        InputError: the target exists, or there is no such checkpoint, or it is damaged.
+    """
+    if target.exists():
+        raise InputError(f"--to {target}: it exists already")
+    checkpoints = Checkpoints(run / "checkpoints")
+    if step is None:
+        source, wrong = checkpoints.newest_good()
+        if source is None:
+            raise CheckpointError("\n  ".join([f"{run} has no checkpoint that can be used", *wrong]))
+    elif step in checkpoints.steps():
+        source = checkpoints.folder / f"step_{step:06d}"
+        verify(source)
+    else:
+        raise InputError(f"--step {step}: {run} has checkpoints of steps {checkpoints.steps()}")
+    dtype = getattr(torch, config.learner.dtype)
+    lm = load_language_model(config.model.path, dtype, trust_remote_code=config.model.trust_remote_code)
+    masters = {}
+    for file in sorted((source / "learner").glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            keys = [key for key in tensors.keys() if key.endswith("/master")]  # noqa: SIM118
+            masters |= {key.removesuffix("/master"): tensors.get_tensor(key) for key in keys}
+    with torch.no_grad():
+        for name, parameter in lm.named_parameters():
+            parameter.copy_(masters[name])
+    write_policy(lm, config.model.path, target)
+    return source
