@@ -140,7 +140,11 @@ def train(
         batch, metrics = sample(config, stream, rates, rollouts, log, observer, step)
         if batch.groups:
             observer.stage("update")
-            metrics |= learner.update(batch).metrics
+            try:
+                metrics |= learner.update(batch).metrics
+            except RunError as error:
+                file = log.dump(f"failed_step_{step:06d}", batch.groups)
+                raise RunError(f"{error}\nThe groups of step {step} are in {file}.") from error
             observer.stage("sync")
             metrics |= publish(rollouts, learner)
             version = metrics["weights/version"]

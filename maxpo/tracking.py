@@ -65,14 +65,19 @@ class RunLog:
         self._feed()
 
     def log_rollouts(self, name: str, groups: Sequence[ScoredGroup]) -> None:
-        """Write the completions of the first groups, one line for each completion, to `rollouts/<name>.jsonl`."""
-        if not self._save_rollouts:
-            return
+        """Write the completions of the first groups, as many as are wanted, to `rollouts/<name>.jsonl`."""
+        if self._save_rollouts:
+            self.dump(name, groups[: self._save_rollouts])
+
+    def dump(self, name: str, groups: Sequence[ScoredGroup]) -> Path:
+        """Write the completions of all groups, one line for each; returns the file."""
         self._rollouts.mkdir(exist_ok=True)
-        with (self._rollouts / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-            for scored in groups[: self._save_rollouts]:
+        path = self._rollouts / f"{name}.jsonl"
+        with path.open("w", encoding="utf-8") as file:
+            for scored in groups:
                 for row in _rows(scored):
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        return path
 
     def close(self) -> None:
         """Flush TensorBoard."""

@@ -110,6 +110,20 @@ def test_a_stop_ends_the_run_after_its_step(tmp_path: Path) -> None:
     assert sorted(result.evaluations) == [0]  # the one that step 2 was due is left out
 
 
+def test_the_groups_of_a_step_that_failed_are_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(self: FakeLearner, batch: Any) -> Any:
+        raise RunError("learner rank 0 failed while step 1: the loss is not finite")
+
+    monkeypatch.setattr(FakeLearner, "update", failing)
+    with pytest.raises(
+        RunError, match=r"(?s)rank 0.*not finite.*The groups of step 1 are in .*failed_step_000001.jsonl"
+    ):
+        run(tmp_path, config(drop_zero_signal=False), FakeRollouts())
+    rows = (tmp_path / "rollouts" / "failed_step_000001.jsonl").read_text().splitlines()
+    assert len(rows) == 4 * 8
+    assert {"prompt", "completion", "reward"} <= set(json.loads(rows[0]))
+
+
 def test_an_undocumented_metric_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="reward/bogus/x"):
         RunLog(tmp_path, tensorboard=False, save_rollouts=0).log(1, {"reward/bogus/x": 1.0})

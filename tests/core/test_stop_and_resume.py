@@ -1,0 +1,114 @@
+"""Signals that ask for a stop, and where a run goes on from."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from launch.resume import describe_changes, find_checkpoint
+from launch.signals import StopTooLateError, own_sigterm, stop_on_signal
+from maxpo.checkpoint import CheckpointError, Checkpoints
+from maxpo.config import CheckpointConfig, Config
+
+
+def console() -> Console:
+    return Console(file=StringIO(), width=200)
+
+
+def said(where: Console) -> str:
+    assert isinstance(where.file, StringIO)
+    return where.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)], ids=str
+)
+def test_a_signal_asks_once_and_leaves_the_handlers_as_they_were(number: signal.Signals, code: int) -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM)]
+    out = console()
+    with stop_on_signal(out, within_s=60) as asked:
+        assert not asked
+        os.kill(os.getpid(), number)
+        assert asked
+        assert asked.exit_code == code
+        if number != signal.SIGINT:
+            os.kill(os.getpid(), number)  # asking again changes nothing
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+    assert said(out).count("stopping after this step") == 1
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM)] == before
+
+
+def test_a_stop_that_takes_too_long_ends_the_run() -> None:
+    with (
+        pytest.raises(StopTooLateError, match=r"did not end within checkpoint\.stop_within_s = 0\.05 s"),
+        stop_on_signal(console(), within_s=0.05),
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+
+
+def test_sigterm_that_somebody_takes_is_given_back() -> None:
+    mine = signal.getsignal(signal.SIGTERM)
+    with own_sigterm():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) == mine
+
+
+def with_checkpoints(folder: Path, *steps: int) -> Checkpoints:
+    checkpoints = Checkpoints(
+        folder / "checkpoints", keep_last=9, attached={"config.yaml": "run: {seed: 0, steps: 5}\n"}
+    )
+    for step in steps:
+        checkpoints.write(step, {"step": step}, {}, lambda f: None)
+    return checkpoints
+
+
+def asking(resume: str) -> Config:
+    return Config(checkpoint=CheckpointConfig(resume=resume))
+
+
+def test_where_a_run_goes_on_from(tmp_path: Path) -> None:
+    out = console()
+    assert find_checkpoint(asking("auto"), tmp_path, out) is None
+    with pytest.raises(CheckpointError, match="has no checkpoint to go on from"):
+        find_checkpoint(asking("must"), tmp_path, out)
+    folder = with_checkpoints(tmp_path, 1, 2).folder
+    assert find_checkpoint(asking("never"), tmp_path, out) is None
+    assert find_checkpoint(asking("auto"), tmp_path, out) == folder / "step_000002"
+    assert find_checkpoint(asking("must"), tmp_path, out) == folder / "step_000002"
+    assert find_checkpoint(asking(str(folder / "step_000001")), tmp_path, out) == folder / "step_000001"
+
+
+def test_a_damaged_checkpoint_is_reported_by_auto_and_refused_by_must(tmp_path: Path) -> None:
+    folder = with_checkpoints(tmp_path, 1, 2).folder
+    (folder / "step_000002" / "state.json").write_text("{}")
+    out = console()
+    assert find_checkpoint(asking("auto"), tmp_path, out) == folder / "step_000001"
+    assert "damaged checkpoint left out" in said(out)
+    assert "step_000002/state.json: 2 bytes, changed" in said(out)
+    with pytest.raises(CheckpointError, match=r"(?s)damaged.*state\.json.*checkpoint\.resume=.*step_000001"):
+        find_checkpoint(asking("must"), tmp_path, out)
+    with pytest.raises(CheckpointError, match=r"state\.json"):
+        find_checkpoint(asking(str(folder / "step_000002")), tmp_path, out)
+    # Nothing good is left: auto does not start anew over what may still be rescued.
+    (folder / "step_000001" / "state.json").unlink()
+    with pytest.raises(CheckpointError, match=r"(?s)state\.json.*state\.json: missing"):
+        find_checkpoint(asking("auto"), tmp_path, out)
+
+
+def test_changed_settings_are_shown_and_some_refused(tmp_path: Path) -> None:
+    checkpoint = with_checkpoints(tmp_path, 1).folder / "step_000001"
+    out = console()
+    describe_changes(checkpoint, "run: {seed: 0, steps: 9, name: other}\nlearner: {lr: 0.1}\n", out)
+    assert said(out).splitlines() == ["changed: learner.lr: null -> 0.1", "changed: run.steps: 5 -> 9"]
+    with pytest.raises(CheckpointError, match=r"(?s)must not change:.*run\.seed: 0 in the checkpoint, 3 now"):
+        describe_changes(checkpoint, "run: {seed: 3, steps: 5}\n", out)
