@@ -132,10 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         from launch.signals import PREEMPTED, StopTooLateError
 
-        errors.print(f"maxpo: {error}", highlight=False, markup=False, soft_wrap=True)
-        errors.print("The output of the workers is in log/ of the run folder.", highlight=False)
-        if args.command in ("train", "resume"):
-            errors.print("`maxpo resume RUN_DIR` goes on from the newest checkpoint.", highlight=False, markup=False)
+        text = "\n".join([f"maxpo: {error}", *getattr(error, "__notes__", [])])
+        errors.print(text, highlight=False, markup=False, soft_wrap=True)
         return PREEMPTED if isinstance(error, StopTooLateError) else 1
     except KeyboardInterrupt:
         errors.print("maxpo: stopped at once", highlight=False)

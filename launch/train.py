@@ -19,6 +19,7 @@ from maxpo.checkpoint import Checkpoints, read_manifest
 from maxpo.config import Config
 from maxpo.configload import LoadedConfig, to_yaml
 from maxpo.data import PromptStream
+from maxpo.errors import RunError
 from maxpo.evaluate import EvalReport
 from maxpo.loop import Observer, evaluate, train
 from maxpo.tracking import RunLog
@@ -45,32 +46,11 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
     config = loaded.config
     train_prompts, held_out = load_data(config)
     console.print(banner(config, len(train_prompts)), highlight=False, soft_wrap=True)
-    folder, settings = Path(config.run.dir) / config.run.name, to_yaml(loaded)
-    source = find_checkpoint(config, folder, console)
-    if source is not None:
-        describe_changes(source, settings, console)
-    if source is None or folder not in source.parents:
-        _new_run_folder(config, replace=config.checkpoint.resume == "auto")
-    (folder / "config.yaml").write_text(settings, encoding="utf-8")
-    resumed_step = None if source is None else read_manifest(source)["step"]
-    log = RunLog(
-        folder,
-        tensorboard=config.tracking.tensorboard,
-        save_rollouts=config.tracking.save_rollouts,
-        resumed_step=resumed_step,
-    )
-    saving = config.checkpoint
-    checkpoints = Checkpoints(
-        folder / "checkpoints",
-        keep_last=saving.keep_last,
-        keep_every=saving.keep_every,
-        keep_best=saving.keep_best,
-        attached={"config.yaml": settings},
-    )
+    folder, source, log, checkpoints = _open(loaded, console)
     stream = PromptStream(train_prompts, config.run.seed)
     exported = folder / "policy"
     with (
-        stop_on_signal(console, saving.stop_within_s) as asked,
+        stop_on_signal(console, config.checkpoint.stop_within_s) as asked,
         closing(log),
         Terminal(console, config.run.steps, config.algorithm.k) as terminal,
         system(config, folder / "log") as running,
@@ -80,18 +60,25 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
             f"{running.places.sync_backend}",
             highlight=False,
         )
-        result = train(
-            config,
-            stream,
-            held_out,
-            running.rollouts,
-            running.learner,
-            log,
-            terminal,
-            should_stop=lambda: bool(asked),
-            checkpoints=checkpoints,
-            resume_from=source,
-        )
+        try:
+            result = train(
+                config,
+                stream,
+                held_out,
+                running.rollouts,
+                running.learner,
+                log,
+                terminal,
+                should_stop=lambda: bool(asked),
+                checkpoints=checkpoints,
+                resume_from=source,
+            )
+        except RunError as error:
+            error.add_note(f"The output of the workers is in {folder / 'log'}.")
+            newest, _ = checkpoints.newest_good()
+            go_on = f"The last good checkpoint is {newest}; go on with: maxpo resume {folder}"
+            error.add_note(go_on if newest else "There is no checkpoint to go on from.")
+            raise
         shutil.rmtree(exported, ignore_errors=True)
         running.learner.export(exported)
     if result.evaluations:
@@ -106,6 +93,32 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
             console.print(f"saved at step {result.saved_step}; go on with: maxpo resume {folder}", highlight=False)
         return asked.exit_code
     return 0
+
+
+def _open(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None, RunLog, Checkpoints]:
+    """The run folder, the checkpoint to go on from, the log cut to it, and where new checkpoints go."""
+    config, settings = loaded.config, to_yaml(loaded)
+    folder, saving = Path(config.run.dir) / config.run.name, config.checkpoint
+    source = find_checkpoint(config, folder, console)
+    if source is not None:
+        describe_changes(source, settings, console)
+    if source is None or folder.resolve() not in source.resolve().parents:
+        _new_run_folder(config, replace=saving.resume == "auto")
+    (folder / "config.yaml").write_text(settings, encoding="utf-8")
+    log = RunLog(
+        folder,
+        tensorboard=config.tracking.tensorboard,
+        save_rollouts=config.tracking.save_rollouts,
+        resumed_step=None if source is None else read_manifest(source)["step"],
+    )
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        keep_last=saving.keep_last,
+        keep_every=saving.keep_every,
+        keep_best=saving.keep_best,
+        attached={"config.yaml": settings},
+    )
+    return folder, source, log, checkpoints
 
 
 def run_evaluation(config: Config, model: Path, output: Path | None, console: Console) -> EvalReport:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from maxpo.checkpoint import Checkpoints
 from tests.integration.test_cli import MAXPO, SMALL, environment, maxpo
 
 SETTINGS = [*SMALL, "run.steps=6", "checkpoint.every=1", "algorithm.k_schedule=adaptive", "algorithm.k_values=[1,6]"]
@@ -109,3 +110,31 @@ def test_sigterm_saves_and_asks_to_be_started_again(whole: Path, tmp_path: Path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "changed: tracking.save_rollouts: 1 -> 0" in done.stdout
     assert_same_run(run, whole)
+
+
+def test_a_learner_that_dies_ends_the_run_with_what_to_do_next(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = until_step(run, 2, tmp_path)
+    learner = next(p for p in psutil.Process(process.pid).children(recursive=True) if "LearnerWorker" in _title(p))
+    learner.kill()
+    assert process.wait(timeout=120) == 1
+    text = (tmp_path / "output.txt").read_text()
+    assert "learner rank 0 failed while" in text
+    assert f"The output of the workers is in {run / 'log'}." in text
+    assert "Traceback" not in text
+    newest = Checkpoints(run / "checkpoints").newest_good()[0]
+    assert newest is not None
+    assert f"The last good checkpoint is {newest}; go on with: maxpo resume {run}" in text
+    # From the checkpoint by its absolute name, into the same folder, which must not be taken for a new run.
+    again = ["configs/presets/demo.yaml", f"run.dir={tmp_path}", "run.name=run", *SETTINGS]
+    done = maxpo("train", *again, f"checkpoint.resume={newest.resolve()}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same_run(run, whole)
+
+
+def _title(process: psutil.Process) -> str:
+    """Its command line; Ray puts the actor's class there."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
