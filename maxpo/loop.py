@@ -15,6 +15,7 @@ from maxpo.batching import reward_matrix
 from maxpo.checkpoint import Checkpoints, read_state
 from maxpo.config import AlgorithmConfig, Config
 from maxpo.data import PromptStream
+from maxpo.deadline import RemoteError
 from maxpo.errors import RunError
 from maxpo.evaluate import EvalReport, report, unique_fraction
 from maxpo.judge import Judged, judge, usable_metrics, valid_rewards
@@ -49,6 +50,10 @@ class Rollouts(Protocol):
         """Raise unless every engine holds exactly these weights."""
         ...
 
+    def replace_lost(self) -> bool:
+        """After a failed publish: replace engines that died; whether there are any, so that it can be repeated."""
+        ...
+
     def metrics(self) -> dict[str, float]:
         """Figures of the engines for the log."""
         ...
@@ -61,8 +66,8 @@ class Learner(Protocol):
         """One training step."""
         ...
 
-    def publish(self, receivers: Sequence[Receiver]) -> WeightManifest:
-        """Send the weights to the engines under the next version."""
+    def publish(self, receivers: Sequence[Receiver], *, again: bool = False) -> WeightManifest:
+        """Send the weights to the engines under the next version; `again`: under the version of the last call."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -183,8 +188,18 @@ def fill(folder: Path, learner: Learner, config: Config) -> None:
 
 
 def publish(rollouts: Rollouts, learner: Learner) -> dict[str, float]:
-    """Send the learner's weights to every engine and have each confirm what it got."""
-    manifest = learner.publish(rollouts.receivers())
+    """Send the learner's weights to every engine and have each confirm what it got.
+
+    Where an engine dies meanwhile, the same version is sent to those that are there then."""
+    again = False
+    while True:
+        try:
+            manifest = learner.publish(rollouts.receivers(), again=again)
+            break
+        except RemoteError:
+            if not rollouts.replace_lost():
+                raise
+            again = True
     timing: dict[str, float] = {}
     with _timed(timing, "time/confirm_s"):
         rollouts.confirm(manifest)
