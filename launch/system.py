@@ -29,7 +29,7 @@ def system(config: Config, log_folder: Path) -> Iterator[System]:
     """Start what a training needs, and end it whatever happens. The workers' output ends up in `log_folder`."""
     with cluster(config, log_folder) as gpus:
         places = place(config, gpus=gpus)
-        rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, places.rollout_options)
+        rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, places.rollout_options, log_folder)
         learner = LearnerGroup(config, places.learner_device, places.sync_backend, places.learner_options)
         try:
             rollouts.begin_start()
@@ -39,6 +39,7 @@ def system(config: Config, log_folder: Path) -> Iterator[System]:
             learner.begin_start()
             parameters = learner.finish_start()
             rollouts.finish_start()
+            rollouts.republish = lambda receivers: learner.publish(receivers, again=True)
             yield System(rollouts=rollouts, learner=learner, places=places, parameters=parameters)
         finally:
             learner.shutdown()

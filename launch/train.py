@@ -129,7 +129,9 @@ def run_evaluation(config: Config, model: Path, output: Path | None, console: Co
     log = RunLog(folder, tensorboard=False, save_rollouts=len(held_out))
     with cluster(config, folder / "log") as gpus:
         places = place(config, gpus=gpus, with_learner=False)
-        rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, places.rollout_options)
+        rollouts = RolloutPool(
+            config, places.rollout_device, places.sync_backend, places.rollout_options, folder / "log"
+        )
         try:
             rollouts.begin_start(version=0)
             rollouts.finish_start()

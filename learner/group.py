@@ -48,10 +48,10 @@ class LearnerGroup:
         results = self._call("update", self._config.learner.step_timeout_s, f"step {batch.step}", shared)
         return StepResult(metrics=results["learner rank 0"])
 
-    def publish(self, receivers: Sequence[Receiver]) -> WeightManifest:
-        """Send the current weights to the engines under the next version."""
+    def publish(self, receivers: Sequence[Receiver], *, again: bool = False) -> WeightManifest:
+        """Send the current weights to the engines under the next version; `again`: under the version they had."""
         started = time.perf_counter()
-        self.version += 1
+        self.version += not again
         # The senders have deadlines of their own that name the engine; this one only catches a lost sender.
         limit = 4 * self._config.sync.timeout_s
         results = self._call("publish", limit, "sending weights", self.version, list(receivers))

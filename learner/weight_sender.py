@@ -10,71 +10,18 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
 import torch
-from torch import Tensor
 
 from learner.engine import TrainEngine
-from learner.model import parameters_by_name
+from learner.parameter_source import ParameterSource
 from maxpo.deadline import RemoteError, wait_for
-from maxpo.digest import tensor_digest
-from maxpo.transport import TensorMeta, cut_into_buckets, gloo_group, serve_store
+from maxpo.transport import gloo_group, serve_store
 from maxpo.types import Receiver, WeightManifest
-
-
-class ParameterSource:
-    """The parameters of a training engine on the wire, in buckets, under Hugging Face names."""
-
-    def __init__(self, engine: TrainEngine, dtype: torch.dtype, bucket_bytes: int, *, keep: bool) -> None:
-        """`keep`: this rank sends, so it needs the tensors; the others only join the gathering."""
-        self._engine = engine
-        self._parameters = parameters_by_name(engine.module)
-        self.metas = [TensorMeta(name, dtype, engine.full_shape(p)) for name, p in self._parameters.items()]
-        self._bucket_bytes = bucket_bytes
-        self._keep = keep
-        self.digests: dict[str, Tensor] = {}
-
-    def buckets(self) -> Iterator[list[tuple[str, Tensor]]]:
-        """Whole tensors, one bucket at a time; empty buckets on ranks that do not send. Collective."""
-        self.digests = {}
-        _finish_cuda_work()
-        for bucket in cut_into_buckets(self.metas, self._bucket_bytes):
-            parameters = [self._parameters[meta.name] for meta in bucket]
-            tensors: list[tuple[str, Tensor]] = []
-            with torch.no_grad(), self._engine.full_parameters(parameters):
-                if self._keep:
-                    for meta, parameter in zip(bucket, parameters, strict=True):
-                        # A copy: the gathered tensor is gone after the bucket, and training may go on.
-                        tensor = parameter.detach().to(meta.dtype, copy=True)
-                        self.digests[meta.name] = tensor_digest(tensor)
-                        tensors.append((meta.name, tensor))
-            _finish_cuda_work()
-            yield tensors
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """The same, tensor by tensor (the form of vLLM's trainer engines)."""
-        for bucket in self.buckets():
-            for name, tensor in bucket:
-                if tensor.is_cuda:
-                    # vLLM packs on streams of its own: the memory must not be used again before they are done.
-                    tensor.record_stream(torch.cuda.current_stream())
-                yield name, tensor
-
-    def metadata(self) -> list[TensorMeta]:
-        """Name, dtype and shape of everything that iteration yields."""
-        return self.metas
-
-    def update_info(self) -> dict[str, Any]:
-        """The description of a sync that receivers get."""
-        return {
-            "names": [meta.name for meta in self.metas],
-            "dtype_names": [str(meta.dtype).removeprefix("torch.") for meta in self.metas],
-            "shapes": [list(meta.shape) for meta in self.metas],
-        }
 
 
 class EngineClient:
@@ -212,14 +159,26 @@ class WeightSender:
         """Send the parameters as `version`; on rank 0 the manifest to compare with. Collective.
 
         The group is built anew when the set of receivers has changed.
+
+        Raises:
+            RemoteError: an engine failed. Over gloo other receivers may be published to then, over nccl and ipc
+                this rank may be left in a broken transfer.
         """
         members = [receiver.actor for receiver in receivers]
-        if members != self._members:
-            self._client = EngineClient(receivers, self._timeout_s)
-            self._transport = self._connect()
-            self._members = members
-        self._client.version = version
-        self._transport.send_weights()
+        self._source.begin()
+        try:
+            if members != self._members:
+                self._members = None
+                self._client = EngineClient(receivers, self._timeout_s)
+                self._transport = self._connect()
+                self._members = members
+            self._client.version = version
+            self._transport.send_weights()
+        except Exception:
+            self._members = None
+            if self._backend == "gloo":
+                self._source.finish()
+            raise
         if self._rank:
             return None
         info, digests = self._source.update_info(), self._source.digests
@@ -306,12 +265,6 @@ class _Bounded:
     def send_weights(self) -> None:
         """Push all parameters."""
         self._run(self._transport.send_weights)
-
-
-def _finish_cuda_work() -> None:
-    """Wait for the GPU: the optimizer's work before copies are made, the copies before another stream reads them."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
 
 
 def _free_port(host: str) -> int:

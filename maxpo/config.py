@@ -171,6 +171,11 @@ class RolloutConfig:
     """Seconds that an engine may take to start."""
     generate_timeout_s: float = 600.0
     """Seconds that one group may take to generate."""
+    max_restarts: int = 10
+    """Lost workers within `restart_window_s` that are replaced; with one more the run stops, since something is
+    wrong."""
+    restart_window_s: float = 600.0
+    """Seconds within which lost workers are counted."""
     engine_args: dict[str, Any] = field(default_factory=dict[str, Any])
     """Further vLLM engine arguments, passed as they are."""
 

@@ -1,7 +1,8 @@
-"""What the estimator makes of scored groups, before the learner: which of them can teach anything."""
+"""What scored groups say before the learner gets them: which can teach anything, and figures for the log."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,13 @@ import torch
 from maxpo.advantages import min_valid, mixed, nonzero
 from maxpo.batching import reward_matrix
 from maxpo.config import AlgorithmConfig
+from maxpo.evaluate import unique_fraction
+from maxpo.metrics import max_at_k
 from maxpo.shadow import advantage_metrics, shadow_metrics
 from maxpo.types import ScoredGroup
+
+OUTCOMES = ("too_long", "timeout", "error", "died", "abort")
+"""Verdicts other than 'ok'; all but 'too_long' mask the sample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,3 +82,28 @@ def usable_metrics(usable: Sequence[Judged], algorithm: AlgorithmConfig) -> dict
         algorithm.shadow, advantages, rewards, torch.tensor([j.k for j in usable]), valid, algorithm.objective
     )
     return {f"advantage/{name}": value for name, value in own.items()} | shadows
+
+
+def sampling_metrics(groups: Sequence[ScoredGroup], k: int, generate_s: float) -> dict[str, float]:
+    """What the sampled groups say, before anything is dropped."""
+    completions = [c for group in groups for c in group.group.completions]
+    tokens = sum(len(c.token_ids) for c in completions)
+    rewards, valid = reward_matrix(groups, torch.device("cpu"))
+    outcomes = Counter(outcome.partition(":")[0] for group in groups for outcome in group.outcomes)
+    newest = max(c.max_weight_version for c in completions)
+    metrics = {
+        "reward/mean": float(rewards.sum() / valid.sum().clamp(min=1)),
+        "groups/sampled": float(len(groups)),
+        "completions/tokens_mean": tokens / len(completions),
+        "completions/truncated": sum(c.finish_reason == "length" for c in completions) / len(completions),
+        "completions/unique": unique_fraction(groups),
+        "completions/stale": sum(c.min_weight_version < newest for c in completions) / len(completions),
+        "throughput/generate_tokens_per_s": tokens / generate_s,
+    }
+    at_k, has_k = max_at_k(rewards, k, valid)
+    if bool(has_k.any()):
+        metrics[f"reward/max@{k}"] = float(at_k[has_k].mean())
+    for part in {name for group in groups for name in group.reward_parts}:
+        values = [v for g in groups for v, ok in zip(g.reward_parts.get(part, ()), g.valid, strict=False) if ok]
+        metrics[f"reward/{part}"] = sum(values) / max(1, len(values))
+    return metrics | {f"verifier/{name}": float(outcomes[name]) for name in OUTCOMES}

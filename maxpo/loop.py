@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
-from maxpo.batching import reward_matrix
 from maxpo.checkpoint import Checkpoints, read_state
 from maxpo.config import AlgorithmConfig, Config
 from maxpo.data import PromptStream
+from maxpo.deadline import RemoteError
 from maxpo.errors import RunError
-from maxpo.evaluate import EvalReport, report, unique_fraction
-from maxpo.judge import Judged, judge, usable_metrics, valid_rewards
-from maxpo.metrics import max_at_k
+from maxpo.evaluate import EvalReport, report
+from maxpo.judge import Judged, judge, sampling_metrics, usable_metrics, valid_rewards
 from maxpo.runstate import RunResult, state_of, take_over
 from maxpo.schedule import PassRates, adapted_k, mix_weight, scheduled_k
 from maxpo.tracking import RunLog
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
-
-OUTCOMES = ("too_long", "timeout", "error", "died", "abort")
-"""Verdicts other than 'ok'; all but 'too_long' mask the sample."""
 
 
 class Rollouts(Protocol):
@@ -49,6 +42,10 @@ class Rollouts(Protocol):
         """Raise unless every engine holds exactly these weights."""
         ...
 
+    def replace_lost(self) -> bool:
+        """After a failed publish: replace engines that died; whether there are any, so that it can be repeated."""
+        ...
+
     def metrics(self) -> dict[str, float]:
         """Figures of the engines for the log."""
         ...
@@ -61,8 +58,8 @@ class Learner(Protocol):
         """One training step."""
         ...
 
-    def publish(self, receivers: Sequence[Receiver]) -> WeightManifest:
-        """Send the weights to the engines under the next version."""
+    def publish(self, receivers: Sequence[Receiver], *, again: bool = False) -> WeightManifest:
+        """Send the weights to the engines under the next version; `again`: under the version of the last call."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -187,8 +184,18 @@ def fill(folder: Path, learner: Learner, config: Config) -> None:
 
 
 def publish(rollouts: Rollouts, learner: Learner) -> dict[str, float]:
-    """Send the learner's weights to every engine and have each confirm what it got."""
-    manifest = learner.publish(rollouts.receivers())
+    """Send the learner's weights to every engine and have each confirm what it got.
+
+    Where an engine dies meanwhile, the same version is sent to those that are there then."""
+    again = False
+    while True:
+        try:
+            manifest = learner.publish(rollouts.receivers(), again=again)
+            break
+        except RemoteError:
+            if not rollouts.replace_lost():
+                raise
+            again = True
     timing: dict[str, float] = {}
     with _timed(timing, "time/confirm_s"):
         rollouts.confirm(manifest)
@@ -285,31 +292,6 @@ def group_ks(
     if algorithm.k_schedule == "adaptive":
         return [adapted_k(rates(prompt.prompt_id), *algorithm.k_values) for prompt in prompts]
     return [scheduled_k(algorithm, step, total_steps)] * len(prompts)
-
-
-def sampling_metrics(groups: Sequence[ScoredGroup], k: int, generate_s: float) -> dict[str, float]:
-    """What the sampled groups say, before anything is dropped."""
-    completions = [c for group in groups for c in group.group.completions]
-    tokens = sum(len(c.token_ids) for c in completions)
-    rewards, valid = reward_matrix(groups, torch.device("cpu"))
-    outcomes = Counter(outcome.partition(":")[0] for group in groups for outcome in group.outcomes)
-    newest = max(c.max_weight_version for c in completions)
-    metrics = {
-        "reward/mean": float(rewards.sum() / valid.sum().clamp(min=1)),
-        "groups/sampled": float(len(groups)),
-        "completions/tokens_mean": tokens / len(completions),
-        "completions/truncated": sum(c.finish_reason == "length" for c in completions) / len(completions),
-        "completions/unique": unique_fraction(groups),
-        "completions/stale": sum(c.min_weight_version < newest for c in completions) / len(completions),
-        "throughput/generate_tokens_per_s": tokens / generate_s,
-    }
-    at_k, has_k = max_at_k(rewards, k, valid)
-    if bool(has_k.any()):
-        metrics[f"reward/max@{k}"] = float(at_k[has_k].mean())
-    for part in {name for group in groups for name in group.reward_parts}:
-        values = [v for g in groups for v, ok in zip(g.reward_parts.get(part, ()), g.valid, strict=False) if ok]
-        metrics[f"reward/{part}"] = sum(values) / max(1, len(values))
-    return metrics | {f"verifier/{name}": float(outcomes[name]) for name in OUTCOMES}
 
 
 @contextmanager

@@ -109,6 +109,11 @@ class Engine:
         self.version = version
         await self._llm.resume_generation()
 
+    @property
+    def dead(self) -> bool:
+        """Whether the engine's process is gone, so that no call can succeed any more."""
+        return self._llm.errored
+
     async def received_digests(self) -> list[dict[str, int]]:
         """Checksums of the last sync, one dict for each of the engine's workers."""
         return await self._llm.collective_rpc("received_digests")

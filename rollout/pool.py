@@ -4,30 +4,54 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from maxpo.config import Config
 from maxpo.deadline import RemoteError, failure, wait_for
+from maxpo.errors import RunError
 from maxpo.seeds import derive_seed
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, WeightManifest
+from rollout.crew import Crew, is_loss
 from rollout.reward_pool import RewardPool
 from rollout.worker import RolloutWorker
 
 
 class RolloutPool:
-    """Spreads prompts over workers, returns whole groups in the order of the prompts, and scores them."""
+    """Spreads prompts over workers, returns whole groups in the order of the prompts, and scores them.
 
-    def __init__(self, config: Config, device: str, sync_backend: str, actor_options: Sequence[dict[str, Any]]) -> None:
-        """Create one actor for each entry of `actor_options`; `start` makes them ready."""
+    A worker that dies, or whose engine dies, is replaced: its groups are sampled by others, and the replacement
+    serves from the next publish on.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        device: str,
+        sync_backend: str,
+        actor_options: Sequence[dict[str, Any]],
+        log_folder: Path | None = None,
+    ) -> None:
+        """Create one actor for each entry of `actor_options`; `begin_start` and `finish_start` make them ready.
+
+        Args:
+            config: a checked configuration.
+            device: cpu or cuda.
+            sync_backend: gloo, nccl or ipc.
+            actor_options: Ray options of each actor.
+            log_folder: where the actors' output is found after the run, for messages.
+        """
         self._config = config.rollout
+        self._backend = sync_backend
         self._seed = config.run.seed
         remote: Any = ray.remote(RolloutWorker)
-        self._actors: dict[str, Any] = {
-            f"rollout worker {i}": remote.options(max_concurrency=1000, **options).remote(
+
+        def create(number: int) -> Any:
+            return remote.options(max_concurrency=1000, **actor_options[number]).remote(
                 config.model.path,
                 config.rollout,
                 device=device,
@@ -35,22 +59,49 @@ class RolloutPool:
                 max_prompt_tokens=config.data.max_prompt_tokens,
                 trust_remote_code=config.model.trust_remote_code,
             )
-            for i, options in enumerate(actor_options)
-        }
+
+        self._crew = Crew(create, len(actor_options), config.rollout, log_folder)
         self._rewards = RewardPool(config.reward)
+        self._resampled = 0
+        self.republish: Callable[[Sequence[Receiver]], WeightManifest] | None = None
+        """Sends the current weights once more, under their version, to the engines given. Used where all workers
+        were lost between two syncs; without it that ends the run."""
 
     def begin_start(self, version: int | None = None) -> None:
         """Start all engines without waiting. `version`: see `RolloutWorker.start`."""
-        self._starting = {name: actor.start.remote(version) for name, actor in self._actors.items()}
+        self._crew.begin_start(version)
 
     def finish_start(self) -> None:
         """Wait until all engines are ready."""
-        wait_for(self._starting, timeout_s=self._config.start_timeout_s, doing="starting its engine", ray=ray)
+        self._crew.finish_start()
 
     def receivers(self) -> list[Receiver]:
-        """The engines, for `Learner.publish`."""
+        """The engines, for `Learner.publish`: all that are alive now, restarted ones too; waits for one if need be."""
+        self._crew.poll()
+        self._ask("check_engine", "saying whether its engine is alive")
+        self._crew.wait_for_one()
         workers = self._config.tensor_parallel_size
-        return [Receiver(name=name, actor=actor, workers=workers) for name, actor in self._actors.items()]
+        # In the order of their names, so that the same engines are the same list.
+        engines = sorted(self._crew.started.items())
+        return [Receiver(name=name, actor=actor, workers=workers) for name, actor in engines]
+
+    def replace_lost(self) -> bool:
+        """After a failed publish: whether the loss of a worker explains it, and it can be repeated.
+
+        The workers left were stopped in the middle of the sync, which vLLM cannot begin anew, so they are restarted
+        too. Over nccl and ipc the learner's half may hang for good: there nothing is repeated.
+        """
+        if self._backend != "gloo":
+            return False
+        time.sleep(1.0)  # The first to complain may be a neighbour of the one that died.
+        before = self._crew.started
+        self._ask("check_engine", "saying whether its engine is alive")
+        left = self._crew.started
+        if len(left) == len(before):
+            return False
+        for name in left:
+            self._crew.replace(name)
+        return True
 
     def generate(
         self,
@@ -71,38 +122,51 @@ class RolloutPool:
             on_group: called with each group as it arrives.
 
         Raises:
-            RemoteError: a worker died, failed, or took longer than `rollout.generate_timeout_s` for a group.
+            RemoteError: a request failed, or took longer than `rollout.generate_timeout_s` for a group.
+            RunError: too many workers were lost, see `rollout.max_restarts`.
         """
         per_worker = math.ceil(self._config.max_concurrent_sequences / group_size) + 1
         waiting = deque(enumerate(prompts))
-        running: dict[Any, tuple[int, str, float]] = {}
+        running: dict[Any, tuple[int, str, Any, float]] = {}
         groups: dict[int, Group] = {}
         # Above the worker's own limit, so that the worker's error, which knows more, comes first.
         limit = self._config.generate_timeout_s + 30
 
-        def dispatch(name: str) -> None:
-            if waiting:
+        def dispatch() -> None:
+            """Fill the workers, the emptiest first."""
+            self._crew.poll()
+            if not running:
+                self._await_serving()
+            load = Counter(name for _, name, _, _ in running.values())
+            while waiting and self._crew.serving:
+                name, actor = min(self._crew.serving.items(), key=lambda item: load[item[0]])
+                if load[name] >= per_worker:
+                    break
+                load[name] += 1
                 index, prompt = waiting.popleft()
                 seed = derive_seed(self._seed, draw, prompt.prompt_id)
-                ref = self._actors[name].generate.remote(f"{draw}/{index}/{prompt.prompt_id}", prompt, group_size, seed)
-                running[ref] = index, name, time.monotonic() + limit
+                ref = actor.generate.remote(f"{draw}/{index}/{prompt.prompt_id}", prompt, group_size, seed)
+                running[ref] = index, name, actor, time.monotonic() + limit
 
-        for _ in range(per_worker):
-            for name in self._actors:
-                dispatch(name)
-        while running:
-            deadline = min(end for _, _, end in running.values())
+        while len(groups) < len(prompts):
+            if waiting:
+                dispatch()
+            deadline = min(end for _, _, _, end in running.values())
             ready, _ = ray.wait(list(running), timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                late = sorted({name for _, name, end in running.values() if end <= time.monotonic()})
+                late = sorted({name for _, name, _, end in running.values() if end <= time.monotonic()})
                 raise RemoteError(f"{', '.join(late)} did not return a group within {limit:g} s")
-            index, name, _ = running.pop(ready[0])
+            index, name, actor, _ = running.pop(ready[0])
             try:
                 groups[index] = ray.get(ready[0])
             except Exception as error:
-                raise failure(name, "generating", error) from error
+                if not is_loss(error):
+                    raise failure(name, "generating", error) from error
+                self._crew.lost(name, actor, error)
+                waiting.appendleft((index, prompts[index]))
+                self._resampled += 1
+                continue
             on_group(groups[index])
-            dispatch(name)
         return [groups[i] for i in range(len(prompts))]
 
     def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
@@ -110,13 +174,12 @@ class RolloutPool:
         return self._rewards.score(groups)
 
     def confirm(self, manifest: WeightManifest) -> None:
-        """Compare what every engine received with what the learner sent.
+        """Compare what every engine received with what the learner sent. From then on restarted engines serve.
 
         Raises:
             RemoteError: an engine has another version, or a tensor arrived differently or not at all.
         """
-        refs = {name: actor.weights_state.remote() for name, actor in self._actors.items()}
-        states = wait_for(refs, timeout_s=60.0, doing="reporting its weights", ray=ray)
+        states = self._ask("weights_state", "reporting its weights")
         expected = dict(zip(manifest.names, manifest.digests, strict=True))
         for name, (version, ranks) in states.items():
             if version != manifest.version:
@@ -129,17 +192,47 @@ class RolloutPool:
                         f"{name} (process {rank}) holds other weights than version {manifest.version} of the learner: "
                         f"{len(wrong) + len(extra)} of {len(expected)} tensors differ, first {(wrong + extra)[0]}"
                     )
+        self._crew.admit()
 
     def metrics(self) -> dict[str, float]:
-        """Memory of the workers."""
-        refs = {name: actor.memory_mib.remote() for name, actor in self._actors.items()}
-        sizes = wait_for(refs, timeout_s=60.0, doing="reporting its memory", ray=ray)
-        return {"memory/rollout_rss_mib": max(sizes.values())}
+        """Memory of the workers, and their losses."""
+        sizes = self._ask("memory_mib", "reporting its memory")
+        return {
+            "memory/rollout_rss_mib": max(sizes.values(), default=0.0),
+            "rollout/restarts": float(self._crew.restarts),
+            "rollout/workers_alive": float(len(self._crew.serving)),
+            "rollout/groups_resampled": float(self._resampled),
+        }
 
     def shutdown(self) -> None:
         """End engines, actors and verifier processes."""
         self._rewards.shutdown()
-        refs = {name: actor.shutdown.remote() for name, actor in self._actors.items()}
-        ray.wait(list(refs.values()), num_returns=len(refs), timeout=10.0)
-        for actor in self._actors.values():
-            ray.kill(actor)
+        self._crew.shutdown()
+
+    def _await_serving(self) -> None:
+        """Where no worker serves, wait for a replacement and have it get the current weights."""
+        while not self._crew.serving:
+            self._crew.wait_for_one()
+            if not self._crew.ready:
+                continue
+            if self.republish is None:
+                raise RunError("every rollout worker was lost, and nobody can send weights to their replacements")
+            try:
+                self.confirm(self.republish(self.receivers()))
+            except RemoteError:
+                if not self.replace_lost():
+                    raise
+
+    def _ask(self, method: str, doing: str) -> dict[str, Any]:
+        """Call a method of all workers whose engines run; those that turn out to be lost are replaced and left out."""
+        results: dict[str, Any] = {}
+        calls = [(name, actor, getattr(actor, method).remote()) for name, actor in self._crew.started.items()]
+        for name, actor, ref in calls:
+            try:
+                results |= wait_for({name: ref}, timeout_s=60.0, doing=doing, ray=ray)
+            except RemoteError as error:
+                cause = error.__cause__
+                if cause is None or not is_loss(cause):
+                    raise
+                self._crew.lost(name, actor, cause)
+        return results

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from maxpo.config import RolloutConfig
+from maxpo.errors import RunError
 from maxpo.types import Group, Prompt
+
+T = TypeVar("T")
 
 CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the default puts every engine on the first core
@@ -37,6 +41,10 @@ def environment(config: RolloutConfig, device: str) -> dict[str, str]:
     return cpu
 
 
+class EngineLostError(RunError):
+    """The engine's process is gone. The worker is of no use any more; what it was asked may be asked of another."""
+
+
 class RolloutWorker:
     """Samples groups, and receives weights between them. All methods are asynchronous and may overlap."""
 
@@ -56,8 +64,8 @@ class RolloutWorker:
         self._max_model_len = max_prompt_tokens + config.max_new_tokens
         self._trust_remote_code = trust_remote_code
 
-    async def start(self, version: int | None = None) -> None:
-        """Start the engine; blocks this actor until it is ready.
+    async def start(self, version: int | None = None) -> int:
+        """Start the engine; blocks this actor until it is ready. Returns the process id.
 
         Args:
             version: version of the weights in the model folder; None: generation is refused until weights come.
@@ -81,6 +89,7 @@ class RolloutWorker:
         )
         if version is not None:
             await self._engine.set_version(version)
+        return os.getpid()
 
     async def process_id(self) -> int:
         """Of this actor; its engine's processes are children of it."""
@@ -91,9 +100,12 @@ class RolloutWorker:
 
         Raises:
             TimeoutError: the group took longer than `rollout.generate_timeout_s`.
+            EngineLostError: the engine died, as in every method that needs it.
         """
         async with asyncio.timeout(self._config.generate_timeout_s):
-            completions = await self._engine.generate(rollout_id, list(prompt.token_ids), n, seed, greedy=greedy)
+            completions = await self._while_alive(
+                self._engine.generate(rollout_id, list(prompt.token_ids), n, seed, greedy=greedy)
+            )
         texts = self._tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
         return Group(
             prompt=prompt,
@@ -102,23 +114,28 @@ class RolloutWorker:
 
     async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
         """Meet the learner."""
-        await self._engine.init_weight_transfer(init_info)
+        await self._while_alive(self._engine.init_weight_transfer(init_info))
 
     async def start_weight_update(self) -> None:
         """Pause generation and get ready to receive."""
-        await self._engine.start_weight_update()
+        await self._while_alive(self._engine.start_weight_update())
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
         """Receive and load."""
-        await self._engine.update_weights(update_info)
+        await self._while_alive(self._engine.update_weights(update_info))
 
     async def finish_weight_update(self, version: int) -> None:
         """Close the update and resume."""
-        await self._engine.finish_weight_update(version)
+        await self._while_alive(self._engine.finish_weight_update(version))
 
     async def weights_state(self) -> tuple[int | None, list[dict[str, int]]]:
         """Version of the weights, and the checksums of what each of the engine's processes received last."""
-        return self._engine.version, await self._engine.received_digests()
+        return self._engine.version, await self._while_alive(self._engine.received_digests())
+
+    async def check_engine(self) -> None:
+        """Raise EngineLostError where the engine is dead; does not wait for the engine itself."""
+        if self._engine.dead:
+            raise EngineLostError("the engine's process died")
 
     async def memory_mib(self) -> float:
         """Resident memory of this actor and its engine processes."""
@@ -130,3 +147,15 @@ class RolloutWorker:
     async def shutdown(self) -> None:
         """End the engine's processes."""
         self._engine.shutdown()
+
+    async def _while_alive(self, call: Coroutine[Any, Any, T]) -> T:
+        """The result of a call of the engine, which may hang or fail in any way when the engine's process dies."""
+        task = asyncio.ensure_future(call)
+        try:
+            while not (await asyncio.wait({task}, timeout=1.0))[0]:
+                await self.check_engine()
+        finally:
+            task.cancel()
+        if task.exception() is not None:
+            await self.check_engine()
+        return task.result()

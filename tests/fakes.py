@@ -81,6 +81,9 @@ class FakeRollouts:
     def confirm(self, manifest: WeightManifest) -> None:
         self.confirmed.append(manifest.version)
 
+    def replace_lost(self) -> bool:
+        return False
+
     def metrics(self) -> dict[str, float]:
         return {}
 
@@ -112,8 +115,8 @@ class FakeLearner:
         target.mkdir()
         (target / "model.txt").write_text(str(self.weights))
 
-    def publish(self, receivers: Sequence[Receiver]) -> WeightManifest:
-        self.version += 1
+    def publish(self, receivers: Sequence[Receiver], *, again: bool = False) -> WeightManifest:
+        self.version += not again
         for receiver in receivers:
             receiver.actor.version = self.version
         return WeightManifest(version=self.version, names=(), dtypes=(), shapes=(), digests=())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import torch
 from maxpo.advantages import ADVANTAGES, maxpo
 from maxpo.config import AlgorithmConfig, Config, EvalConfig, RunConfig
 from maxpo.data import PromptStream
+from maxpo.deadline import RemoteError
 from maxpo.errors import RunError
 from maxpo.judge import judge, usable_metrics
-from maxpo.loop import Observer, train
+from maxpo.loop import Observer, publish, train
 from maxpo.schedule import PassRates, adapted_k
 from maxpo.tracking import RunLog
-from maxpo.types import Prompt
+from maxpo.types import Prompt, Receiver, WeightManifest
 from tests.fakes import FakeLearner, FakeRollouts, prompt, scored
 
 
@@ -40,6 +42,26 @@ def run(
     result = train(settings, stream, held_out, rollouts, learner, log, Observer(), **kwargs)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     return result, learner, lines
+
+
+def test_a_publish_is_repeated_under_its_version_where_an_engine_was_lost() -> None:
+    class Failing(FakeLearner):
+        failures = 2
+
+        def publish(self, receivers: Sequence[Receiver], *, again: bool = False) -> WeightManifest:
+            manifest = super().publish(receivers, again=again)
+            if self.failures:
+                self.failures -= 1
+                raise RemoteError("rollout worker 0 failed while receiving weights")
+            return manifest
+
+    rollouts, learner = FakeRollouts(), Failing()
+    with pytest.raises(RemoteError):
+        publish(rollouts, learner)
+    rollouts.replace_lost = lambda: True  # type: ignore[method-assign]
+    learner.failures = 2
+    assert publish(rollouts, learner)["weights/version"] == 1.0
+    assert rollouts.confirmed == [1]
 
 
 def test_a_run_does_each_stage_in_order_and_writes_it_down(tmp_path: Path) -> None:

@@ -64,9 +64,10 @@ def test_a_run_prints_the_tables_and_leaves_its_folder(run: Run) -> None:
         "tensorboard",
         "rollouts",
         "log",
+        "checkpoints",
         "policy",
     }
-    assert [m["step"] for m in run.metrics] == [0, 1, 2, 2, 3, 3]
+    assert [m["step"] for m in run.metrics] == [0, 1, 2, 2, 3, 3, 3]  # evaluations, and the checkpoint at the end
     assert [m["weights/version"] for m in run.metrics if "weights/version" in m] == [1.0, 2.0, 3.0]
     assert all(m["mismatch/logprob_abs"] < 1e-4 for m in run.metrics if "train/loss" in m)
     assert "k: 4" in (run.folder / "config.yaml").read_text()

@@ -1,0 +1,141 @@
+"""The replacement of lost workers, with fake actors."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+
+import rollout.crew
+from maxpo.config import RolloutConfig
+from maxpo.deadline import RemoteError
+from maxpo.errors import RunError
+from rollout.crew import Crew, is_loss
+from rollout.worker import EngineLostError
+
+
+class FakeRay:
+    """References are lists: empty while nothing is known, else the outcome."""
+
+    def __init__(self) -> None:
+        self.killed: list[Any] = []
+        self.kill = self.killed.append
+
+    def wait(self, refs: list[Any], *, num_returns: int = 1, timeout: float) -> tuple[list[Any], list[Any]]:
+        done = [ref for ref in refs if ref][:num_returns]
+        return done, [ref for ref in refs if not any(ref is d for d in done)]
+
+    def get(self, ref: list[Any]) -> Any:
+        if isinstance(ref[0], Exception):
+            raise ref[0]
+        return ref[0]
+
+
+class FakeActor:
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.started: list[Any] = []
+        self.start = SimpleNamespace(remote=self._start)
+
+    def _start(self, version: int | None) -> list[Any]:
+        self.version = version
+        return self.started
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    ray = FakeRay()
+    monkeypatch.setattr(rollout.crew, "ray", ray)
+    return ray
+
+
+def crew(version: int | None = None, **settings: Any) -> tuple[Crew, list[FakeActor]]:
+    made: list[FakeActor] = []
+
+    def create(number: int) -> FakeActor:
+        made.append(FakeActor(number))
+        return made[-1]
+
+    workers = Crew(create, 2, RolloutConfig(max_new_tokens=1, **settings), None)
+    workers.begin_start(version)
+    return workers, made
+
+
+def test_what_counts_as_a_loss() -> None:
+    assert is_loss(RayActorError())
+    wrapped = RuntimeError("as ray wraps it")
+    wrapped.cause = EngineLostError("gone")  # type: ignore[attr-defined]
+    assert is_loss(wrapped)
+    assert not is_loss(RuntimeError("a bug"))
+    assert not is_loss(None)
+
+
+def test_a_replacement_serves_after_it_was_admitted(fake: FakeRay) -> None:
+    workers, made = crew()
+    name = "rollout worker 1"
+    workers.lost(name, made[1], RayActorError())
+    assert fake.killed == [made[1]]
+    assert list(workers.started) == ["rollout worker 0"]
+    workers.lost(name, made[1], RayActorError())  # a second call of the same actor failed too
+    assert workers.restarts == 1
+    replacement = made[2]
+    assert replacement.number == 1
+    workers.poll()
+    assert name not in workers.started
+    replacement.started.append(4711)
+    workers.poll()
+    assert workers.ready == {name: replacement}
+    assert name not in workers.serving
+    workers.admit()
+    assert workers.serving[name] is replacement
+    assert not workers.ready
+
+
+def test_in_an_evaluation_a_replacement_serves_at_once(fake: FakeRay) -> None:
+    workers, made = crew(version=0)
+    workers.lost("rollout worker 0", made[0], RayActorError())
+    assert made[2].version == 0
+    made[2].started.append(1)
+    workers.poll()
+    assert workers.serving["rollout worker 0"] is made[2]
+
+
+def test_a_replacement_that_dies_is_replaced_and_one_that_fails_is_an_error(fake: FakeRay) -> None:
+    workers, made = crew()
+    workers.lost("rollout worker 0", made[0], RayActorError())
+    made[2].started.append(RayActorError())
+    workers.poll()
+    assert workers.restarts == 2
+    made[3].started.append(ValueError("no such model"))
+    with pytest.raises(RemoteError, match=r"rollout worker 0 failed while starting its engine again: no such model"):
+        workers.poll()
+
+
+def test_a_replacement_that_never_starts_is_an_error(fake: FakeRay) -> None:
+    workers, made = crew(start_timeout_s=-1.0)
+    workers.lost("rollout worker 0", made[0], RayActorError())
+    with pytest.raises(RemoteError, match="rollout worker 0, which was restarted, did not start its engine within"):
+        workers.poll()
+
+
+def test_losses_within_the_window_are_limited(fake: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(rollout.crew.time, "monotonic", lambda: clock[0])
+    workers, made = crew(max_restarts=2, restart_window_s=100.0)
+    for now in (0.0, 60.0, 101.0):  # the first is forgotten when the third comes
+        clock[0] = now
+        workers.lost("rollout worker 0", made[-1] if now else made[0], RayActorError())
+    assert workers.restarts == 3
+    clock[0] = 159.0
+    with pytest.raises(
+        RunError, match=r"(?s)3 rollout workers were lost within 100 s, .*max_restarts = 2:.*worker 0: .*its output: "
+    ):
+        workers.lost("rollout worker 0", made[-1], RayActorError())
+
+
+def test_no_restart_at_all(fake: FakeRay) -> None:
+    workers, made = crew(max_restarts=0)
+    with pytest.raises(RunError, match=r"rollout worker 1: .*its output: worker-\*-\*\.\*"):
+        workers.lost("rollout worker 1", made[1], RayActorError())

@@ -1,0 +1,186 @@
+"""Workers and engines that are killed: what they worked on is sampled elsewhere, and replacements come back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import psutil
+import pytest
+import ray
+
+from launch.preflight import load_data
+from launch.system import System, system
+from maxpo.configload import load_config
+from maxpo.errors import RunError
+from maxpo.loop import publish
+from maxpo.types import Group, Prompt
+from tests.integration.conftest import DEMO
+
+PROMPTS = 60
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    folder = tmp_path_factory.mktemp("restarts")
+    overrides = [
+        f"run.dir={folder}",
+        "data.train_size=200",
+        "learner.zero_stage=3",
+        "learner.cpu_threads=1",
+        "learner.ranks=2",
+        "rollout.max_concurrent_sequences=64",
+        "rollout.workers=2",
+        "sync.bucket_mib=1",
+        "sync.timeout_s=60",
+    ]
+    config = load_config([DEMO], overrides).config
+    prompts.extend(load_data(config)[0][:PROMPTS])
+    with system(config, folder / "log") as up:
+        publish(up.rollouts, up.learner)
+        yield up
+
+
+prompts: list[Prompt] = []
+"""What is sampled."""
+
+
+def actor_of(running: System, number: int) -> psutil.Process:
+    actor = running.rollouts._crew.serving[f"rollout worker {number}"]
+    return psutil.Process(ray.get(actor.process_id.remote()))
+
+
+def core_of(running: System, number: int) -> psutil.Process:
+    (core,) = [p for p in actor_of(running, number).children(recursive=True) if p.memory_info().rss > 200 << 20]
+    return core
+
+
+def after(seconds: float, *actions: Callable[[], None]) -> None:
+    def run() -> None:
+        time.sleep(seconds)
+        for action in actions:
+            action()
+
+    threading.Thread(target=run).start()
+
+
+def generate(
+    running: System, draw: str = "same", at: int = -1, action: Callable[[], None] = lambda: None
+) -> list[Group]:
+    """Sample all prompts; `action` happens when group number `at` has arrived. Each group is reported once."""
+    seen: list[str] = []
+
+    def on_group(group: Group) -> None:
+        seen.append(group.prompt.prompt_id)
+        if len(seen) == at:
+            action()
+
+    groups = running.rollouts.generate(prompts, 16, draw, on_group)
+    assert sorted(seen) == sorted(p.prompt_id for p in prompts)
+    assert [g.prompt for g in groups] == prompts
+    return groups
+
+
+def ids(groups: list[Group]) -> list[list[tuple[int, ...]]]:
+    return [[c.token_ids for c in g.completions] for g in groups]
+
+
+def versions(groups: list[Group]) -> set[int]:
+    return {v for g in groups for c in g.completions for v in (c.min_weight_version, c.max_weight_version)}
+
+
+def both_back(running: System) -> None:
+    """Wait until the replacements have started, then publish to all."""
+    crew = running.rollouts._crew
+    while len(crew.started) < 2:
+        crew.poll(1.0)
+    version = running.learner.version
+    assert publish(running.rollouts, running.learner)["weights/version"] == version + 1
+    assert len(crew.serving) == 2
+
+
+@pytest.fixture
+def undisturbed(running: System) -> list[Group]:
+    groups = generate(running)
+    assert versions(groups) == {running.learner.version}
+    return groups
+
+
+@pytest.mark.parametrize("victim", [actor_of, core_of], ids=["actor", "engine"])
+def test_killed_while_generating(
+    running: System, undisturbed: list[Group], victim: Callable[[System, int], psutil.Process]
+) -> None:
+    core = core_of(running, 1)
+    before = running.rollouts.metrics()
+    assert before["rollout/workers_alive"] == 2
+    groups = generate(running, at=5, action=victim(running, 1).kill)
+    assert ids(groups) == ids(undisturbed)
+    assert versions(groups) == {running.learner.version}
+    now = running.rollouts.metrics()
+    assert now["rollout/restarts"] == before["rollout/restarts"] + 1
+    assert now["rollout/groups_resampled"] > before["rollout/groups_resampled"]
+    assert now["rollout/workers_alive"] == 1
+    core.wait(10)  # the engine's process ends with its actor
+    both_back(running)
+    assert ids(generate(running)) == ids(undisturbed)
+    assert versions(generate(running)) == {running.learner.version}
+
+
+def test_killed_while_idle(running: System, undisturbed: list[Group]) -> None:
+    actor_of(running, 0).kill()
+    assert ids(generate(running)) == ids(undisturbed)
+    actor_of(running, 1)  # serves alone
+    both_back(running)
+
+
+def test_killed_before_a_publish(running: System, undisturbed: list[Group]) -> None:
+    core_of(running, 0).kill()
+    version = running.learner.version
+    assert publish(running.rollouts, running.learner)["weights/version"] == version + 1
+    assert running.rollouts.metrics()["rollout/workers_alive"] == 1
+    assert ids(generate(running)) == ids(undisturbed)
+    both_back(running)
+
+
+def test_all_killed_while_generating_get_the_current_weights_again(running: System, undisturbed: list[Group]) -> None:
+    actor, core = actor_of(running, 0), core_of(running, 1)
+
+    def kill() -> None:
+        actor.kill()
+        core.kill()
+
+    version = running.learner.version
+    groups = generate(running, at=3, action=kill)
+    assert ids(groups) == ids(undisturbed)
+    assert versions(groups) == {version}
+    assert running.learner.version == version
+    both_back(running)
+
+
+@pytest.mark.parametrize("moment", ["in the middle", "somewhere"])
+def test_killed_during_a_publish(running: System, undisturbed: list[Group], moment: str) -> None:
+    if moment == "in the middle":
+        core = core_of(running, 1)
+        core.suspend()
+        after(4.0, core.kill)
+    else:
+        after(0.1, actor_of(running, 1).kill)
+    version = running.learner.version
+    assert publish(running.rollouts, running.learner)["weights/version"] == version + 1
+    assert ids(generate(running)) == ids(undisturbed)
+    assert versions(generate(running)) == {version + 1}
+    both_back(running)
+
+
+def test_too_many_losses_stop_the_run(running: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Last: the pool is not used after this."""
+    crew = running.rollouts._crew
+    monkeypatch.setattr(crew, "_config", replace(crew._config, max_restarts=len(crew._losses)))
+    process = actor_of(running, 1)
+    process.kill()
+    with pytest.raises(
+        RunError, match=rf"(?s)rollout.max_restarts = .*rollout worker 1: .*worker-\*-{process.pid}\.\*"
+    ):
+        generate(running)
