@@ -103,7 +103,8 @@ def _open(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None, Ru
     if source is not None:
         describe_changes(source, settings, console)
     if source is None or folder.resolve() not in source.resolve().parents:
-        _new_run_folder(config, replace=saving.resume == "auto")
+        # A finished run without checkpoints is nothing to go on from either, but it is no leftover.
+        _new_run_folder(config, replace=saving.resume == "auto" and not (folder / "policy").exists())
     (folder / "config.yaml").write_text(settings, encoding="utf-8")
     log = RunLog(
         folder,

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from maxpo.advantages import ADVANTAGES, AdvantageFn, estimator
+from maxpo.advantages import ADVANTAGES, AdvantageFn, estimator, nonzero
 from maxpo.objective import rank_coefficients
 
 MOST_CELLS = 500_000
@@ -149,17 +149,19 @@ def compare(
             f"the gradient of {objective} of {k} samples has length {size:.1g} for these rewards, too small to compare "
             "estimators with; a smaller K, or less sure rewards, have a larger one"
         )
+    rewards = bandit.rewards[arms]
+    timed_rewards = rewards[torch.arange(256) % len(arms)]
     measured: list[Measured] = []
     for name in names:
         advantage = estimator(name, objective)
         try:
-            advantages = advantage(bandit.rewards[arms], k)
+            advantages = advantage(rewards, k)
         except ValueError as error:
             measured.append(Measured(estimator=name, refused=str(error)))
             continue
-        cost = _microseconds(advantage, bandit.rewards[arms[torch.arange(256) % len(arms)]], k) if timed else math.nan
+        cost = _microseconds(advantage, timed_rewards, k) if timed else math.nan
         standard_error = 0.0 if exact else draws**-0.5
-        measured.append(_measure(name, bandit, arms, weight, advantages, target, standard_error, cost))
+        measured.append(_measure(name, bandit, arms, weight, rewards, advantages, target, standard_error, cost))
     return Comparison(exact=exact, groups=len(arms), measured=tuple(measured))
 
 
@@ -168,6 +170,7 @@ def _measure(
     bandit: Bandit,
     arms: Int[Tensor, "M N"],
     weight: Float[Tensor, " M"],
+    rewards: Float[Tensor, "M N"],
     advantages: Float[Tensor, "M N"],
     target: Float[Tensor, " V"],
     standard_error: float,
@@ -193,7 +196,9 @@ def _measure(
         variance=variance,
         signal_to_noise=own**2 / variance if variance else math.inf,
         largest_sum=float(sums.abs().max()) / largest if largest else 0.0,
-        nonzero=float(weight @ (advantages.abs() > 1e-9 * largest).double().mean(1)),
+        nonzero=float(
+            weight @ nonzero(advantages, rewards, torch.ones_like(rewards, dtype=torch.bool)).double().mean(1)
+        ),
         microseconds=cost,
     )
 

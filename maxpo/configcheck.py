@@ -16,6 +16,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from maxpo.checkpoint import MANIFEST
 from maxpo.config import ADVANTAGE_NAMES, Config
 from maxpo.configestimator import ESTIMATOR_COMBINATIONS, is_objective
 from maxpo.configschema import describe, get, schema
@@ -197,7 +198,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("learner.deepspeed", _is_json_object, "The file must be readable and hold one JSON object: {...}."),
     (
         "checkpoint.resume",
-        lambda v: v in ("auto", "must", "never") or Path(v, "manifest.json").is_file(),
+        lambda v: v in ("auto", "must", "never") or Path(v, MANIFEST).is_file(),
         "Must be auto, must, never, or the folder of a checkpoint, such as runs/demo/checkpoints/step_000040.",
     ),
     ("eval.k", lambda v: all(k >= 1 for k in v), "Each must be 1 or more."),

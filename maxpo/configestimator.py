@@ -27,6 +27,15 @@ def fits(k: int, group_size: int, advantage: str | None) -> bool:
     return advantage not in BEYOND_K or 1 <= k <= group_size - BEYOND_K[advantage]
 
 
+def constant_k_fits(algorithm: AlgorithmConfig, advantage: str | None) -> bool:
+    """The same of `algorithm.k`, where it is what is used and within the bounds that it has in any case."""
+    return (
+        not 1 <= algorithm.k <= algorithm.group_size
+        or algorithm.k_schedule != "constant"
+        or fits(algorithm.k, algorithm.group_size, advantage)
+    )
+
+
 ESTIMATOR_COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] = (
     (
         ("algorithm.k", "algorithm.group_size"),
@@ -35,20 +44,12 @@ ESTIMATOR_COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], s
     ),
     (
         ("algorithm.k", "algorithm.group_size", "algorithm.advantage", "algorithm.k_schedule"),
-        lambda c: (
-            not 1 <= c.algorithm.k <= c.algorithm.group_size
-            or c.algorithm.k_schedule != "constant"
-            or fits(c.algorithm.k, c.algorithm.group_size, c.algorithm.advantage)
-        ),
+        lambda c: constant_k_fits(c.algorithm, c.algorithm.advantage),
         "algorithm.k must be below algorithm.group_size: each advantage leaves one completion out.",
     ),
     (
         ("algorithm.mix_with", "algorithm.k", "algorithm.group_size", "algorithm.k_schedule"),
-        lambda c: (
-            not 1 <= c.algorithm.k <= c.algorithm.group_size
-            or c.algorithm.k_schedule != "constant"
-            or fits(c.algorithm.k, c.algorithm.group_size, c.algorithm.mix_with)
-        ),
+        lambda c: constant_k_fits(c.algorithm, c.algorithm.mix_with),
         "algorithm.k must be below algorithm.group_size for the estimator that is mixed in, too.",
     ),
     (

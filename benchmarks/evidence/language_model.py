@@ -80,7 +80,12 @@ class Run:
             *(sys.executable, "-m", "launch.cli", "train", PRESET),
             *(f"run.name={self.name}", f"run.dir={self.out}", f"run.seed={self.seed}", f"run.steps={self.steps}"),
             *("run.overwrite=true", f"algorithm.advantage={advantage}", f"algorithm.k={k}"),
-            *(f"eval.every={-(-self.steps // 4)}", "learner.cpu_threads=1", "tracking.tensorboard=false"),
+            *(
+                f"eval.every={-(-self.steps // 4)}",
+                "checkpoint.every=0",
+                "learner.cpu_threads=1",
+                "tracking.tensorboard=false",
+            ),
         ]
 
     def rows(self) -> list[Row]:

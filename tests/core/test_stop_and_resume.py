@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from launch.cli import main
 from launch.resume import describe_changes, find_checkpoint
 from launch.signals import StopTooLateError, own_sigterm, stop_on_signal
 from maxpo.checkpoint import CheckpointError, Checkpoints
@@ -112,3 +113,12 @@ def test_changed_settings_are_shown_and_some_refused(tmp_path: Path) -> None:
     assert said(out).splitlines() == ["changed: learner.lr: null -> 0.1", "changed: run.steps: 5 -> 9"]
     with pytest.raises(CheckpointError, match=r"(?s)must not change:.*run\.seed: 0 in the checkpoint, 3 now"):
         describe_changes(checkpoint, "run: {seed: 3, steps: 5}\n", out)
+
+
+def test_auto_never_replaces_a_finished_run(tmp_path: Path) -> None:
+    arguments = ["train", "configs/presets/demo.yaml", f"run.dir={tmp_path}", "run.overwrite=false"]
+    exported = tmp_path / "demo" / "policy" / "model.safetensors"
+    exported.parent.mkdir(parents=True)
+    exported.write_text("weights")
+    assert main([*arguments, "checkpoint.resume=auto"]) == 2
+    assert exported.read_text() == "weights"
