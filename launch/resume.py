@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +16,39 @@ from rich.console import Console
 from maxpo.checkpoint import CheckpointError, Checkpoints, verify
 from maxpo.config import Config
 from maxpo.configcheck import show
+from maxpo.errors import InputError
 
 FIXED = ("run.seed", "data.task", "data.task_args", "data.train_size", "data.train_file")
 """Settings that must not change: the position in the data and the seeds of the samples mean nothing without them."""
+
+
+@contextmanager
+def locked(folder: Path, name: str, console: Console) -> Iterator[None]:
+    """Inside, no other process trains the run `name` in `folder`.
+
+    Raises:
+        InputError: one does, or the folder cannot be written.
+    """
+    path = folder / f".{name}.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"run.dir = {folder} cannot be written: {error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            user = file.read().strip()
+            raise InputError(f"{folder / name} is in use by {user}: wait for it, or choose another run.name") from None
+        except OSError as error:
+            text = f"{path}: cannot be locked ({error}); see to it that nobody else trains this run"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def find_checkpoint(config: Config, folder: Path, console: Console) -> Path | None:

@@ -23,6 +23,11 @@ class System:
     parameters: int
     """Of the model."""
 
+    def restart_learner(self) -> None:
+        """After LearnerLostError: a learner as it was at the start, and engines that can take its weights."""
+        self.rollouts.learner_restarts()
+        self.learner.restart()
+
 
 @contextmanager
 def system(config: Config, log_folder: Path) -> Iterator[System]:
@@ -30,7 +35,7 @@ def system(config: Config, log_folder: Path) -> Iterator[System]:
     with cluster(config, log_folder) as gpus:
         places = place(config, gpus=gpus)
         rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, places.rollout_options, log_folder)
-        learner = LearnerGroup(config, places.learner_device, places.sync_backend, places.learner_options)
+        learner = LearnerGroup(config, places.learner_device, places.sync_backend, places.learner_options, log_folder)
         try:
             rollouts.begin_start()
             if places.sync_backend == "ipc":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -12,17 +13,21 @@ from rich.console import Console
 from launch.placement import cluster, place
 from launch.preflight import load_data
 from launch.progress import Terminal, comparison, timing
-from launch.resume import describe_changes, find_checkpoint
+from launch.resume import describe_changes, find_checkpoint, locked
 from launch.signals import stop_on_signal
 from launch.system import system
+from launch.watchdog import Watchdog
 from maxpo.checkpoint import Checkpoints, read_manifest
 from maxpo.config import Config
 from maxpo.configload import LoadedConfig, to_yaml
 from maxpo.data import PromptStream
+from maxpo.deadline import LearnerLostError
 from maxpo.errors import RunError
 from maxpo.evaluate import EvalReport
 from maxpo.loop import Observer, evaluate, train
+from maxpo.runstate import RunResult
 from maxpo.tracking import RunLog
+from maxpo.types import Prompt
 from rollout.pool import RolloutPool
 
 
@@ -46,13 +51,18 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
     config = loaded.config
     train_prompts, held_out = load_data(config)
     console.print(banner(config, len(train_prompts)), highlight=False, soft_wrap=True)
-    folder, source, log, checkpoints = _open(loaded, console)
-    stream = PromptStream(train_prompts, config.run.seed)
+    with locked(Path(config.run.dir), config.run.name, console):
+        return _run(loaded, console, train_prompts, held_out)
+
+
+def _run(loaded: LoadedConfig, console: Console, train_prompts: list[Prompt], held_out: list[Prompt]) -> int:
+    config = loaded.config
+    folder, source, checkpoints = _open(loaded, console)
     exported = folder / "policy"
     with (
         stop_on_signal(console, config.checkpoint.stop_within_s) as asked,
-        closing(log),
         Terminal(console, config.run.steps, config.algorithm.k) as terminal,
+        Watchdog(terminal, config.run.stall_timeout_s, folder / "log") as observer,
         system(config, folder / "log") as running,
     ):
         console.print(
@@ -60,20 +70,33 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
             f"{running.places.sync_backend}",
             highlight=False,
         )
-        try:
-            result = train(
-                config,
-                stream,
-                held_out,
-                running.rollouts,
-                running.learner,
-                log,
-                terminal,
-                should_stop=lambda: bool(asked),
-                checkpoints=checkpoints,
-                resume_from=source,
+
+        def attempt(start: Path | None, resumed_step: int | None) -> RunResult:
+            stream = PromptStream(train_prompts, config.run.seed)
+            log = RunLog(
+                folder,
+                tensorboard=config.tracking.tensorboard,
+                save_rollouts=config.tracking.save_rollouts,
+                resumed_step=resumed_step,
             )
+            with closing(log):
+                return train(
+                    config,
+                    stream,
+                    held_out,
+                    running.rollouts,
+                    running.learner,
+                    log,
+                    observer,
+                    should_stop=lambda: bool(asked),
+                    checkpoints=checkpoints,
+                    resume_from=start,
+                )
+
+        try:
+            result = with_restarts(attempt, source, checkpoints, running.restart_learner, config, console)
         except RunError as error:
+            checkpoints.abandon()
             error.add_note(f"The output of the workers is in {folder / 'log'}.")
             newest, _ = checkpoints.newest_good()
             go_on = f"The last good checkpoint is {newest}; go on with: maxpo resume {folder}"
@@ -95,8 +118,47 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
     return 0
 
 
-def _open(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None, RunLog, Checkpoints]:
-    """The run folder, the checkpoint to go on from, the log cut to it, and where new checkpoints go."""
+def with_restarts(
+    attempt: Callable[[Path | None, int | None], RunResult],
+    source: Path | None,
+    checkpoints: Checkpoints,
+    restart: Callable[[], None],
+    config: Config,
+    console: Console,
+) -> RunResult:
+    """Train, and where the learner is lost, start it again from the newest good checkpoint, or from the beginning.
+
+    Args:
+        attempt: trains from a checkpoint, or from the beginning, after cutting the log after a step (None: it is new).
+        source: the checkpoint of the first attempt.
+        checkpoints: where the run saves.
+        restart: starts the learner again.
+        config: says how often, `learner.max_restarts`.
+        console: where it is said.
+    """
+    step = None if source is None else read_manifest(source)["step"]
+    for left in reversed(range(config.learner.max_restarts + 1)):
+        try:
+            return attempt(source, step)
+        except LearnerLostError as error:
+            checkpoints.abandon()
+            if not left:
+                raise
+            newest, _ = checkpoints.newest_good()
+            # A run that began with a checkpoint of another run, and has none of its own yet, begins there again.
+            if newest is not None:
+                source, step = newest, read_manifest(newest)["step"]
+            elif source is None:
+                step = -1
+            begin = f"from {source}" if source else "from the beginning"
+            text = f"{error}\nstarting the learner again, {begin}; {left - 1} restarts are left"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            restart()
+    raise AssertionError("unreachable")
+
+
+def _open(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None, Checkpoints]:
+    """The run folder, the checkpoint to go on from, and where new checkpoints go."""
     config, settings = loaded.config, to_yaml(loaded)
     folder, saving = Path(config.run.dir) / config.run.name, config.checkpoint
     source = find_checkpoint(config, folder, console)
@@ -106,20 +168,15 @@ def _open(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None, Ru
         # A finished run without checkpoints is nothing to go on from either, but it is no leftover.
         _new_run_folder(config, replace=saving.resume == "auto" and not (folder / "policy").exists())
     (folder / "config.yaml").write_text(settings, encoding="utf-8")
-    log = RunLog(
-        folder,
-        tensorboard=config.tracking.tensorboard,
-        save_rollouts=config.tracking.save_rollouts,
-        resumed_step=None if source is None else read_manifest(source)["step"],
-    )
     checkpoints = Checkpoints(
         folder / "checkpoints",
         keep_last=saving.keep_last,
         keep_every=saving.keep_every,
         keep_best=saving.keep_best,
         attached={"config.yaml": settings},
+        asynchronous=saving.asynchronous,
     )
-    return folder, source, log, checkpoints
+    return folder, source, checkpoints
 
 
 def run_evaluation(config: Config, model: Path, output: Path | None, console: Console) -> EvalReport:

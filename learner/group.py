@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from learner.worker import LearnerWorker
 from maxpo.config import Config
-from maxpo.deadline import wait_for
+from maxpo.deadline import LateError, LearnerLostError, RemoteError, told, wait_for
 from maxpo.types import Receiver, StepBatch, StepResult, WeightManifest
 
 
 class LearnerGroup:
     """Owns the learner actors; each call goes to all ranks and has a deadline."""
 
-    def __init__(self, config: Config, device: str, sync_backend: str, actor_options: Sequence[dict[str, Any]]) -> None:
-        """Create one actor for each entry of `actor_options`; `start` makes them ready."""
-        self._config = config
+    def __init__(
+        self,
+        config: Config,
+        device: str,
+        sync_backend: str,
+        actor_options: Sequence[dict[str, Any]],
+        log_folder: Path | None = None,
+    ) -> None:
+        """Create one actor for each entry of `actor_options`; `begin_start` and `finish_start` make them ready.
+
+        Args:
+            config: a checked configuration.
+            device: cpu or cuda.
+            sync_backend: gloo, nccl or ipc.
+            actor_options: Ray options of each rank's actor.
+            log_folder: where the actors' output is found after the run, for messages.
+        """
+        self._config, self._log_folder = config, log_folder
         remote: Any = ray.remote(LearnerWorker)
-        self._actors: dict[str, Any] = {
+        self._create = lambda: {
             f"learner rank {rank}": remote.options(**options).remote(config, rank, device, sync_backend)
             for rank, options in enumerate(actor_options)
         }
+        self._actors: dict[str, Any] = self._create()
+        self._pids: dict[str, int] = {}
         self.version = -1
 
     def begin_start(self) -> None:
@@ -40,7 +58,17 @@ class LearnerGroup:
     def finish_start(self) -> int:
         """Wait until all ranks are ready; the number of parameters of the model."""
         timeout = self._config.learner.start_timeout_s
-        return max(wait_for(self._starting, timeout_s=timeout, doing="starting", ray=ray).values())
+        started = wait_for(self._starting, timeout_s=timeout, doing="starting", ray=ray)
+        self._pids = {name: pid for name, (pid, _) in started.items()}
+        return max(parameters for _, parameters in started.values())
+
+    def restart(self) -> None:
+        """Replace all ranks, whatever state they are in, by new ones that hold the model as it was at first."""
+        self.shutdown()
+        self._actors = self._create()
+        self.version = -1
+        self.begin_start()
+        self.finish_start()
 
     def update(self, batch: StepBatch) -> StepResult:
         """One training step on all ranks."""
@@ -58,10 +86,26 @@ class LearnerGroup:
         manifest: WeightManifest = results["learner rank 0"]
         return replace(manifest, metrics={"time/sync_s": time.perf_counter() - started})
 
-    def save(self, folder: Path) -> None:
-        """Write what an optimizer step changes to `folder`, which every rank must see."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._call("save", self._config.learner.step_timeout_s, "writing a checkpoint", str(folder.resolve()))
+    def save(self, folder: Path, *, policy: bool) -> Callable[[], None]:
+        """Copy what an optimizer step changes; the function returned ends when `folder` has it.
+
+        Args:
+            folder: exists, and every rank must see it.
+            policy: also write the policy, as a Hugging Face folder.
+        """
+        doing, limit = "writing a checkpoint", self._config.learner.step_timeout_s
+        (folder / "learner").mkdir()
+        self._call("save", limit, doing, str(folder.resolve()), policy)
+
+        def written() -> None:
+            # Asked again and again instead of once: a call that waits would keep the ranks from training meanwhile.
+            end = time.monotonic() + limit
+            while not all(self._call("saved", limit, doing).values()):
+                if time.monotonic() > end:
+                    raise LateError(f"the learner did not finish {doing} within {limit:g} s")
+                time.sleep(0.05)
+
+        return written
 
     def load(self, folder: Path, version: int) -> None:
         """Go on from what `save` wrote; the next `publish` sends it as `version`."""
@@ -78,5 +122,35 @@ class LearnerGroup:
             ray.kill(actor)
 
     def _call(self, method: str, timeout_s: float, doing: str, *args: Any) -> dict[str, Any]:
+        """Call all ranks.
+
+        Raises:
+            LearnerLostError: a rank died or does not answer.
+            RemoteError: a rank raised.
+        """
         refs = {name: getattr(actor, method).remote(*args) for name, actor in self._actors.items()}
-        return wait_for(refs, timeout_s=timeout_s, doing=doing, ray=ray)
+        try:
+            return wait_for(refs, timeout_s=timeout_s, doing=doing, ray=ray)
+        except LateError as error:
+            raise LearnerLostError(str(error)) from error
+        except RemoteError as error:
+            # The first to complain may be a neighbour of the one that died.
+            if dead := self._dead():
+                raise LearnerLostError("\n".join(self._death(name, doing, dead[name]) for name in dead)) from error
+            raise
+
+    def _dead(self) -> dict[str, Exception]:
+        """The ranks whose process is gone, and what Ray says of it; one that is busy does not count."""
+        refs = {name: actor.ping.remote() for name, actor in self._actors.items()}
+        ready, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=5.0)
+        dead: dict[str, Exception] = {}
+        for name, ref in refs.items():
+            if ref in ready:
+                try:
+                    ray.get(ref)
+                except RayActorError as error:
+                    dead[name] = error
+        return dead
+
+    def _death(self, name: str, doing: str, cause: Exception) -> str:
+        return f"{name} died while {doing}: {told(cause, self._log_folder, self._pids.get(name))}"

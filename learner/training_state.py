@@ -51,12 +51,14 @@ class TrainingState:
             own: list[Tensor] = [p for group in adam.param_groups for p in group["params"]]
             self._master = dict(zip(parameters, own, strict=True))
 
-    def save(self, folder: Path, extra: dict[str, Any]) -> None:
-        """Write the state to `folder`, which exists; each rank writes its share of the names.
+    def copy(self, extra: dict[str, Any]) -> Callable[[Path], None]:
+        """Copy the state to the host; each rank takes its share of the names. Collective.
 
         Args:
-            folder: seen by all ranks.
             extra: plain JSON values that `load` returns.
+
+        Returns:
+            Writes this rank's share to a folder that exists and that all ranks see; not collective.
         """
         rank, world = dist.get_rank(), dist.get_world_size()
         mine: dict[str, Tensor] = {}
@@ -64,14 +66,17 @@ class TrainingState:
             whole = self._whole(name)
             if index % world == rank:
                 mine |= {f"{name}/{key}": t.detach().to("cpu", copy=True).contiguous() for key, t in whole.items()}
-        save_file(mine, folder / f"state-{rank:05d}.safetensors")
-        if rank == 0:
-            meta = {"adam_step": self._adam_step(), "names": list(self._parameters), "extra": extra}
-            (folder / META).write_text(json.dumps(meta), encoding="utf-8")
-        dist.barrier()
+        meta = {"adam_step": self._adam_step(), "names": list(self._parameters), "extra": extra}
+
+        def write(folder: Path) -> None:
+            save_file(mine, folder / f"state-{rank:05d}.safetensors")
+            if rank == 0:
+                (folder / META).write_text(json.dumps(meta), encoding="utf-8")
+
+        return write
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Take over a saved state, whatever layout wrote it; returns its `extra`.
+        """Take over a state that was written, whatever layout wrote it; returns its `extra`.
 
         Raises:
             ValueError: the checkpoint is of a model with other parameters.

@@ -10,7 +10,9 @@ from typing import Any
 
 import ray
 
+from maxpo.background import Background
 from maxpo.config import Config
+from maxpo.deadline import print_stacks_on_signal
 from maxpo.types import Receiver, StepBatch, WeightManifest
 
 
@@ -19,6 +21,7 @@ class LearnerWorker:
 
     def __init__(self, config: Config, rank: int, device: str, sync_backend: str) -> None:
         """Remember the configuration; `start` does the work."""
+        print_stacks_on_signal()
         self._config, self._rank, self._device_type, self._backend = config, rank, device, sync_backend
         self._host = ray.util.get_node_ip_address()
 
@@ -29,8 +32,8 @@ class LearnerWorker:
         self._store, port = serve_store(self._host, self._config.learner.start_timeout_s)
         return self._host, port
 
-    def start(self, host: str, port: int) -> int:
-        """Join the ranks, load the model, start DeepSpeed. Returns the number of parameters."""
+    def start(self, host: str, port: int) -> tuple[int, int]:
+        """Join the ranks, load the model, start DeepSpeed. Returns the process id and the number of parameters."""
         ranks = self._config.learner.ranks
         # DeepSpeed insists on these; the rendezvous itself goes through the store.
         os.environ.update(RANK=str(self._rank), WORLD_SIZE=str(ranks), LOCAL_RANK="0")
@@ -90,7 +93,10 @@ class LearnerWorker:
             rank=self._rank,
             host=self._host,
         )
-        return parameters
+        return os.getpid(), parameters
+
+    def ping(self) -> None:
+        """Answers while the process lives and is not busy."""
 
     def update(self, batch: StepBatch) -> dict[str, float]:
         """One training step; metrics, equal on all ranks but for this process's memory."""
@@ -103,9 +109,28 @@ class LearnerWorker:
         """Send the weights to the engines as `version`; rank 0 returns the manifest."""
         return self._sender.publish(version, receivers)
 
-    def save(self, folder: str) -> None:
-        """Write what an optimizer step changes to `folder`."""
-        self._training_state().save(Path(folder), {"optimizer_steps": self._updater.optimizer_steps})
+    def save(self, folder: str, policy: bool) -> None:
+        """Copy what an optimizer step changes, and where it is wanted the policy; written to `folder` from now on.
+
+        See `saved`."""
+        from learner.export import policy_shards, write_policy
+
+        write_state = self._training_state().copy({"optimizer_steps": self._updater.optimizer_steps})
+        shards = list(policy_shards(self._engine, rank=self._rank)) if policy else []
+
+        def write() -> None:
+            write_state(Path(folder, "learner"))
+            if shards and self._rank == 0:
+                write_policy(self._engine.module.lm, self._config.model.path, Path(folder, "policy"), shards)
+
+        self._writing = Background(write)
+
+    def saved(self) -> bool:
+        """Whether the files of the last `save` are written; raises what went wrong."""
+        if not self._writing.done:
+            return False
+        self._writing.result()
+        return True
 
     def load(self, folder: str) -> None:
         """Take over what `save` wrote, also with other ranks or another ZeRO stage."""
@@ -118,6 +143,11 @@ class LearnerWorker:
 
     def export(self, target: str) -> None:
         """Write the policy as a Hugging Face folder."""
-        from learner.export import export_policy
+        from learner.export import policy_shards, write_policy
 
-        export_policy(self._engine, self._config.model.path, Path(target), rank=self._rank)
+        shards = policy_shards(self._engine, rank=self._rank)
+        if self._rank == 0:
+            write_policy(self._engine.module.lm, self._config.model.path, Path(target), shards)
+        else:
+            for _ in shards:
+                pass

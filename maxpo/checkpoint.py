@@ -5,7 +5,7 @@
 
 A checkpoint is written under a name that nothing reads, flushed to disk, listed in its manifest with size and sha256
 of every file, and renamed; then LATEST is replaced; only then are old ones removed. Whenever a writer dies, the last
-good checkpoint is untouched.
+good checkpoint is untouched. All but the copy of the learner's state may happen in the background.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from maxpo import __version__
+from maxpo.background import Background
 from maxpo.errors import InputError, RunError
 
 MANIFEST, STATE, LATEST = "manifest.json", "state.json", "LATEST"
@@ -41,6 +43,7 @@ class Checkpoints:
         keep_every: int = 0,
         keep_best: str | None = None,
         attached: Mapping[str, str] | None = None,
+        asynchronous: bool = False,
     ) -> None:
         """Nothing is written before the first `write`.
 
@@ -50,53 +53,108 @@ class Checkpoints:
             keep_every: also keep those whose step is a multiple of this; 0: none.
             keep_best: also keep the one with the highest value of this metric; None: none.
             attached: text files to put into each checkpoint, by name.
+            asynchronous: `write` returns when the state is copied; the files are written in the background.
         """
         self.folder = folder
+        self.saved_step = 0
+        """Step of the newest checkpoint that is complete, 0 where none was written."""
+        self._asynchronous = asynchronous
+        self._writing: Background | None = None
         self._attached = dict(attached or {})
         self._keep_last, self._keep_every, self._keep_best = keep_last, keep_every, keep_best
 
     def write(
-        self, step: int, state: Mapping[str, Any], metrics: Mapping[str, float], fill: Callable[[Path], None]
-    ) -> Path:
-        """Write the checkpoint of `step`; on any error nothing but a leftover under a hidden name remains.
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        fill: Callable[[Path], Callable[[], None]],
+    ) -> None:
+        """Write the checkpoint of `step`, after the one before. After an error the older ones are as they were.
 
         Args:
             step: training steps done.
             state: plain JSON values.
             metrics: of this step; `keep_best` looks its metric up here.
-            fill: called with an empty folder, writes everything else into it.
+            fill: called with an empty folder, takes a copy of everything else; what it returns writes that there.
 
         Raises:
-            RunError: the disk is full, or the folder cannot be written.
+            RunError: the disk is full, or the folder cannot be written; where the files are written in the
+                background, from the next call of any method.
         """
-        final = self.folder / f"step_{step:06d}"
-        partial = self.folder / f".{final.name}.partial"
-        try:
+        self.wait()
+        partial = self.folder / f".step_{step:06d}.partial"
+        with self._clear_errors(step, partial):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            fill(partial)
-            for name, text in self._attached.items():
-                (partial / name).write_text(text, encoding="utf-8")
-            _write_json(partial / STATE, state)
-            files = {str(p.relative_to(partial)): _describe(p) for p in sorted(partial.rglob("*")) if p.is_file()}
-            about = {"format": FORMAT, "maxpo": __version__, "step": step, "metrics": dict(metrics), "files": files}
-            _write_json(partial / MANIFEST, about)
-            for path in (*partial.rglob("*"), partial):
-                _flush(path)
-            # The same step once more, after a resume from before it: the old one makes room, the new one is complete.
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            _flush(self.folder)
-            pointer = self.folder / f".{LATEST}.partial"
-            pointer.write_text(final.name + "\n", encoding="utf-8")
-            _flush(pointer)
-            pointer.replace(self.folder / LATEST)
-            _flush(self.folder)
-        except OSError as error:
+            write_copy = fill(partial)
+
+        def complete() -> None:
+            with self._clear_errors(step, partial):
+                write_copy()
+                self._complete(step, partial, state, metrics)
+            self._prune()
+
+        if self._asynchronous:
+            self._writing = Background(complete)
+        else:
+            complete()
+
+    def poll(self) -> dict[str, float]:
+        """Metrics of a write in the background that has ended since the last call; does not wait.
+
+        Raises:
+            RunError: it failed.
+        """
+        if self._writing is None or not self._writing.done:
+            return {}
+        return self.wait()
+
+    def wait(self) -> dict[str, float]:
+        """The same, after waiting for the write in the background."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return {}
+        writing.result()
+        return {"time/checkpoint_write_s": writing.seconds}
+
+    def abandon(self) -> None:
+        """Wait for the write in the background, and forget it whether it came to an end or not."""
+        if self._writing is not None:
+            self._writing.wait()
+            self._writing = None
+
+    @contextmanager
+    def _clear_errors(self, step: int, partial: Path) -> Generator[None]:
+        try:
+            yield
+        except Exception as error:
             shutil.rmtree(partial, ignore_errors=True)
+            if not isinstance(error, OSError):
+                raise
             raise RunError(f"the checkpoint of step {step} could not be written to {self.folder}: {error}") from error
-        self._prune()
-        return final
+
+    def _complete(self, step: int, partial: Path, state: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """From a folder with the learner's files to a checkpoint."""
+        final = self.folder / f"step_{step:06d}"
+        for name, text in self._attached.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        _write_json(partial / STATE, state)
+        files = {str(p.relative_to(partial)): _describe(p) for p in sorted(partial.rglob("*")) if p.is_file()}
+        about = {"format": FORMAT, "maxpo": __version__, "step": step, "metrics": dict(metrics), "files": files}
+        _write_json(partial / MANIFEST, about)
+        for path in (*partial.rglob("*"), partial):
+            _flush(path)
+        # The same step once more, after a resume from before it: the old one makes room, the new one is complete.
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _flush(self.folder)
+        pointer = self.folder / f".{LATEST}.partial"
+        pointer.write_text(final.name + "\n", encoding="utf-8")
+        _flush(pointer)
+        pointer.replace(self.folder / LATEST)
+        _flush(self.folder)
+        self.saved_step = step
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint under its final name, ascending."""

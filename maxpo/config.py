@@ -33,6 +33,9 @@ class RunConfig:
     """Training steps. One step samples `algorithm.prompts_per_step` groups."""
     overwrite: bool = False
     """Replace an existing run folder of the same name; otherwise that is an error."""
+    stall_timeout_s: float = 3600.0
+    """Seconds without any progress (a group, or a stage of a step) after which the run stops and writes down who waits
+    for whom. Where the time limit of what it waits for is shorter, that comes first. 0: never."""
 
 
 @dataclass(kw_only=True)
@@ -176,6 +179,13 @@ class RolloutConfig:
     wrong."""
     restart_window_s: float = 600.0
     """Seconds within which lost workers are counted."""
+    health_interval_s: float = 10.0
+    """Seconds between two questions to a worker, while groups are sampled, whether its engine still answers."""
+    health_timeout_s: float = 60.0
+    """Seconds without an answer after which a worker is given up, as if it had died. An engine answers between two
+    forward passes, so this must be well above the time of one."""
+    health_grace_s: float = 60.0
+    """Seconds after its start in which a worker is not asked."""
     engine_args: dict[str, Any] = field(default_factory=dict[str, Any])
     """Further vLLM engine arguments, passed as they are."""
 
@@ -218,6 +228,9 @@ class LearnerConfig:
     """Seconds that the learner may take to start."""
     step_timeout_s: float = 1800.0
     """Seconds that one update may take."""
+    max_restarts: int = 3
+    """How often in a run a learner that died, or hung until its deadline, is started again from the newest good
+    checkpoint; with one more the run stops."""
 
 
 @dataclass(kw_only=True)
@@ -273,6 +286,9 @@ class CheckpointConfig:
     """Also keep the checkpoints whose step is a multiple of this; 0: none."""
     keep_best: str | None = None
     """Also keep the checkpoint with the highest value of this metric, for example `eval/pass@8`; null: none."""
+    asynchronous: bool = False
+    """Write the files while training goes on, from a copy in host memory (12 bytes for each parameter, spread over the
+    learner ranks); training waits for the copy only. Off: it waits until the checkpoint is complete."""
     policy: bool = False
     """Put the policy as a Hugging Face folder into each checkpoint, too."""
     stop_within_s: float = 300.0

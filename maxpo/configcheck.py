@@ -125,7 +125,7 @@ _POSITIVE = """
     algorithm.prompts_per_step algorithm.minibatches algorithm.aggregation_constant algorithm.tis_cap
     rollout.workers rollout.tensor_parallel_size rollout.max_new_tokens rollout.temperature
     rollout.max_concurrent_sequences rollout.cpu_kv_cache_gib rollout.start_timeout_s rollout.generate_timeout_s
-    rollout.restart_window_s
+    rollout.restart_window_s rollout.health_interval_s rollout.health_timeout_s
     learner.ranks learner.cpu_threads learner.lr learner.token_budget learner.logprob_chunk
     learner.start_timeout_s learner.step_timeout_s sync.bucket_mib sync.timeout_s
     checkpoint.keep_last checkpoint.stop_within_s eval.prompts eval.samples ray.num_cpus
@@ -134,7 +134,8 @@ _POSITIVE = """
 _NOT_NEGATIVE = """
     algorithm.clip_high algorithm.kl_coef algorithm.entropy_coef algorithm.refill_rounds
     learner.warmup_steps learner.weight_decay learner.grad_clip eval.every tracking.save_rollouts
-    checkpoint.every checkpoint.keep_every rollout.max_restarts
+    checkpoint.every checkpoint.keep_every rollout.max_restarts rollout.health_grace_s learner.max_restarts
+    run.stall_timeout_s
 """.split()
 
 RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
+import signal
+import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from maxpo.errors import RunError
@@ -13,9 +18,23 @@ class RemoteError(RunError):
     """A remote worker failed or did not answer in time; the message names it."""
 
 
+class LateError(RemoteError):
+    """A remote worker did not answer in time."""
+
+
+class LearnerLostError(RemoteError):
+    """The learner is gone, in part or as a whole, and can only be started again, from a checkpoint."""
+
+
 def failure(name: str, doing: str, error: Exception) -> RemoteError:
     """The error of a remote call, with the worker's name and, where ray wrapped it, the worker's own exception."""
     return RemoteError(f"{name} failed while {doing}: {getattr(error, 'cause', None) or error}")
+
+
+def told(cause: BaseException, log_folder: Path | None, pid: int | None) -> str:
+    """What is said of the death of a worker: the cause, cut short, and where the worker's output will be."""
+    log = f"worker-*-{pid or '*'}.*"
+    return f"{textwrap.shorten(str(cause), 400)} (its output: {log_folder / log if log_folder else log})"
 
 
 def wait_for(refs: Mapping[str, Any], *, timeout_s: float, doing: str, ray: Any) -> dict[str, Any]:
@@ -28,20 +47,56 @@ def wait_for(refs: Mapping[str, Any], *, timeout_s: float, doing: str, ray: Any)
         ray: the ray module; passed in, so that the core does not import it.
 
     Raises:
-        RemoteError: a call raised or its worker died (the cause is chained), or the deadline passed.
+        RemoteError: a call raised or its worker died (the cause is chained).
+        LateError: the deadline passed.
     """
     deadline = time.monotonic() + timeout_s
     names = {ref: name for name, ref in refs.items()}
     pending = list(refs.values())
     results: dict[str, Any] = {}
-    while pending:
-        ready, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
-        for ref in ready:
-            try:
-                results[names[ref]] = ray.get(ref)
-            except Exception as error:
-                raise failure(names[ref], doing, error) from error
-        if pending and not ready:
-            missing = ", ".join(sorted(names[ref] for ref in pending))
-            raise RemoteError(f"{missing} did not finish {doing} within {timeout_s:g} s")
+    with waiting(doing, lambda: [names[ref] for ref in pending], timeout_s):
+        while pending:
+            ready, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
+            for ref in ready:
+                try:
+                    results[names[ref]] = ray.get(ref)
+                except Exception as error:
+                    raise failure(names[ref], doing, error) from error
+            if pending and not ready:
+                missing = ", ".join(sorted(names[ref] for ref in pending))
+                raise LateError(f"{missing} did not finish {doing} within {timeout_s:g} s")
     return {name: results[name] for name in refs}
+
+
+_waits: dict[int, tuple[str, Callable[[], Iterable[str]], float, float]] = {}
+
+
+@contextmanager
+def waiting(doing: str, names: Callable[[], Iterable[str]], limit_s: float) -> Generator[None]:
+    """Makes a wait known to `who_waits`.
+
+    Args:
+        doing: what is waited for.
+        names: of those who are waited for, asked when somebody wants to know.
+        limit_s: seconds after which the wait ends by itself.
+    """
+    wait = doing, names, time.monotonic(), limit_s
+    _waits[id(wait)] = wait
+    try:
+        yield
+    finally:
+        del _waits[id(wait)]
+
+
+def who_waits() -> list[str]:
+    """A line for each wait of this process that goes on now."""
+    now = time.monotonic()
+    return [
+        f"for {', '.join(sorted(set(names()))) or 'nobody'}, {doing}: {now - since:.0f} s of at most {limit:g} s"
+        for doing, names, since, limit in list(_waits.values())
+    ]
+
+
+def print_stacks_on_signal() -> None:
+    """Have this process print the stacks of all its threads when it gets SIGUSR2, whatever it is doing."""
+    faulthandler.register(signal.SIGUSR2, all_threads=True)

@@ -11,7 +11,7 @@ from typing import Protocol
 from maxpo.checkpoint import Checkpoints, read_state
 from maxpo.config import AlgorithmConfig, Config
 from maxpo.data import PromptStream
-from maxpo.deadline import RemoteError
+from maxpo.deadline import LearnerLostError, RemoteError
 from maxpo.errors import RunError
 from maxpo.evaluate import EvalReport, report
 from maxpo.judge import Judged, judge, sampling_metrics, usable_metrics, valid_rewards
@@ -43,7 +43,11 @@ class Rollouts(Protocol):
         ...
 
     def replace_lost(self) -> bool:
-        """After a failed publish: replace engines that died; whether there are any, so that it can be repeated."""
+        """After a failed publish: replace engines that died; whether there are any, so that it can be repeated.
+
+        Raises:
+            LearnerLostError: it was an engine's death, but the learner cannot get over it either.
+        """
         ...
 
     def metrics(self) -> dict[str, float]:
@@ -62,8 +66,8 @@ class Learner(Protocol):
         """Send the weights to the engines under the next version; `again`: under the version of the last call."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write everything that `update` changes to a folder."""
+    def save(self, folder: Path, *, policy: bool) -> Callable[[], None]:
+        """Copy everything that `update` changes, and the policy where it is wanted; the function writes it there."""
         ...
 
     def load(self, folder: Path, version: int) -> None:
@@ -133,12 +137,15 @@ def train(
     for step in range(result.steps + 1, config.run.steps + 1):
         if should_stop():
             break
+        written = checkpoints.poll() if checkpoints else {}
         started = time.perf_counter()
         batch, metrics = sample(config, stream, rates, rollouts, log, observer, step)
         if batch.groups:
             observer.stage("update")
             try:
                 metrics |= learner.update(batch).metrics
+            except LearnerLostError:
+                raise  # the groups are not to blame
             except RunError as error:
                 file = log.dump(f"failed_step_{step:06d}", batch.groups)
                 raise RunError(f"{error}\nThe groups of step {step} are in {file}.") from error
@@ -146,7 +153,8 @@ def train(
             metrics |= publish(rollouts, learner)
             version = metrics["weights/version"]
             metrics["throughput/train_tokens_per_s"] = metrics["train/tokens"] / metrics["time/update_s"]
-        metrics |= rollouts.metrics() | {"data/epoch": stream.epoch, "time/step_s": time.perf_counter() - started}
+        metrics |= rollouts.metrics() | written
+        metrics |= {"data/epoch": stream.epoch, "time/step_s": time.perf_counter() - started}
         log.log(step, metrics)
         observer.step_done(step, metrics)
         result.history.append(metrics)
@@ -159,9 +167,14 @@ def train(
             with _timed(timing, "time/checkpoint_s"):
                 found = result.evaluations[step].metrics() if step in result.evaluations else {}
                 state = state_of(result, stream, rates, version)
-                checkpoints.write(step, state, metrics | found, lambda folder: fill(folder, learner, config))
+                checkpoints.write(
+                    step, state, metrics | found, lambda folder: learner.save(folder, policy=config.checkpoint.policy)
+                )
             log.log(step, timing)
-            result.saved_step = step
+    if checkpoints is not None:
+        if written := checkpoints.wait():
+            log.log(result.steps, written)
+        result.saved_step = max(result.saved_step, checkpoints.saved_step)
     result.stopped = should_stop()
     return result
 
@@ -175,14 +188,6 @@ def evaluation_due(config: Config, step: int) -> bool:
     )
 
 
-def fill(folder: Path, learner: Learner, config: Config) -> None:
-    """The learner's part of a checkpoint, and the policy where it is wanted."""
-    (folder / "learner").mkdir()
-    learner.save(folder / "learner")
-    if config.checkpoint.policy:
-        learner.export(folder / "policy")
-
-
 def publish(rollouts: Rollouts, learner: Learner) -> dict[str, float]:
     """Send the learner's weights to every engine and have each confirm what it got.
 
@@ -192,6 +197,8 @@ def publish(rollouts: Rollouts, learner: Learner) -> dict[str, float]:
         try:
             manifest = learner.publish(rollouts.receivers(), again=again)
             break
+        except LearnerLostError:
+            raise
         except RemoteError:
             if not rollouts.replace_lost():
                 raise

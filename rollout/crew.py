@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 import time
 from collections import deque
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from maxpo.config import RolloutConfig
-from maxpo.deadline import RemoteError, failure, wait_for
+from maxpo.deadline import RemoteError, failure, told, wait_for, waiting
 from maxpo.errors import RunError
 from rollout.worker import EngineLostError
 
@@ -48,6 +47,9 @@ class Crew:
         self.restarts = 0
         self._starting: dict[str, tuple[Any, Any, float]] = {}
         self._pids: dict[str, int] = {}
+        self._health: dict[str, tuple[Any, float]] = {}
+        """By name: a question and when it was asked, or None and when to ask next."""
+        self._checked = 0.0
         self._losses: deque[tuple[float, str]] = deque()
         self._version: int | None = None
 
@@ -75,16 +77,14 @@ class Crew:
         if self._current(name) is not actor:
             return
         now, window = time.monotonic(), self._config.restart_window_s
-        log = f"worker-*-{self._pids.get(name, '*')}.*"
-        where = log if self._log_folder is None else str(self._log_folder / log)
-        self._losses.append((now, f"{name}: {textwrap.shorten(str(cause), 400)} (its output: {where})"))
+        self._losses.append((now, f"{name}: {told(cause, self._log_folder, self._pids.get(name))}"))
         while self._losses[0][0] < now - window:
             self._losses.popleft()
         if len(self._losses) > self._config.max_restarts:
-            told = "\n".join(text for _, text in self._losses)
+            losses = "\n".join(text for _, text in self._losses)
             raise RunError(
                 f"{len(self._losses)} rollout workers were lost within {window:g} s, and rollout.max_restarts = "
-                f"{self._config.max_restarts}:\n{told}"
+                f"{self._config.max_restarts}:\n{losses}"
             )
         self.replace(name)
 
@@ -96,6 +96,7 @@ class Crew:
         actor = self._create(self._numbers[name])
         end = time.monotonic() + self._config.start_timeout_s
         self._pids.pop(name, None)
+        self._health.pop(name, None)
         self._starting[name] = actor, actor.start.remote(self._version), end
         self.restarts += 1
 
@@ -128,10 +129,41 @@ class Crew:
             # Weights of the model folder have their version from the start; all others must be sent.
             (self.ready if self._version is None else self.serving)[name] = actor
 
+    def check_health(self) -> None:
+        """Ask every serving worker for a sign of life, at intervals; one that gives none in time is lost. Never waits.
+
+        Raises:
+            RunError: see `lost`.
+        """
+        config, now = self._config, time.monotonic()
+        if now - self._checked < min(1.0, config.health_interval_s):
+            return
+        slept = now - self._checked > config.health_timeout_s  # this process did not run, or had other things to do
+        self._checked = now
+        for name, actor in list(self.serving.items()):
+            question, since = self._health.setdefault(name, (None, now + config.health_grace_s))
+            if question is None:
+                if now >= since:
+                    self._health[name] = actor.sign_of_life.remote(), now
+            elif ray.wait([question], timeout=0)[0]:
+                try:
+                    ray.get(question)
+                except Exception as error:
+                    if not is_loss(error):
+                        raise failure(name, "giving a sign of life", error) from error
+                    self.lost(name, actor, error)
+                else:
+                    self._health[name] = None, now + config.health_interval_s
+            elif slept:
+                self._health[name] = question, now
+            elif now - since > config.health_timeout_s:
+                self.lost(name, actor, TimeoutError(f"no sign of life for {now - since:.0f} s"))
+
     def wait_for_one(self) -> None:
         """Wait until an engine runs, with weights or without."""
-        while not self.started:
-            self.poll(1.0)
+        with waiting("starting its engine again", lambda: self._starting, self._config.start_timeout_s):
+            while not self.started:
+                self.poll(1.0)
 
     def admit(self) -> None:
         """What is ready has got the current weights, and serves."""

@@ -114,6 +114,10 @@ class Engine:
         """Whether the engine's process is gone, so that no call can succeed any more."""
         return self._llm.errored
 
+    async def sign_of_life(self) -> None:
+        """Goes to the engine's process and back."""
+        await self._llm.is_sleeping()
+
     async def received_digests(self) -> list[dict[str, int]]:
         """Checksums of the last sync, one dict for each of the engine's workers."""
         return await self._llm.collective_rpc("received_digests")

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from maxpo.config import Config
-from maxpo.deadline import RemoteError, failure, wait_for
+from maxpo.deadline import LearnerLostError, RemoteError, failure, wait_for, waiting
 from maxpo.errors import RunError
 from maxpo.seeds import derive_seed
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, WeightManifest
@@ -63,6 +63,7 @@ class RolloutPool:
         self._crew = Crew(create, len(actor_options), config.rollout, log_folder)
         self._rewards = RewardPool(config.reward)
         self._resampled = 0
+        self._syncing = False
         self.republish: Callable[[Sequence[Receiver]], WeightManifest] | None = None
         """Sends the current weights once more, under their version, to the engines given. Used where all workers
         were lost between two syncs; without it that ends the run."""
@@ -83,25 +84,37 @@ class RolloutPool:
         workers = self._config.tensor_parallel_size
         # In the order of their names, so that the same engines are the same list.
         engines = sorted(self._crew.started.items())
+        self._syncing = True
         return [Receiver(name=name, actor=actor, workers=workers) for name, actor in engines]
 
     def replace_lost(self) -> bool:
         """After a failed publish: whether the loss of a worker explains it, and it can be repeated.
 
         The workers left were stopped in the middle of the sync, which vLLM cannot begin anew, so they are restarted
-        too. Over nccl and ipc the learner's half may hang for good: there nothing is repeated.
+        too.
+
+        Raises:
+            LearnerLostError: over nccl and ipc, where the learner's half may stay in the transfer for good.
         """
-        if self._backend != "gloo":
-            return False
         time.sleep(1.0)  # The first to complain may be a neighbour of the one that died.
         before = self._crew.started
         self._ask("check_engine", "saying whether its engine is alive")
         left = self._crew.started
         if len(left) == len(before):
             return False
+        if self._backend != "gloo":
+            gone = ", ".join(sorted(set(before) - set(left)))
+            raise LearnerLostError(f"{gone} died in a transfer over {self._backend}, which the learner cannot give up")
         for name in left:
             self._crew.replace(name)
         return True
+
+    def learner_restarts(self) -> None:
+        """Called before the learner is started again: engines that it left in the middle of a sync are replaced."""
+        if self._syncing:
+            for name in list(self._crew.started):
+                self._crew.replace(name)
+        self._syncing = False
 
     def generate(
         self,
@@ -126,7 +139,7 @@ class RolloutPool:
             RunError: too many workers were lost, see `rollout.max_restarts`.
         """
         per_worker = math.ceil(self._config.max_concurrent_sequences / group_size) + 1
-        waiting = deque(enumerate(prompts))
+        todo = deque(enumerate(prompts))
         running: dict[Any, tuple[int, str, Any, float]] = {}
         groups: dict[int, Group] = {}
         # Above the worker's own limit, so that the worker's error, which knows more, comes first.
@@ -138,32 +151,42 @@ class RolloutPool:
             if not running:
                 self._await_serving()
             load = Counter(name for _, name, _, _ in running.values())
-            while waiting and self._crew.serving:
+            while todo and self._crew.serving:
                 name, actor = min(self._crew.serving.items(), key=lambda item: load[item[0]])
                 if load[name] >= per_worker:
                     break
                 load[name] += 1
-                index, prompt = waiting.popleft()
+                index, prompt = todo.popleft()
                 seed = derive_seed(self._seed, draw, prompt.prompt_id)
                 ref = actor.generate.remote(f"{draw}/{index}/{prompt.prompt_id}", prompt, group_size, seed)
                 running[ref] = index, name, actor, time.monotonic() + limit
 
-        while len(groups) < len(prompts):
-            if waiting:
-                dispatch()
-            deadline = min(end for _, _, _, end in running.values())
-            ready, _ = ray.wait(list(running), timeout=max(0.0, deadline - time.monotonic()))
-            if not ready:
+        def next_ready() -> Any:
+            """The first call that has ended."""
+            while True:
+                left = min(end for _, _, _, end in running.values()) - time.monotonic()
+                ready, _ = ray.wait(list(running), timeout=max(0.0, min(left, self._config.health_interval_s)))
+                # Also where groups keep coming: they may come from another worker.
+                self._crew.check_health()
+                if ready:
+                    return ready[0]
                 late = sorted({name for _, name, _, end in running.values() if end <= time.monotonic()})
-                raise RemoteError(f"{', '.join(late)} did not return a group within {limit:g} s")
-            index, name, actor, _ = running.pop(ready[0])
+                if late:
+                    raise RemoteError(f"{', '.join(late)} did not return a group within {limit:g} s")
+
+        while len(groups) < len(prompts):
+            if todo:
+                dispatch()
+            with waiting("sampling", lambda: [name for _, name, _, _ in running.values()], limit):
+                ready = next_ready()
+            index, name, actor, _ = running.pop(ready)
             try:
-                groups[index] = ray.get(ready[0])
+                groups[index] = ray.get(ready)
             except Exception as error:
                 if not is_loss(error):
                     raise failure(name, "generating", error) from error
                 self._crew.lost(name, actor, error)
-                waiting.appendleft((index, prompts[index]))
+                todo.appendleft((index, prompts[index]))
                 self._resampled += 1
                 continue
             on_group(groups[index])
@@ -193,6 +216,7 @@ class RolloutPool:
                         f"{len(wrong) + len(extra)} of {len(expected)} tensors differ, first {(wrong + extra)[0]}"
                     )
         self._crew.admit()
+        self._syncing = False
 
     def metrics(self) -> dict[str, float]:
         """Memory of the workers, and their losses."""

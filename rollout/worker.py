@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from maxpo.config import RolloutConfig
+from maxpo.deadline import print_stacks_on_signal
 from maxpo.errors import RunError
 from maxpo.types import Group, Prompt
 
@@ -59,6 +60,7 @@ class RolloutWorker:
         trust_remote_code: bool,
     ) -> None:
         """Remember the settings; `start` loads the model."""
+        print_stacks_on_signal()
         self._model_path, self._config = model_path, config
         self._device, self._sync_backend = device, sync_backend
         self._max_model_len = max_prompt_tokens + config.max_new_tokens
@@ -136,6 +138,10 @@ class RolloutWorker:
         """Raise EngineLostError where the engine is dead; does not wait for the engine itself."""
         if self._engine.dead:
             raise EngineLostError("the engine's process died")
+
+    async def sign_of_life(self) -> None:
+        """Answers when the engine does, between two forward passes."""
+        await self._while_alive(self._engine.sign_of_life())
 
     async def memory_mib(self) -> float:
         """Resident memory of this actor and its engine processes."""

@@ -104,8 +104,17 @@ class FakeLearner:
         metrics = {"train/tokens": 1.0, "time/update_s": 1.0, "train/grad_norm": float(self.weights % 1000)}
         return StepResult(metrics=metrics)
 
-    def save(self, folder: Path) -> None:
-        (folder / "learner.json").write_text(json.dumps({"weights": self.weights}))
+    def save(self, folder: Path, *, policy: bool) -> Callable[[], None]:
+        weights = self.weights  # the learner may go on before it is written
+
+        def write() -> None:
+            (folder / "learner").mkdir()
+            (folder / "learner" / "learner.json").write_text(json.dumps({"weights": weights}))
+            if policy:
+                (folder / "policy").mkdir()
+                (folder / "policy" / "model.txt").write_text(str(weights))
+
+        return write
 
     def load(self, folder: Path, version: int) -> None:
         self.weights = json.loads((folder / "learner.json").read_text())["weights"]

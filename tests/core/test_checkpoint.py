@@ -20,11 +20,15 @@ from tests.fakes import FakeLearner, FakeRollouts, prompt
 
 
 def write(checkpoints: Checkpoints, step: int, text: str = "weights", **metrics: float) -> Path:
-    def fill(folder: Path) -> None:
-        (folder / "learner").mkdir()
-        (folder / "learner" / "w.bin").write_text(text)
+    def fill(folder: Path) -> Callable[[], None]:
+        def write_copy() -> None:
+            (folder / "learner").mkdir()
+            (folder / "learner" / "w.bin").write_text(text)
 
-    return checkpoints.write(step, {"step": step, "text": "ä"}, metrics, fill)
+        return write_copy
+
+    checkpoints.write(step, {"step": step, "text": "ä"}, metrics, fill)
+    return checkpoints.folder / f"step_{step:06d}"
 
 
 def test_a_checkpoint_is_listed_verified_and_pointed_to(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def with_checkpoints(folder: Path, *steps: int) -> Checkpoints:
         folder / "checkpoints", keep_last=9, attached={"config.yaml": "run: {seed: 0, steps: 5}\n"}
     )
     for step in steps:
-        checkpoints.write(step, {"step": step}, {}, lambda f: None)
+        checkpoints.write(step, {"step": step}, {}, lambda f: lambda: None)
     return checkpoints
 
 

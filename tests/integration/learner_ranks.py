@@ -68,7 +68,8 @@ def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str,
         if "save" in job:
             folder = Path(job["save"])
             folder.mkdir(exist_ok=True)
-            state.save(folder, {"optimizer_steps": updater.optimizer_steps})
+            state.copy({"optimizer_steps": updater.optimizer_steps})(folder)
+            dist.barrier()
         weights: dict[str, torch.Tensor] = {}
         for name, parameter in parameters_by_name(engine.module).items():
             with torch.no_grad(), engine.full_parameters([parameter]):
