@@ -108,6 +108,16 @@ def timing(result: RunResult) -> Table:
     return table
 
 
+def counts(result: RunResult) -> str:
+    """What became of the groups of the whole run."""
+    n = result.totals
+    refused = f"; {n['train/refused_steps']} optimizer steps refused" if n["train/refused_steps"] else ""
+    return (
+        f"{n['groups/sampled']} groups sampled, {n['groups/zero_signal']} without signal, "
+        f"{n['groups/too_few_valid']} with too few valid samples{refused}"
+    )
+
+
 def _median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2] if values else float("nan")
 

@@ -18,8 +18,9 @@ from maxpo.config import Config
 from maxpo.configcheck import show
 from maxpo.errors import InputError
 
-FIXED = ("run.seed", "data.task", "data.task_args", "data.train_size", "data.train_file")
-"""Settings that must not change: the position in the data and the seeds of the samples mean nothing without them."""
+FIXED = ("run.seed", "data.task", "data.task_args", "data.train_size")
+"""Settings that must not change: the position in the data and the seeds of the samples mean nothing without them. That
+the rows of a file are the same is checked by their content."""
 
 
 @contextmanager

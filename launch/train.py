@@ -12,17 +12,17 @@ from rich.console import Console
 
 from launch.placement import cluster, place
 from launch.preflight import load_data
-from launch.progress import Terminal, comparison, timing
+from launch.progress import Terminal, comparison, counts, timing
 from launch.resume import describe_changes, find_checkpoint, locked
 from launch.signals import stop_on_signal
 from launch.system import system
 from launch.watchdog import Watchdog
-from maxpo.checkpoint import Checkpoints, read_manifest
+from maxpo.checkpoint import Checkpoints, read_manifest, read_state
 from maxpo.config import Config
 from maxpo.configload import LoadedConfig, to_yaml
 from maxpo.data import PromptStream
 from maxpo.deadline import LearnerLostError
-from maxpo.errors import RunError
+from maxpo.errors import InputError, RunError
 from maxpo.evaluate import EvalReport
 from maxpo.loop import Observer, evaluate, train
 from maxpo.runstate import RunResult
@@ -58,6 +58,9 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
 def _run(loaded: LoadedConfig, console: Console, train_prompts: list[Prompt], held_out: list[Prompt]) -> int:
     config = loaded.config
     folder, source, checkpoints = _open(loaded, console)
+    if source is not None:
+        # Before anything is started: the position must be one in these prompts.
+        PromptStream(train_prompts, config.run.seed).load_state_dict(read_state(source)["stream"])
     exported = folder / "policy"
     with (
         stop_on_signal(console, config.checkpoint.stop_within_s) as asked,
@@ -109,6 +112,7 @@ def _run(loaded: LoadedConfig, console: Console, train_prompts: list[Prompt], he
         console.print(comparison(result))
     if result.history:
         console.print(timing(result))
+    console.print(counts(result), highlight=False)
     console.print(f"run folder      {folder}\nexported model  {exported}", highlight=False, soft_wrap=True)
     if result.stopped:
         console.print(f"stopped after step {result.steps} of {config.run.steps}", highlight=False)
@@ -167,7 +171,10 @@ def _open(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None, Ch
     if source is None or folder.resolve() not in source.resolve().parents:
         # A finished run without checkpoints is nothing to go on from either, but it is no leftover.
         _new_run_folder(config, replace=saving.resume == "auto" and not (folder / "policy").exists())
-    (folder / "config.yaml").write_text(settings, encoding="utf-8")
+    try:
+        (folder / "config.yaml").write_text(settings, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"the run folder cannot be written: {error}") from error
     checkpoints = Checkpoints(
         folder / "checkpoints",
         keep_last=saving.keep_last,

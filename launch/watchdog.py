@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import signal
 import sys
@@ -40,7 +41,8 @@ class Watchdog(Observer):
         """
         self._inner, self._limit_s, self._report = inner, limit_s, folder / "stalled.txt"
         self._closed = threading.Event()
-        self._progress("starting")
+        # The start has time limits of its own, the watch begins with the first stage.
+        self._doing, self._last = "", math.inf
 
     def __enter__(self) -> Watchdog:
         """Begin to watch."""

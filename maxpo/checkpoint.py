@@ -24,7 +24,7 @@ from maxpo.background import Background
 from maxpo.errors import InputError, RunError
 
 MANIFEST, STATE, LATEST = "manifest.json", "state.json", "LATEST"
-FORMAT = 1
+FORMAT = 2
 """Version of the layout; a checkpoint of another one is refused."""
 
 
@@ -60,6 +60,7 @@ class Checkpoints:
         """Step of the newest checkpoint that is complete, 0 where none was written."""
         self._asynchronous = asynchronous
         self._writing: Background | None = None
+        self._finished: dict[str, float] = {}
         self._attached = dict(attached or {})
         self._keep_last, self._keep_every, self._keep_best = keep_last, keep_every, keep_best
 
@@ -82,7 +83,7 @@ class Checkpoints:
             RunError: the disk is full, or the folder cannot be written; where the files are written in the
                 background, from the next call of any method.
         """
-        self.wait()
+        self._finish()
         partial = self.folder / f".step_{step:06d}.partial"
         with self._clear_errors(step, partial):
             shutil.rmtree(partial, ignore_errors=True)
@@ -101,22 +102,26 @@ class Checkpoints:
             complete()
 
     def poll(self) -> dict[str, float]:
-        """Metrics of a write in the background that has ended since the last call; does not wait.
+        """Metrics of the last write in the background that has ended since the last call; does not wait.
 
         Raises:
             RunError: it failed.
         """
-        if self._writing is None or not self._writing.done:
-            return {}
-        return self.wait()
+        if self._writing is not None and self._writing.done:
+            self._finish()
+        finished, self._finished = self._finished, {}
+        return finished
 
     def wait(self) -> dict[str, float]:
         """The same, after waiting for the write in the background."""
+        self._finish()
+        return self.poll()
+
+    def _finish(self) -> None:
         writing, self._writing = self._writing, None
-        if writing is None:
-            return {}
-        writing.result()
-        return {"time/checkpoint_write_s": writing.seconds}
+        if writing is not None:
+            writing.result()
+            self._finished = {"time/checkpoint_write_s": writing.seconds}
 
     def abandon(self) -> None:
         """Wait for the write in the background, and forget it whether it came to an end or not."""

@@ -6,7 +6,8 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -127,19 +128,32 @@ class PromptStream:
         """Passes over the data so far."""
         return self._cursor / len(self._prompts)
 
-    def state_dict(self) -> dict[str, int]:
-        """The position, as plain JSON."""
-        return {"cursor": self._cursor, "seed": self._seed}
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and which prompts it is in, as plain JSON."""
+        return {"cursor": self._cursor, "seed": self._seed, "prompts": self._fingerprint}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a position.
 
         Raises:
-            ValueError: the position belongs to another seed.
+            DataError: the position belongs to another seed, or to other prompts.
         """
         if state["seed"] != self._seed:
-            raise ValueError(f"the data position was saved with seed {state['seed']}, this run has {self._seed}")
+            raise DataError(f"the data position was saved with run.seed = {state['seed']}, this run has {self._seed}")
+        if state["prompts"] != self._fingerprint:
+            raise DataError(
+                "the training prompts are not those of the checkpoint, so its position in them means nothing: the "
+                "rows (data.train_file, or data.task with its settings) or the tokenizer in model.path have changed"
+            )
         self._cursor = state["cursor"]
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """Hash of the prompts in their order, with their tokens."""
+        digest = hashlib.sha256()
+        for prompt in self._prompts:
+            digest.update(json.dumps([prompt.prompt_id, prompt.token_ids]).encode())
+        return digest.hexdigest()
 
     def _permutation(self, epoch: int) -> list[int]:
         if self._order is None or self._order[0] != epoch:

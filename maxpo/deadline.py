@@ -13,6 +13,9 @@ from typing import Any
 
 from maxpo.errors import RunError
 
+SIGNAL_S = 1.0
+"""Longest single call of `ray.wait`: while it waits, no signal reaches this process."""
+
 
 class RemoteError(RunError):
     """A remote worker failed or did not answer in time; the message names it."""
@@ -56,13 +59,14 @@ def wait_for(refs: Mapping[str, Any], *, timeout_s: float, doing: str, ray: Any)
     results: dict[str, Any] = {}
     with waiting(doing, lambda: [names[ref] for ref in pending], timeout_s):
         while pending:
-            ready, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
+            left = deadline - time.monotonic()
+            ready, pending = ray.wait(pending, timeout=max(0.0, min(left, SIGNAL_S)))
             for ref in ready:
                 try:
                     results[names[ref]] = ray.get(ref)
                 except Exception as error:
                     raise failure(names[ref], doing, error) from error
-            if pending and not ready:
+            if pending and not ready and left <= SIGNAL_S:
                 missing = ", ".join(sorted(names[ref] for ref in pending))
                 raise LateError(f"{missing} did not finish {doing} within {timeout_s:g} s")
     return {name: results[name] for name in refs}

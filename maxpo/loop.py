@@ -15,7 +15,7 @@ from maxpo.deadline import LearnerLostError, RemoteError
 from maxpo.errors import RunError
 from maxpo.evaluate import EvalReport, report
 from maxpo.judge import Judged, judge, sampling_metrics, usable_metrics, valid_rewards
-from maxpo.runstate import RunResult, state_of, take_over
+from maxpo.runstate import TOTALS, RunResult, state_of, take_over
 from maxpo.schedule import PassRates, adapted_k, mix_weight, scheduled_k
 from maxpo.tracking import RunLog
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
@@ -158,6 +158,7 @@ def train(
         log.log(step, metrics)
         observer.step_done(step, metrics)
         result.history.append(metrics)
+        result.totals.update({name: int(metrics.get(name, 0)) for name in TOTALS})
         result.steps = step
         evaluate_if_due()
         every = config.checkpoint.every

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from maxpo.data import PromptStream
 from maxpo.evaluate import EvalReport
 from maxpo.schedule import PassRates
+
+TOTALS = ("groups/sampled", "groups/zero_signal", "groups/too_few_valid", "train/refused_steps")
+"""Metrics of a step that are counted over the whole run, also over its resumes."""
 
 
 @dataclass(slots=True)
@@ -20,6 +24,8 @@ class RunResult:
     saved_step: int = 0
     """Step of the newest checkpoint, 0 where there is none."""
     evaluations: dict[int, EvalReport] = field(default_factory=dict[int, EvalReport])
+    totals: Counter[str] = field(default_factory=Counter[str])
+    """Metrics of `TOTALS` added up over all steps of the run."""
     history: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     """Metrics of the steps since the start or the resume."""
 
@@ -31,6 +37,7 @@ def state_of(result: RunResult, stream: PromptStream, rates: PassRates, version:
         "version": int(version),
         "stream": stream.state_dict(),
         "pass_rates": rates.state_dict(),
+        "totals": dict(result.totals),
         "evaluations": {str(step): asdict(found) for step, found in result.evaluations.items()},
     }
 
@@ -40,5 +47,6 @@ def take_over(state: Mapping[str, Any], result: RunResult, stream: PromptStream,
     stream.load_state_dict(state["stream"])
     rates.load_state_dict(state["pass_rates"])
     result.steps = result.saved_step = state["step"]
+    result.totals = Counter(state["totals"])
     result.evaluations = {int(step): EvalReport.from_dict(found) for step, found in state["evaluations"].items()}
     return state["version"]

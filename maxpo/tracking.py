@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from maxpo.errors import RunError
 from maxpo.metrics import check_names
 from maxpo.types import ScoredGroup
 
@@ -57,10 +59,11 @@ class RunLog:
 
         Raises:
             KeyError: a metric that is not documented in `maxpo.metrics`.
+            RunError: the file cannot be written.
         """
         check_names(list(metrics))
         line = json.dumps({"step": step, "time": round(time.time(), 3)} | dict(metrics))
-        with self._metrics.open("a", encoding="utf-8") as file:
+        with _clear_errors(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         self._feed()
 
@@ -71,9 +74,10 @@ class RunLog:
 
     def dump(self, name: str, groups: Sequence[ScoredGroup]) -> Path:
         """Write the completions of all groups, one line for each; returns the file."""
-        self._rollouts.mkdir(exist_ok=True)
         path = self._rollouts / f"{name}.jsonl"
-        with path.open("w", encoding="utf-8") as file:
+        with _clear_errors(path):
+            self._rollouts.mkdir(exist_ok=True)
+        with _clear_errors(path), path.open("w", encoding="utf-8") as file:
             for scored in groups:
                 for row in _rows(scored):
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -96,6 +100,14 @@ class RunLog:
                 for name, value in row.items():
                     self._board.add_scalar(name, value, step, walltime=when)
             self._fed = file.tell()
+
+
+@contextmanager
+def _clear_errors(path: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} could not be written: {error.strerror}") from error
 
 
 def _rows(scored: ScoredGroup) -> list[dict[str, Any]]:

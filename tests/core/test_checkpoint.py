@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def test_a_checkpoint_is_listed_verified_and_pointed_to(tmp_path: Path) -> None:
         (lambda f: (f / "learner/w.bin").unlink(), "learner/w.bin: missing"),
         (lambda f: (f / "more").write_text(""), "more: not in the manifest"),
         (lambda f: (f / "manifest.json").write_text("{"), "manifest.json: cannot be read"),
-        (lambda f: (f / "manifest.json").write_text('{"format": 7}'), "format 7, this version reads 1"),
+        (lambda f: (f / "manifest.json").write_text('{"format": 7}'), "format 7, this version reads 2"),
         (lambda f: (f / "manifest.json").unlink(), "manifest.json: cannot be read"),
     ],
 )
@@ -136,6 +137,53 @@ def test_an_unwritable_place_is_one_clear_error(tmp_path: Path) -> None:
         write(Checkpoints(tmp_path / "file" / "c"), 1)
 
 
+def test_in_the_background_training_waits_for_the_copy_only(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, asynchronous=True)
+    may_write, copied = threading.Event(), [0]
+
+    def fill(folder: Path) -> Callable[[], None]:
+        copied[0] += 1
+
+        def write_copy() -> None:
+            assert may_write.wait(10)
+            (folder / "w").write_text("copy")
+
+        return write_copy
+
+    checkpoints.write(1, {}, {}, fill)
+    assert copied == [1]
+    assert checkpoints.poll() == {}
+    assert (checkpoints.steps(), checkpoints.saved_step) == ([], 0)
+    second = threading.Thread(target=lambda: checkpoints.write(2, {}, {}, fill))
+    second.start()
+    second.join(0.2)
+    assert copied == [1]  # one at a time: the second waits for the first
+    may_write.set()
+    second.join(10)
+    assert checkpoints.wait()["time/checkpoint_write_s"] > 0
+    assert (checkpoints.steps(), checkpoints.saved_step) == ([1, 2], 2)
+    assert (tmp_path / "LATEST").read_text() == "step_000002\n"
+    assert checkpoints.wait() == {}
+
+
+def test_an_error_in_the_background_comes_out_of_the_next_call(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, asynchronous=True)
+    write(checkpoints, 1)
+    checkpoints.wait()
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    for call in (checkpoints.wait, lambda: write(checkpoints, 3)):
+        checkpoints.write(2, {}, {}, lambda folder: full)
+        with pytest.raises(RunError, match=r"checkpoint of step 2 could not be written to .*No space left"):
+            call()
+    checkpoints.write(2, {}, {}, lambda folder: full)
+    checkpoints.abandon()
+    assert (checkpoints.steps(), checkpoints.saved_step) == ([1], 1)
+    assert {p.name for p in tmp_path.iterdir()} == {"step_000001", "LATEST"}
+
+
 STEPS = 7
 
 
@@ -161,10 +209,12 @@ class Killed(BaseException):
     """The run is gone: nothing after this runs."""
 
 
-def run(folder: Path, *, kill: tuple[str, int] = ("", 0), stop_after: int = 10**9) -> FakeLearner:
+def run(
+    folder: Path, *, kill: tuple[str, int] = ("", 0), stop_after: int = 10**9, asynchronous: bool = False
+) -> FakeLearner:
     """A run in `folder`, from its newest checkpoint; dies when the named thing happens for the given step."""
     folder.mkdir(exist_ok=True)
-    checkpoints = Checkpoints(folder / "checkpoints", keep_last=100)
+    checkpoints = Checkpoints(folder / "checkpoints", keep_last=100, asynchronous=asynchronous)
     source, _ = checkpoints.newest_good()
     step_of_source = None if source is None else read_manifest(source)["step"]
     if source is None and (folder / "metrics.jsonl").exists():
@@ -212,7 +262,7 @@ def run(folder: Path, *, kill: tuple[str, int] = ("", 0), stop_after: int = 10**
         config = settings()
         train(config, stream, held_out, rollouts, learner, log, Counting(), should_stop, checkpoints, source)
     except Killed:
-        pass
+        checkpoints.abandon()
     return learner
 
 
@@ -232,13 +282,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[dict[str,
 HAPPENINGS = ("update", "before checkpoint", "after checkpoint", "half a line")
 
 
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["", "in the background"])
 @pytest.mark.parametrize("at", range(1, STEPS + 1))
 @pytest.mark.parametrize("happening", HAPPENINGS)
 def test_killed_at_any_step_and_resumed_is_never_killed(
-    happening: str, at: int, whole: tuple[int, list[dict[str, Any]]], tmp_path: Path
+    happening: str, at: int, asynchronous: bool, whole: tuple[int, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    run(tmp_path, kill=(happening, at))
-    assert run(tmp_path).weights == whole[0]
+    run(tmp_path, kill=(happening, at), asynchronous=asynchronous)
+    assert run(tmp_path, asynchronous=asynchronous).weights == whole[0]
     assert lines(tmp_path) == whole[1]
 
 

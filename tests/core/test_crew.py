@@ -38,6 +38,12 @@ class FakeActor:
         self.number = number
         self.started: list[Any] = []
         self.start = SimpleNamespace(remote=self._start)
+        self.questions: list[list[Any]] = []
+        self.sign_of_life = SimpleNamespace(remote=self._ask)
+
+    def _ask(self) -> list[Any]:
+        self.questions.append([])
+        return self.questions[-1]
 
     def _start(self, version: int | None) -> list[Any]:
         self.version = version
@@ -139,3 +145,73 @@ def test_no_restart_at_all(fake: FakeRay) -> None:
     workers, made = crew(max_restarts=0)
     with pytest.raises(RunError, match=r"rollout worker 1: .*its output: worker-\*-\*\.\*"):
         workers.lost("rollout worker 1", made[1], RayActorError())
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(rollout.crew.time, "monotonic", lambda: now[0])
+    return now
+
+
+HEALTH = {"health_interval_s": 10.0, "health_timeout_s": 60.0, "health_grace_s": 30.0}
+
+
+def test_workers_are_asked_after_their_grace_and_at_intervals(fake: FakeRay, clock: list[float]) -> None:
+    workers, (first, second) = crew(**HEALTH)
+    asked: list[float] = []
+    for _ in range(100):
+        clock[0] += 1
+        before = len(first.questions)
+        workers.check_health()
+        if len(first.questions) > before:
+            asked.append(clock[0] - 1000)
+            first.questions[-1].append(None)  # answered before the next look
+        if second.questions and not second.questions[-1]:
+            second.questions[-1].append(None)
+    # The grace begins with the first look; then an interval after each answer is seen.
+    assert asked == [31, 42, 53, 64, 75, 86, 97]
+    assert workers.restarts == 0
+
+
+def test_a_worker_without_a_sign_of_life_is_lost(fake: FakeRay, clock: list[float]) -> None:
+    workers, made = crew(**HEALTH)
+    lost_at = 0.0
+    for _ in range(120):
+        clock[0] += 1
+        workers.check_health()
+        if made[0].questions and not made[0].questions[-1]:
+            made[0].questions[-1].append(None)
+        if fake.killed and not lost_at:
+            lost_at = clock[0] - 1000
+    assert fake.killed == [made[1]]
+    assert lost_at == 31 + 61
+    assert "rollout worker 1: no sign of life for 61 s" in workers._losses[0][1]
+    assert len(made[2].questions) == 0  # the replacement is not serving yet
+
+
+def test_a_driver_that_slept_gives_the_workers_their_time(fake: FakeRay, clock: list[float]) -> None:
+    workers, made = crew(**HEALTH)
+    for _ in range(40):
+        clock[0] += 1
+        workers.check_health()
+    assert all(actor.questions for actor in made)
+    clock[0] += 10_000
+    for _ in range(50):
+        workers.check_health()
+        clock[0] += 1
+    assert fake.killed == []
+    for _ in range(20):
+        workers.check_health()
+        clock[0] += 1
+    assert fake.killed == made[:2]
+
+
+def test_a_worker_whose_engine_is_dead_says_so(fake: FakeRay, clock: list[float]) -> None:
+    workers, made = crew(**HEALTH)
+    for _ in range(35):
+        clock[0] += 1
+        workers.check_health()
+        if made[0].questions:
+            made[0].questions[-1].append(RayActorError())
+    assert fake.killed == [made[0]]

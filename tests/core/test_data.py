@@ -90,5 +90,14 @@ def test_a_stream_goes_on_where_it_was_saved() -> None:
     other = PromptStream(prompts, seed=1)
     other.load_state_dict(state)
     assert [p.prompt_id for p in other.next(20)] == rest
-    with pytest.raises(ValueError, match="seed 1, this run has 2"):
+    with pytest.raises(ValueError, match=r"run\.seed = 1, this run has 2"):
         PromptStream(prompts, seed=2).load_state_dict(state)
+
+
+def test_a_position_in_other_prompts_is_refused() -> None:
+    prompts = [prompt(str(i)) for i in range(7)]
+    state = json.loads(json.dumps(PromptStream(prompts, seed=1).state_dict()))
+    others = (prompts[:-1], prompts[::-1], [*prompts[:-1], prompt("6", token_ids=(1, 3))])
+    for other in others:
+        with pytest.raises(DataError, match=r"training prompts are not those of the checkpoint.*data\.train_file"):
+            PromptStream(other, seed=1).load_state_dict(state)

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from maxpo.deadline import RemoteError, wait_for
+from maxpo.deadline import RemoteError, wait_for, who_waits
 from maxpo.digest import tensor_digest
 from maxpo.seeds import derive_seed
 from maxpo.transport import TensorMeta, cut_into_buckets, gloo_group, join_store, serve_store, unpack_bucket
@@ -117,6 +117,26 @@ def test_waiting_names_who_is_late_and_who_failed() -> None:
     with pytest.raises(RemoteError, match="rank 1 failed while loading: no memory") as error:
         wait_for({"rank 1": ValueError("no memory")}, timeout_s=1, doing="loading", ray=FakeRay)
     assert isinstance(error.value.__cause__, ValueError)
+
+
+def test_a_signal_reaches_a_wait_within_a_moment_and_the_wait_is_known() -> None:
+    limits: list[float] = []
+    known: list[str] = []
+
+    class Never:
+        @staticmethod
+        def wait(refs: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+            limits.append(timeout)
+            known.extend(who_waits())
+            if len(limits) == 3:
+                raise KeyboardInterrupt  # what a handler may do between two calls
+            return [], refs
+
+    with pytest.raises(KeyboardInterrupt):
+        wait_for({"rank 1": 1, "rank 0": 2}, timeout_s=1800, doing="step 7", ray=Never)
+    assert limits == [1.0] * 3
+    assert known[0] == "for rank 0, rank 1, step 7: 0 s of at most 1800 s"
+    assert who_waits() == []
 
 
 def test_seeds_are_the_same_everywhere_and_different_for_different_names() -> None:

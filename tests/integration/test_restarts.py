@@ -35,6 +35,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         "rollout.workers=2",
         "sync.bucket_mib=1",
         "sync.timeout_s=60",
+        "rollout.health_interval_s=1",
+        "rollout.health_timeout_s=8",
+        "rollout.health_grace_s=0",
     ]
     config = load_config([DEMO], overrides).config
     prompts.extend(load_data(config)[0][:PROMPTS])
@@ -126,6 +129,20 @@ def test_killed_while_generating(
     both_back(running)
     assert ids(generate(running)) == ids(undisturbed)
     assert versions(generate(running)) == {running.learner.version}
+
+
+@pytest.mark.parametrize("victim", [actor_of, core_of], ids=["actor", "engine"])
+def test_hung_while_generating(
+    running: System, undisturbed: list[Group], victim: Callable[[System, int], psutil.Process]
+) -> None:
+    """Stopped, as a process is whose machine or disk hangs: it is given up, ended and replaced."""
+    core, hung = core_of(running, 1), victim(running, 1)
+    restarts = running.rollouts.metrics()["rollout/restarts"]
+    assert ids(generate(running, at=5, action=hung.suspend)) == ids(undisturbed)
+    assert "no sign of life for" in running.rollouts._crew._losses[-1][1]
+    assert running.rollouts.metrics()["rollout/restarts"] == restarts + 1
+    core.wait(20)  # no process is left behind, not even one that is stopped
+    both_back(running)
 
 
 def test_killed_while_idle(running: System, undisturbed: list[Group]) -> None:
