@@ -104,7 +104,7 @@ class Crew:
         """Take in the replacements that have started; waits for the first of them at most `timeout_s` seconds.
 
         Raises:
-            RemoteError: a replacement takes longer than `rollout.start_timeout_s`, or cannot start.
+            RemoteError: a replacement takes longer than `rollout.start_timeout_s`.
             RunError: see `lost`.
         """
         refs = [ref for _, ref, _ in self._starting.values()]
@@ -121,9 +121,8 @@ class Crew:
             try:
                 self._pids[name] = ray.get(ref)
             except Exception as error:
-                if not is_loss(error):
-                    raise failure(name, "starting its engine again", error) from error
-                self.lost(name, actor, error)
+                # The same start succeeded before, so whatever it was, it is worth another try, within the limit.
+                self.lost(name, actor, getattr(error, "cause", None) or error)
                 continue
             del self._starting[name]
             # Weights of the model folder have their version from the start; all others must be sent.

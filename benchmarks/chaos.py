@@ -1,0 +1,313 @@
+"""A real training under random kills, and what is left of it.
+
+    python benchmarks/chaos.py --minutes 16 --mtbf 40 --seed 0 --out runs/chaos
+
+Ray, vLLM, DeepSpeed and the demo model. Kills come at random moments, on average every --mtbf seconds: rollout worker
+actors, their engines' processes, engines that are stopped instead of killed (they hang), verifiers, and with
+--learner the learner; half way everything is killed at once and resumed. Then the same number of steps is run
+undisturbed, and the two are compared. Prints kills by kind and by the stage that the step was in, groups lost and
+doubled, the time until the run was whole again, and the share of its time that it would have needed without failures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from maxpo.rewards import REWARDS  # noqa: E402
+
+STAGES = ("generate", "score", "update", "sync", "checkpoint")
+KINDS = ("worker", "engine", "hung engine", "verifier")
+WORKERS = 2
+PROMPTS = 16
+SETTINGS = [
+    *("run.steps=100000", "run.overwrite=false", "eval.at_start=false", "eval.at_end=false"),
+    *(f"algorithm.prompts_per_step={PROMPTS}", f"tracking.save_rollouts={PROMPTS}", "tracking.tensorboard=false"),
+    *(f"rollout.workers={WORKERS}", "rollout.max_concurrent_sequences=128", "rollout.max_restarts=100"),
+    *("rollout.health_interval_s=2", "rollout.health_timeout_s=10", "rollout.health_grace_s=5"),
+    *("reward.workers=2", "reward.verifier=benchmarks.chaos:unhurried"),
+    *("learner.cpu_threads=1", "learner.max_restarts=100", "sync.timeout_s=60"),
+    *("checkpoint.every=5", "checkpoint.asynchronous=true", "checkpoint.keep_last=3"),
+    # Then only the sampled tokens, and not their log-probabilities to the last bit, make the weights.
+    "algorithm.tis_cap=null",
+]
+
+
+def unhurried(prompt: str, text: str, reference: Any) -> float:
+    """The demo's verifier, slow enough to be killed at work."""
+    time.sleep(0.002)
+    return REWARDS["countdown"](text, reference).reward
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=16, help="length of the disturbed run")
+    parser.add_argument("--mtbf", type=float, default=40, help="mean seconds between two kills")
+    parser.add_argument("--seed", type=int, default=0, help="of the kills")
+    parser.add_argument("--learner", action="store_true", help="kill the learner too, as often as any other kind")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs; must not exist")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--child", choices=["train", "resume"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        sys.exit(child(args))
+    args.out.mkdir(parents=True)
+    disturbed, undisturbed = args.out / "disturbed", args.out / "undisturbed"
+
+    begun = time.time()
+    half = args.minutes * 30
+    first = start(args, "train", begun + 1e9)
+    wait_for_step(disturbed, 1, first)
+    training_since = time.time()
+    time.sleep(half)
+    killed_at = kill_everything(first)
+    second = start(args, "resume", time.time() + half)
+    code = second.wait()
+    ended = time.time()
+    if code != 75:
+        sys.exit(f"the disturbed run ended with {code} instead of 75: see {args.out / 'output.txt'}")
+    steps = rows(disturbed)[-1]["step"]
+
+    command = [sys.executable, "-m", "launch.cli", "train", "configs/presets/demo.yaml", *SETTINGS]
+    command += [f"run.dir={args.out}", "run.name=undisturbed", f"run.steps={steps}"]
+    with (args.out / "undisturbed.txt").open("w") as output:
+        subprocess.run(command, stdout=output, stderr=output, env=environment(), cwd=ROOT, check=True)
+
+    kills = [json.loads(line) for line in (args.out / "kills.jsonl").read_text().splitlines()]
+    kills.append(
+        {"time": killed_at, "kind": "whole run", "stage": "any", "step": last_step_before(disturbed, killed_at)}
+    )
+    report = account(disturbed, undisturbed, kills, steps, ended - training_since) | {
+        "minutes": (ended - begun) / 60,
+        "mtbf_s": args.mtbf,
+        "seed": args.seed,
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    show(report)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+
+
+def start(args: argparse.Namespace, mode: str, until: float) -> subprocess.Popen[bytes]:
+    """The disturbed run, in a process that also kills."""
+    command = [sys.executable, __file__, "--child", mode, "--out", str(args.out), "--mtbf", str(args.mtbf)]
+    command += ["--seed", str(args.seed + (mode == "resume")), *(["--learner"] if args.learner else [])]
+    with (args.out / "output.txt").open("a") as output:
+        env = environment() | {"MAXPO_CHAOS_UNTIL": str(until)}
+        return subprocess.Popen(command, stdout=output, stderr=output, env=env, cwd=ROOT)
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    while not any(row["step"] >= step for row in rows(run)):
+        if process.poll() is not None:
+            sys.exit(f"the run ended with {process.returncode}: see {run.parent / 'output.txt'}")
+        time.sleep(0.2)
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """The step lines of metrics.jsonl that are whole."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [row for line in lines if line.endswith("\n") and "time/step_s" in (row := json.loads(line))]
+
+
+def kill_everything(process: subprocess.Popen[bytes]) -> float:
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for action in (psutil.Process.suspend, psutil.Process.kill):
+        for member in family:
+            try:
+                action(member)
+            except psutil.NoSuchProcess:
+                continue
+    now = time.time()
+    process.wait()
+    return now
+
+
+def last_step_before(run: Path, when: float) -> int:
+    return max((row["step"] for row in rows(run) if row["time"] <= when), default=0)
+
+
+# ---- the disturbed run -------------------------------------------------------------------------------------------
+
+
+def child(args: argparse.Namespace) -> int:
+    """Train in this process, with a thread beside it that kills; ends by asking itself to stop."""
+    from rich.console import Console
+
+    from launch.rayenv import secure_own_cluster
+
+    secure_own_cluster()
+    import launch.train
+    from launch.progress import Terminal
+    from maxpo.configload import load_config
+
+    now = {"stage": "", "step": 0}
+
+    class Telling(Terminal):
+        def stage(self, name: str, total: int = 0) -> None:
+            now["stage"] = name
+            super().stage(name, total)
+
+        def step_done(self, step: int, metrics: dict[str, float]) -> None:
+            now["step"] = step
+            super().step_done(step, metrics)
+
+    launch.train.Terminal = Telling
+    overrides = [*SETTINGS, f"run.dir={args.out}", "run.name=disturbed"]
+    overrides += [f"checkpoint.resume={'must' if args.child == 'resume' else 'never'}"]
+    loaded = load_config([ROOT / "configs/presets/demo.yaml"], overrides)
+    kinds = [*KINDS, *(["learner"] if args.learner else [])]
+    until = float(os.environ["MAXPO_CHAOS_UNTIL"])
+    record = args.out / "kills.jsonl"
+    threading.Thread(target=killer, args=(now, kinds, args.mtbf, args.seed, record, until), daemon=True).start()
+    return launch.train.run_training(loaded, Console())
+
+
+def killer(now: dict[str, Any], kinds: Sequence[str], mtbf: float, seed: int, record: Path, until: float) -> None:
+    draw = random.Random(seed)
+    while not now["stage"]:
+        time.sleep(0.1)
+    while True:
+        moment = time.time() + draw.expovariate(1 / mtbf)
+        kind, stage = draw.choice(kinds), draw.choice(STAGES)
+        delay = draw.random()
+        while time.time() < moment:
+            if time.time() > until:
+                os.kill(os.getpid(), signal.SIGUSR1)
+                return
+            time.sleep(0.05)
+        # Stages last from milliseconds to seconds: a moment drawn at random would nearly always be in the longest.
+        end = time.time() + 10
+        while now["stage"] != stage and time.time() < end:
+            time.sleep(0.001)
+        time.sleep(delay * (0.05 if stage in ("sync", "checkpoint") else 0.3))
+        while (victims := find(kind)) == []:
+            time.sleep(0.2)
+        victim = draw.choice(victims)
+        row = {"time": time.time(), "kind": kind, "stage": now["stage"], "step": now["step"], "pid": victim.pid}
+        try:
+            victim.suspend() if kind == "hung engine" else victim.kill()
+        except psutil.NoSuchProcess:
+            continue
+        with record.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def find(kind: str) -> list[psutil.Process]:
+    """The processes of that kind below this one."""
+    title = {"learner": "ray::LearnerWorker"}.get(kind, "ray::RolloutWorker")
+    if kind == "verifier":
+        return [p for p in psutil.Process().children() if "spawn_main" in command_of(p)]
+    actors = [p for p in psutil.Process().children(recursive=True) if command_of(p).startswith(title)]
+    if kind in ("worker", "learner"):
+        return actors
+    try:
+        cores = [p for actor in actors for p in actor.children() if p.memory_info().rss > 200 << 20]
+        return [p for p in cores if p.status() != psutil.STATUS_STOPPED]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+# ---- what is left ------------------------------------------------------------------------------------------------
+
+
+def account(
+    disturbed: Path, undisturbed: Path, kills: list[dict[str, Any]], steps: int, seconds: float
+) -> dict[str, Any]:
+    metrics = rows(disturbed)
+    calm = rows(undisturbed)
+    lost = doubled = masked = same = 0
+    for step in range(1, steps + 1):
+        ours, theirs = (samples(run, step) for run in (disturbed, undisturbed))
+        size = 16
+        have, want = (Counter(row["prompt_id"] for row in found) for found in (ours, theirs))
+        lost += sum(max(0, n - have[name]) for name, n in want.items()) // size
+        doubled += sum(max(0, n - want[name]) for name, n in have.items()) // size
+        masked += sum(row["reward"] is None for row in ours)
+        same += ours == theirs
+    recovered: dict[str, list[float]] = {}
+    for kill in kills:
+        whole = next(
+            (
+                row["time"] - kill["time"]
+                for row in metrics
+                if row["time"] > kill["time"] and row["step"] > kill["step"] and row["rollout/workers_alive"] == WORKERS
+            ),
+            None,  # the run ended first
+        )
+        if whole is not None:
+            recovered.setdefault(kill["kind"], []).append(whole)
+    need = calm[-1]["time"] - calm[0]["time"] + calm[0]["time/step_s"]
+    steps_lines = Counter(row["step"] for row in metrics)
+    return {
+        "steps": steps,
+        "steps_missing_or_twice": sum(steps_lines[step] != 1 for step in range(1, steps + 1)),
+        "kills": dict(Counter(kill["kind"] for kill in kills)),
+        "kills_by_stage": dict(Counter(kill["stage"] for kill in kills)),
+        "groups": steps * PROMPTS,
+        "groups_lost": lost,
+        "groups_doubled": doubled,
+        "answers_masked": masked,
+        "steps_with_the_same_samples_as_undisturbed": same,
+        "recovery_s": {
+            kind: {"median": round(median(times), 1), "worst": round(max(times), 1), "of": len(times)}
+            for kind, times in recovered.items()
+        },
+        "undisturbed_s": round(need, 1),
+        "disturbed_s": round(seconds, 1),
+        "effective_training_time": round(need / seconds, 3),
+    }
+
+
+def samples(run: Path, step: int) -> list[dict[str, Any]]:
+    """What was sampled in a step, without the version labels, which a resume may shift."""
+    lines = (run / "rollouts" / f"step_{step:06d}.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "weight_version"} for line in lines]
+
+
+def show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("kind", "kills", "whole again after: median s", "worst s")
+    for kind, n in report["kills"].items():
+        times = report["recovery_s"].get(kind, {"median": "", "worst": ""})
+        table.add_row(kind, str(n), str(times["median"]), str(times["worst"]))
+    console = Console()
+    console.print(table)
+    for key, value in report.items():
+        if key not in ("kills", "recovery_s"):
+            console.print(f"{key:45} {value}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
