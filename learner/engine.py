@@ -24,7 +24,8 @@ if TYPE_CHECKING:  # it imports deepspeed, which must come after the environment
 def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, Any]:
     """The DeepSpeed settings of a run: the user's JSON file below, what this framework relies on above."""
     extra: dict[str, Any] = json.loads(Path(config.deepspeed).read_text()) if config.deepspeed else {}
-    zero = extra.pop("zero_optimization", {}) | {"stage": config.zero_stage}
+    # It must look at the gradients before each step, and leave the step out where they are not finite.
+    zero = extra.pop("zero_optimization", {}) | {"stage": config.zero_stage, "compute_grad_norm": True}
     return extra | {
         # Microbatches are counted by tokens and their number changes from step to step: this framework marks the
         # last one itself and divides by global counts, so DeepSpeed must neither count nor divide.
@@ -33,7 +34,7 @@ def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, Any]:
         "train_batch_size": world_size,
         "gradient_clipping": config.grad_clip,
         "zero_optimization": zero,
-        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "bf16": {"enabled": config.dtype == "bfloat16", "check_grad_overflow": True},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # optimizer offload works with torch's AdamW, nothing to compile
         "steps_per_print": 1_000_000_000,
@@ -91,11 +92,10 @@ class TrainEngine:
         # DeepSpeed averages over ranks; the loss is a share of a global sum.
         self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float) -> float | None:
         """One optimizer step with this learning rate; the norm of the gradient before clipping.
 
-        Raises:
-            FloatingPointError: the gradient was not finite. Under ZeRO 1 to 3 the parameters are then spoilt.
+        None: the gradient was not finite. It is dropped, and nothing else has changed.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
@@ -103,13 +103,17 @@ class TrainEngine:
             # Stage 0 keeps whole, already reduced gradients and reports no norm in float32.
             grads = [p.grad for p in self.module.parameters() if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(grads))
-            _refuse_unless_finite(norm)
+            if not math.isfinite(norm):
+                self._engine.zero_grad()
+                return None
             self._engine.step()
             return norm
         self._engine.step()
-        norm = float(self._engine.get_global_grad_norm())
-        _refuse_unless_finite(norm)
-        return norm
+        if not self._engine.was_step_applied():
+            if self._stage < 3:  # with an offloaded optimizer DeepSpeed would add the next gradients to these
+                self._engine.optimizer.averaged_gradients.clear()
+            return None
+        return float(self._engine.get_global_grad_norm())
 
     @contextmanager
     def full_parameters(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
@@ -132,8 +136,3 @@ class TrainEngine:
     def full_shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
         """Shape of the whole parameter, also while it is sharded."""
         return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def _refuse_unless_finite(norm: float) -> None:
-    if not math.isfinite(norm):
-        raise FloatingPointError(f"the norm of the gradient is {norm}")

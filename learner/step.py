@@ -136,7 +136,7 @@ class Updater:
         """Advantages, then `algorithm.minibatches` optimizer steps; metrics of the whole step, equal on all ranks.
 
         Raises:
-            FloatingPointError: loss or gradient is not finite.
+            FloatingPointError: loss or gradient is not finite, and `learner.on_nonfinite` is stop.
             ValueError: there is nothing to learn from.
         """
         started = time.perf_counter()
@@ -166,17 +166,25 @@ class Updater:
         old = self._old_logprobs(packed)
         totals = torch.zeros(len(SUMS), dtype=torch.float64)
         norms: list[float] = []
-        lr = 0.0
         for microbatches, old_logprobs in zip(packed, old, strict=True):
-            totals += self._accumulate(microbatches, old_logprobs)
-            lr = learning_rate(self._learner, self.optimizer_steps, self._total)
-            norms.append(self._engine.step(lr))
-            self.optimizer_steps += 1
-        metrics |= self._summary(totals)
+            sums = self._accumulate(microbatches, old_logprobs)
+            norm = self._engine.step(learning_rate(self._learner, self.optimizer_steps, self._total))
+            if norm is not None:
+                totals += sums
+                norms.append(norm)
+                self.optimizer_steps += 1
+            elif self._learner.on_nonfinite == "stop":
+                what = "gradient" if math.isfinite(sums[SUMS.index("loss")]) else "loss"
+                raise FloatingPointError(f"the {what} is not finite; no optimizer step was taken")
+        if norms:
+            metrics |= self._summary(totals, len(norms)) | {
+                "train/grad_norm": sum(norms) / len(norms),
+                "train/lr": learning_rate(self._learner, self.optimizer_steps - 1, self._total),
+            }
         return metrics | {
-            "train/grad_norm": sum(norms) / len(norms),
-            "train/lr": lr,
+            "train/tokens": float(totals[SUMS.index("tokens")]),
             "train/optimizer_steps": float(self.optimizer_steps),
+            "train/refused_steps": float(len(packed) - len(norms)),
             "train/microbatches": float(sum(len(m) for m in packed)),
             "time/update_s": time.perf_counter() - started,
         }
@@ -225,8 +233,7 @@ class Updater:
     def _accumulate(self, microbatches: Sequence[TrainBatch], old_logprobs: Iterable[Tensor | None]) -> Tensor:
         """Forward and backward over this rank's rows; the sums over all ranks, in the order of `SUMS`.
 
-        Raises:
-            FloatingPointError: the loss is not finite, before any parameter changes.
+        Where the loss is not finite, the gradient is not either.
         """
         totals = torch.zeros(len(SUMS), dtype=torch.float64, device=self._engine.device)
         for i, (row, old) in enumerate(zip(microbatches, old_logprobs, strict=True)):
@@ -238,21 +245,20 @@ class Updater:
                 with torch.no_grad():
                     ref = self._reference(row, **self._forward_args)[0]
             loss, sums = microbatch_loss(logprobs, entropy, row, self._algorithm, old_logprobs=old, ref_logprobs=ref)
+            # The gradient alone decides whether a step is taken, and that of an infinite loss may be finite.
+            loss = loss + logprobs.sum() * torch.where(loss.isfinite(), 0.0, math.nan)
             self._engine.backward(loss, last=i == len(microbatches) - 1)
             totals += torch.stack([sums.get(name, totals.new_zeros(())).double() for name in SUMS])
         dist.all_reduce(totals)
-        if not bool(torch.isfinite(totals[SUMS.index("loss")])):
-            raise FloatingPointError("the loss is not finite; no optimizer step was taken")
         return totals.cpu()
 
-    def _summary(self, totals: Tensor) -> dict[str, float]:
-        """Sums over the step -> metrics."""
+    def _summary(self, totals: Tensor, steps: int) -> dict[str, float]:
+        """Sums over this many optimizer steps -> metrics, those that are finite."""
         sums = dict(zip(SUMS, totals.tolist(), strict=True))
         tokens = max(sums["tokens"], 1.0)
         mean = {name: total / tokens for name, total in sums.items()}
         metrics = {
-            "train/loss": sums["loss"] / self._algorithm.minibatches,
-            "train/tokens": sums["tokens"],
+            "train/loss": sums["loss"] / steps,
             "policy/entropy": mean["entropy"],
             "policy/approx_kl": mean["approx_kl"],
             "policy/clipped_low": mean["clipped_low"],
@@ -264,7 +270,7 @@ class Updater:
             metrics |= {"mismatch/tis_mean": mean["tis_weight"], "mismatch/tis_capped": mean["tis_capped"]}
         if self._reference is not None:
             metrics["policy/reference_kl"] = mean["reference_kl"]
-        return metrics
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _split(samples: list[Sample], groups: int, parts: int) -> list[list[Sample]]:

@@ -216,6 +216,9 @@ class LearnerConfig:
     """AdamW's decoupled weight decay."""
     grad_clip: float = 1.0
     """Largest norm of the gradient; 0 turns clipping off."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """Where loss or gradient of an optimizer step is not finite, the step is not taken: stop the run, or skip the step
+    (`train/refused_steps`) and go on. A run whose last 20 training steps were skipped whole stops anyway."""
     token_budget: int = 16384
     """Most tokens of one packed microbatch. A longer single sequence is an error before the start."""
     logprob_chunk: int = 2048

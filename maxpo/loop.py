@@ -20,6 +20,9 @@ from maxpo.schedule import PassRates, adapted_k, mix_weight, scheduled_k
 from maxpo.tracking import RunLog
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
 
+REFUSED_STEPS = 20
+"""Training steps in a row without one optimizer step, since loss or gradient was never finite, that end a run."""
+
 
 class Rollouts(Protocol):
     """Samples groups and scores them."""
@@ -134,6 +137,7 @@ def train(
             result.evaluations[result.steps] = evaluate(config, held_out, rollouts, log, observer, result.steps)
 
     evaluate_if_due()
+    refused_in_a_row = 0
     for step in range(result.steps + 1, config.run.steps + 1):
         if should_stop():
             break
@@ -149,6 +153,10 @@ def train(
             except RunError as error:
                 file = log.dump(f"failed_step_{step:06d}", batch.groups)
                 raise RunError(f"{error}\nThe groups of step {step} are in {file}.") from error
+            if metrics["train/refused_steps"]:
+                log.dump(f"nonfinite_step_{step:06d}", batch.groups)
+            all_refused = metrics["train/refused_steps"] == config.algorithm.minibatches
+            refused_in_a_row = refused_in_a_row + 1 if all_refused else 0
             observer.stage("sync")
             metrics |= publish(rollouts, learner)
             version = metrics["weights/version"]
@@ -156,6 +164,11 @@ def train(
         metrics |= rollouts.metrics() | written
         metrics |= {"data/epoch": stream.epoch, "time/step_s": time.perf_counter() - started}
         log.log(step, metrics)
+        if refused_in_a_row == REFUSED_STEPS:
+            raise RunError(
+                f"loss or gradient was not finite in every optimizer step of the last {REFUSED_STEPS} training steps; "
+                "their groups are in rollouts/nonfinite_step_*.jsonl"
+            )
         observer.step_done(step, metrics)
         result.history.append(metrics)
         result.totals.update({name: int(metrics.get(name, 0)) for name in TOTALS})

@@ -102,7 +102,7 @@ class FakeLearner:
         seen = [(g.group.prompt.prompt_id, g.rewards, g.group.completions) for g in batch.groups]
         self.weights = derive_seed(self.weights, batch.step, batch.k, batch.mix_weight, seen)
         metrics = {"train/tokens": 1.0, "time/update_s": 1.0, "train/grad_norm": float(self.weights % 1000)}
-        return StepResult(metrics=metrics)
+        return StepResult(metrics=metrics | {"train/refused_steps": 0.0})
 
     def save(self, folder: Path, *, policy: bool) -> Callable[[], None]:
         weights = self.weights  # the learner may go on before it is written

@@ -65,14 +65,14 @@ def test_the_users_deepspeed_settings_lie_below_those_of_the_run(tmp_path: Path)
     file.write_text(
         json.dumps(
             {
-                "zero_optimization": {"stage": 1, "reduce_bucket_size": 7},
+                "zero_optimization": {"stage": 1, "reduce_bucket_size": 7, "compute_grad_norm": False},
                 "wall_clock_breakdown": True,
                 "gradient_clipping": 9.0,
             }
         )
     )
     merged = deepspeed_config(LearnerConfig(lr=1.0, zero_stage=3, deepspeed=str(file), grad_clip=0.5), world_size=4)
-    assert merged["zero_optimization"] == {"stage": 3, "reduce_bucket_size": 7}
+    assert merged["zero_optimization"] == {"stage": 3, "reduce_bucket_size": 7, "compute_grad_norm": True}
     assert merged["wall_clock_breakdown"] is True
     assert merged["gradient_clipping"] == 0.5
     assert merged["train_batch_size"] == 4

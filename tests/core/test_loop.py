@@ -19,7 +19,7 @@ from maxpo.judge import judge, usable_metrics
 from maxpo.loop import Observer, publish, train
 from maxpo.schedule import PassRates, adapted_k
 from maxpo.tracking import RunLog
-from maxpo.types import Prompt, Receiver, WeightManifest
+from maxpo.types import Prompt, Receiver, StepBatch, StepResult, WeightManifest
 from tests.fakes import FakeLearner, FakeRollouts, prompt, scored
 
 
@@ -144,6 +144,45 @@ def test_the_groups_of_a_step_that_failed_are_written_down(tmp_path: Path, monke
     rows = (tmp_path / "rollouts" / "failed_step_000001.jsonl").read_text().splitlines()
     assert len(rows) == 4 * 8
     assert {"prompt", "completion", "reward"} <= set(json.loads(rows[0]))
+
+
+class Refusing(FakeLearner):
+    """Refuses this many optimizer steps of each training step in turn."""
+
+    def __init__(self, refused: Sequence[int]) -> None:
+        super().__init__()
+        self.refused = refused
+
+    def update(self, batch: StepBatch) -> StepResult:
+        found = super().update(batch)
+        return StepResult(metrics=dict(found.metrics) | {"train/refused_steps": float(self.refused[batch.step - 1])})
+
+
+def run_refusing(folder: Path, refused: Sequence[int]) -> list[dict[str, Any]]:
+    settings = config(minibatches=2)
+    settings.run.steps, settings.eval = len(refused), EvalConfig(at_start=False, at_end=False)
+    log = RunLog(folder, tensorboard=False, save_rollouts=0)
+    stream = PromptStream([prompt(f"p{i}") for i in range(4 * len(refused))], seed=0)
+    train(settings, stream, [], FakeRollouts(), Refusing(refused), log, Observer())
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_step_with_refused_optimizer_steps_is_counted_and_its_groups_written_down(tmp_path: Path) -> None:
+    lines = run_refusing(tmp_path, [0, 1, 2, 0])
+    assert [line["train/refused_steps"] for line in lines] == [0.0, 1.0, 2.0, 0.0]
+    assert [line["weights/version"] for line in lines] == [1.0, 2.0, 3.0, 4.0]
+    files = sorted(file.name for file in (tmp_path / "rollouts").iterdir())
+    assert files == ["nonfinite_step_000002.jsonl", "nonfinite_step_000003.jsonl"]
+    assert len((tmp_path / "rollouts" / files[0]).read_text().splitlines()) == lines[1]["groups/kept"] * 8
+
+
+def test_a_run_that_only_refuses_stops(tmp_path: Path) -> None:
+    message = r"not finite in every optimizer step of the last 20 training steps.*nonfinite_step_"
+    for name, before in (("a", [0]), ("b", [2] * 19 + [1])):
+        (tmp_path / name).mkdir()
+        with pytest.raises(RunError, match=message):
+            run_refusing(tmp_path / name, [*before, *[2] * 25])
+        assert len((tmp_path / name / "metrics.jsonl").read_text().splitlines()) == len(before) + 20
 
 
 def test_an_undocumented_metric_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +11,41 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import save_file
 
 from maxpo.config import AlgorithmConfig, LearnerConfig
 from maxpo.transport import join_store, serve_store
 from maxpo.types import StepBatch
+
+
+class Poison:
+    """Spoils loss or gradient of single batches, on the last rank only."""
+
+    def __init__(self, lm: Any, *, active: bool) -> None:
+        import learner.step
+
+        self._active, self._kind = active, ""
+        self._module, self._loss = learner.step, learner.step.microbatch_loss
+        lm.get_input_embeddings().register_forward_hook(self._embedded)
+
+    def use(self, kind: str) -> None:
+        """For the next batch. `loss`: that of its first row is infinite, with the gradient as it was; `gradient`: that
+        of the first row's embeddings has one infinite entry; nothing: as it is."""
+        self._kind = kind if self._active else ""
+        if self._kind == "loss":
+            self._module.microbatch_loss = self._infinite_loss
+
+    def _infinite_loss(self, *args: Any, **kwargs: Any) -> Any:
+        self._module.microbatch_loss = self._loss
+        loss, sums = self._loss(*args, **kwargs)
+        return loss + math.inf, sums | {"loss": loss.detach() + math.inf}
+
+    def _embedded(self, module: Any, args: Any, output: torch.Tensor) -> None:
+        if self._kind == "gradient" and output.requires_grad:
+            self._kind = ""
+            spot = torch.zeros_like(output)
+            spot[0, 0, 0] = math.inf
+            output.register_hook(lambda gradient: gradient + spot)
 
 
 def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str, Any]], out: Any) -> None:
@@ -41,6 +73,7 @@ def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str,
         if algorithm.kl_coef:
             reference = Policy(load_language_model(model, torch.float32, trust_remote_code=False))
             reference.requires_grad_(False)
+        poison = Poison(lm, active=rank == world - 1)
         updater = Updater(
             engine,
             reference,
@@ -54,7 +87,7 @@ def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str,
         gradients: dict[str, torch.Tensor] = {}
         step = engine.step
 
-        def capture(lr: float, engine: Any = engine, step: Any = step, gradients: dict[str, Any] = gradients) -> float:
+        def capture(lr: float, engine: Any = engine, step: Any = step, gradients: dict[str, Any] = gradients) -> Any:
             if not gradients:
                 for name, parameter in parameters_by_name(engine.module).items():
                     gradients[name] = engine.full_gradient(parameter).clone()
@@ -64,16 +97,39 @@ def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str,
         state = engine.training_state(parameters_by_name(engine.module))
         if "load" in job:
             updater.optimizer_steps = state.load(Path(job["load"]))["optimizer_steps"]
-        metrics = [updater.update(batch) for batch in job["batches"]]
-        if "save" in job:
-            folder = Path(job["save"])
-            folder.mkdir(exist_ok=True)
+
+        def read_weights(engine: Any = engine) -> dict[str, torch.Tensor]:
+            weights: dict[str, torch.Tensor] = {}
+            for name, parameter in parameters_by_name(engine.module).items():
+                with torch.no_grad(), engine.full_parameters([parameter]):
+                    weights[name] = parameter.detach().float().clone()
+            return weights
+
+        def save(folder: Path, state: Any = state, updater: Any = updater) -> None:
+            folder.mkdir(exist_ok=True, parents=True)
             state.copy({"optimizer_steps": updater.optimizer_steps})(folder)
             dist.barrier()
-        weights: dict[str, torch.Tensor] = {}
-        for name, parameter in parameters_by_name(engine.module).items():
-            with torch.no_grad(), engine.full_parameters([parameter]):
-                weights[name] = parameter.detach().float().clone()
+
+        def save_numbered(i: int, into: str = job.get("save_each", "")) -> None:
+            if into:
+                save(Path(into, str(i)))
+                forward = {f"{name}/forward": w for name, w in read_weights().items()}
+                if rank == 0:
+                    save_file(forward, Path(into, str(i), "forward.safetensors"))
+
+        save_numbered(0)
+        metrics: list[dict[str, float]] = []
+        for i, batch in enumerate(job["batches"]):
+            poison.use(job.get("poison", {}).get(i, ""))
+            try:
+                metrics.append(updater.update(batch))
+            except FloatingPointError as error:
+                if str(error) != job.get("raises", {}).get(i):
+                    raise
+            save_numbered(i + 1)
+        if "save" in job:
+            save(Path(job["save"]))
+        weights = read_weights()
         if metrics:
             metrics[0]["forward_calls"] = float(len(calls))
         results.append((gradients, weights, metrics))
@@ -94,7 +150,10 @@ def run_ranks(world: int, model: str, jobs: Sequence[dict[str, Any]], out: str) 
 def job(batches: list[StepBatch], *, budget: int = 10_000, stage: int = 2, **algorithm: Any) -> dict[str, Any]:
     extra = {
         key: algorithm.pop(key)
-        for key in ("lr", "dtype", "logprob_chunk", "warmup_steps", "gradient_checkpointing", "deepspeed", "schedule")
+        for key in (
+            *("lr", "dtype", "logprob_chunk", "warmup_steps", "gradient_checkpointing", "deepspeed", "schedule"),
+            *("grad_clip", "on_nonfinite"),
+        )
         if key in algorithm
     }
     return {

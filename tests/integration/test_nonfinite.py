@@ -1,0 +1,124 @@
+"""Optimizer steps whose loss or gradient is not finite are refused by real DeepSpeed engines and leave no trace."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from maxpo.types import StepBatch
+from tests.integration.learner_ranks import job, run_ranks
+from tests.integration.test_gradients import MODEL, make_batch
+from tests.integration.test_training_state import LAYOUTS, assert_equal, contents
+
+GOOD = [make_batch(0), make_batch(1)]
+
+
+def spoilt(batch: StepBatch, at: int = 0) -> StepBatch:
+    """One sampler log-probability of a group is not a number, so loss and gradient of its row are not either."""
+    scored = batch.groups[at]
+    first, *others = scored.group.completions
+    bad = replace(first, logprobs=(math.nan, *first.logprobs[1:]), loss_mask=(True, *first.loss_mask[1:]))
+    group = replace(scored, group=replace(scored.group, completions=(bad, *others)))
+    return replace(batch, groups=(*batch.groups[:at], group, *batch.groups[at + 1 :]))
+
+
+# One of each kind before anything was learned and after it, then two in a row.
+BATCHES = [make_batch(5), GOOD[0], spoilt(make_batch(6)), make_batch(7), make_batch(8), GOOD[1]]
+POISON = {0: "gradient", 3: "loss", 4: "gradient"}
+REFUSED = (0, 2, 3, 4)
+CASES = {f"1-{stage}-{dtype}": (1, stage, dtype, False) for stage, dtype in LAYOUTS}
+# Offloaded, and with gradients added up in float32, for which DeepSpeed keeps other buffers.
+CASES |= {f"1-{stage}-bfloat16-offloaded": (1, stage, "bfloat16", True) for stage in (1, 2, 3)}
+CASES |= {
+    f"2-{stage}-{dtype}": (2, stage, dtype, False)
+    for stage, dtype in ((0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16"))
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("nonfinite")
+
+
+@pytest.fixture(scope="module")
+def metrics(folder: Path) -> dict[str, list[dict[str, float]]]:
+    """Metrics of runs with and without steps that are refused; their states after each batch are in the folder."""
+    offload = folder / "offload.json"
+    zero = {"offload_optimizer": {"device": "cpu"}}
+    offload.write_text(json.dumps({"zero_optimization": zero, "data_types": {"grad_accum_dtype": "fp32"}}))
+    found: dict[str, list[dict[str, float]]] = {}
+    for ranks in (1, 2):
+        jobs: dict[str, dict[str, Any]] = {}
+        for name, (world, stage, dtype, offloaded) in CASES.items():
+            settings = {"aggregation": "constant", "budget": 100, "stage": stage, "dtype": dtype, "schedule": "linear"}
+            # DeepSpeed takes other paths without clipping.
+            settings |= {"on_nonfinite": "skip", "grad_clip": 0.0 if stage == 2 else 1.0}
+            settings |= {"deepspeed": str(offload)} if offloaded else {}
+            if world == ranks:
+                jobs[f"{name} spoilt"] = job(BATCHES, **settings) | {"poison": POISON}
+                jobs[f"{name} good"] = job(GOOD, **settings)
+        if ranks == 1:
+            for stage in (0, 2):
+                stopping = job(BATCHES[:4], aggregation="constant", budget=100, stage=stage)
+                raises = dict.fromkeys((0,), "the gradient is not finite; no optimizer step was taken")
+                raises |= dict.fromkeys((2, 3), "the loss is not finite; no optimizer step was taken")
+                jobs[f"stop {stage}"] = stopping | {"poison": POISON, "raises": raises}
+            jobs["halves"] = job([spoilt(make_batch(0, 4), 3)], minibatches=2, budget=100, on_nonfinite="skip")
+        for name in jobs:
+            jobs[name]["save_each"] = str(folder / name)
+        results = run_ranks(ranks, MODEL, list(jobs.values()), str(folder / f"{ranks}.pt"))
+        found |= {name: result[2] for name, result in zip(jobs, results, strict=True)}
+    return found
+
+
+def assert_same_state(a: Path, b: Path) -> None:
+    (tensors, about), (others, about_others) = contents(a), contents(b)
+    assert any(key.endswith("/forward") for key in tensors)
+    assert all(bool(t.isfinite().all()) for t in tensors.values())
+    assert_equal(tensors, others)
+    assert about == about_others
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_refused_step_leaves_no_trace(name: str, folder: Path, metrics: dict[str, list[dict[str, float]]]) -> None:
+    taken = 0
+    for i, figures in enumerate(metrics[f"{name} spoilt"]):
+        taken += i not in REFUSED
+        assert_same_state(folder / f"{name} spoilt" / str(i + 1), folder / f"{name} good" / str(taken))
+        assert figures["train/refused_steps"] == float(i in REFUSED)
+        assert figures["train/optimizer_steps"] == taken
+        assert ("train/loss" in figures) == ("train/grad_norm" in figures) == (i not in REFUSED)
+        assert all(map(math.isfinite, figures.values()))
+    assert taken == len(GOOD)
+    before, after = (contents(folder / f"{name} good" / str(i))[0] for i in (0, 2))
+    assert any(not torch.equal(before[key], after[key]) for key in before if key.endswith("/forward"))
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_stop_mode_raises_and_leaves_the_state_as_it_was(
+    stage: int, folder: Path, metrics: dict[str, list[dict[str, float]]]
+) -> None:
+    states = folder / f"stop {stage}"
+    assert [m["train/refused_steps"] for m in metrics[states.name]] == [0.0]  # of the one batch that did not raise
+    assert_same_state(states / "0", states / "1")
+    assert_same_state(states / "2", states / "3")
+    assert_same_state(states / "2", states / "4")
+    assert contents(states / "2")[1]["adam_step"] == 1
+
+
+def test_only_the_minibatch_that_is_not_finite_is_left_out(metrics: dict[str, list[dict[str, float]]]) -> None:
+    (figures,) = metrics["halves"]
+    assert (figures["train/refused_steps"], figures["train/optimizer_steps"]) == (1.0, 1.0)
+    assert all(map(math.isfinite, figures.values()))
+    assert (
+        0
+        < figures["train/tokens"]
+        < sum(sum(c.loss_mask) for g in make_batch(0, 4).groups for c in g.group.completions)
+    )
+    assert figures["train/grad_norm"] > 0
