@@ -61,8 +61,7 @@ class DataConfig:
     train_file: str | None = None
     """JSON-lines file of training rows, each with `prompt` (text) and `answer`."""
     eval_file: str | None = None
-    """JSON-lines file of evaluation rows. Needed with `train_file` while `eval.every`, `eval.at_start` or `eval.at_end`
-    is on."""
+    """JSON-lines file of evaluation rows. Needed with `train_file` unless `eval` is off: every, at_start and at_end."""
     max_prompt_tokens: int = 512
     """Prompts longer than this many tokens are refused before anything starts."""
 
@@ -217,8 +216,7 @@ class LearnerConfig:
     grad_clip: float = 1.0
     """Largest norm of the gradient; 0 turns clipping off."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """Where loss or gradient of an optimizer step is not finite, the step is not taken: stop the run, or skip the step
-    (`train/refused_steps`) and go on. A run whose last 20 training steps were skipped whole stops anyway."""
+    """An optimizer step whose loss or gradient is not finite is not taken: stop the run there, or skip it and go on."""
     token_budget: int = 16384
     """Most tokens of one packed microbatch. A longer single sequence is an error before the start."""
     logprob_chunk: int = 2048
