@@ -12,6 +12,7 @@ doubled, the time until the run was whole again, and the share of its time that 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -76,7 +77,8 @@ def main() -> None:
     first = start(args, "train", begun + 1e9)
     wait_for_step(disturbed, 1, first)
     training_since = time.time()
-    time.sleep(half)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        sys.exit(f"the disturbed run ended with {first.wait(half)}: see {args.out / 'output.txt'}")
     killed_at = kill_everything(first)
     second = start(args, "resume", time.time() + half)
     code = second.wait()

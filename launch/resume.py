@@ -52,8 +52,10 @@ def locked(folder: Path, name: str, console: Console) -> Iterator[None]:
         yield
 
 
-def find_checkpoint(config: Config, folder: Path, console: Console) -> Path | None:
-    """The checkpoint that `checkpoint.resume` asks for; None for a new run.
+def find_checkpoint(config: Config, checkpoints: Checkpoints, console: Console) -> Path | None:
+    """The checkpoint that `checkpoint.resume` asks for, fetched from `checkpoint.remote` where it is only there.
+
+    None for a new run.
 
     Raises:
         CheckpointError: there is none that can be used, and starting anew is not what was asked for.
@@ -64,7 +66,8 @@ def find_checkpoint(config: Config, folder: Path, console: Console) -> Path | No
     if wanted not in ("auto", "must"):
         verify(Path(wanted))
         return Path(wanted)
-    found, wrong = Checkpoints(folder / "checkpoints").newest_good()
+    before = checkpoints.steps()
+    found, wrong = checkpoints.newest_good(fetch=True)
     if wrong and (wanted == "must" or found is None):
         raise CheckpointError(
             "\n  ".join(["a checkpoint is damaged:", *wrong])
@@ -73,8 +76,12 @@ def find_checkpoint(config: Config, folder: Path, console: Console) -> Path | No
     for line in wrong:
         console.print(f"damaged checkpoint left out: {line}", highlight=False, markup=False, soft_wrap=True)
     if found is None and wanted == "must":
-        raise CheckpointError(f"{folder} has no checkpoint to go on from")
+        remote = f" nor has {config.checkpoint.remote}" if config.checkpoint.remote else ""
+        raise CheckpointError(f"{checkpoints.folder.parent} has no checkpoint to go on from{remote}")
     if found is not None:
+        if found.name not in [f"step_{step:06d}" for step in before]:
+            text = f"fetched {found.name} from {config.checkpoint.remote}"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
         console.print(f"going on from {found}", highlight=False, markup=False, soft_wrap=True)
     return found
 

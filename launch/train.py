@@ -25,8 +25,9 @@ from maxpo.deadline import LearnerLostError
 from maxpo.errors import InputError, RunError
 from maxpo.evaluate import EvalReport
 from maxpo.loop import Observer, evaluate, train
+from maxpo.remote import RemoteStore
 from maxpo.runstate import RunResult
-from maxpo.tracking import RunLog
+from maxpo.tracking import METRICS_FILE, RunLog
 from maxpo.types import Prompt
 from rollout.pool import RolloutPool
 
@@ -114,6 +115,8 @@ def _run(loaded: LoadedConfig, console: Console, train_prompts: list[Prompt], he
         console.print(timing(result))
     console.print(counts(result), highlight=False)
     console.print(f"run folder      {folder}\nexported model  {exported}", highlight=False, soft_wrap=True)
+    if checkpoints.missing_copy:
+        raise RunError(f"the run is complete, but its newest checkpoint has no copy: {checkpoints.missing_copy}")
     if result.stopped:
         console.print(f"stopped after step {result.steps} of {config.run.steps}", highlight=False)
         if result.saved_step:
@@ -165,7 +168,17 @@ def _open(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None, Ch
     """The run folder, the checkpoint to go on from, and where new checkpoints go."""
     config, settings = loaded.config, to_yaml(loaded)
     folder, saving = Path(config.run.dir) / config.run.name, config.checkpoint
-    source = find_checkpoint(config, folder, console)
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        keep_last=saving.keep_last,
+        keep_every=saving.keep_every,
+        keep_best=saving.keep_best,
+        attached={"config.yaml": settings, METRICS_FILE: folder / METRICS_FILE},
+        asynchronous=saving.asynchronous,
+        remote=RemoteStore(saving.remote, saving.remote_options) if saving.remote else None,
+        say=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
+    )
+    source = find_checkpoint(config, checkpoints, console)
     if source is not None:
         describe_changes(source, settings, console)
     if source is None or folder.resolve() not in source.resolve().parents:
@@ -173,16 +186,10 @@ def _open(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None, Ch
         _new_run_folder(config, replace=saving.resume == "auto" and not (folder / "policy").exists())
     try:
         (folder / "config.yaml").write_text(settings, encoding="utf-8")
+        if source is not None and not (folder / METRICS_FILE).exists() and (source / METRICS_FILE).exists():
+            shutil.copyfile(source / METRICS_FILE, folder / METRICS_FILE)  # the run folder was lost
     except OSError as error:
         raise InputError(f"the run folder cannot be written: {error}") from error
-    checkpoints = Checkpoints(
-        folder / "checkpoints",
-        keep_last=saving.keep_last,
-        keep_every=saving.keep_every,
-        keep_best=saving.keep_best,
-        attached={"config.yaml": settings},
-        asynchronous=saving.asynchronous,
-    )
     return folder, source, checkpoints
 
 

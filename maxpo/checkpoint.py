@@ -14,10 +14,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from maxpo import __version__
 from maxpo.background import Background
@@ -32,6 +32,26 @@ class CheckpointError(InputError):
     """A checkpoint cannot be used; the message names folder and file."""
 
 
+class Remote(Protocol):
+    """A place for copies, see `maxpo.remote.RemoteStore`."""
+
+    def steps(self) -> list[int]:
+        """Steps that have a whole copy, ascending."""
+        ...
+
+    def upload(self, checkpoint: Path) -> None:
+        """Copy a checkpoint there."""
+        ...
+
+    def download(self, step: int, folder: Path) -> Path:
+        """Copy one back into `checkpoints/` of a run folder; returns it, verified."""
+        ...
+
+    def prune(self, keep: Collection[int]) -> None:
+        """Remove the others."""
+        ...
+
+
 class Checkpoints:
     """The checkpoints of one run."""
 
@@ -42,8 +62,10 @@ class Checkpoints:
         keep_last: int = 2,
         keep_every: int = 0,
         keep_best: str | None = None,
-        attached: Mapping[str, str] | None = None,
+        attached: Mapping[str, str | Path] | None = None,
         asynchronous: bool = False,
+        remote: Remote | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Nothing is written before the first `write`.
 
@@ -52,13 +74,18 @@ class Checkpoints:
             keep_last: newest checkpoints to keep, at least 1.
             keep_every: also keep those whose step is a multiple of this; 0: none.
             keep_best: also keep the one with the highest value of this metric; None: none.
-            attached: text files to put into each checkpoint, by name.
+            attached: files to put into each checkpoint, by name: their text, or a file to copy where it exists.
             asynchronous: `write` returns when the state is copied; the files are written in the background.
+            remote: where each checkpoint is copied to once it is complete; None: nowhere.
+            say: called with a line when a copy fails.
         """
         self.folder = folder
         self.saved_step = 0
         """Step of the newest checkpoint that is complete, 0 where none was written."""
-        self._asynchronous = asynchronous
+        self.missing_copy: str | None = None
+        """Why the newest checkpoint has no copy in the remote store; None where it has one, or there is no store."""
+        self._asynchronous, self._remote, self._say = asynchronous, remote, say
+        self._failed_copies = 0
         self._writing: Background | None = None
         self._finished: dict[str, float] = {}
         self._attached = dict(attached or {})
@@ -95,6 +122,7 @@ class Checkpoints:
                 write_copy()
                 self._complete(step, partial, state, metrics)
             self._prune()
+            self._copy_to_remote(step)
 
         if self._asynchronous:
             self._writing = Background(complete)
@@ -110,7 +138,7 @@ class Checkpoints:
         if self._writing is not None and self._writing.done:
             self._finish()
         finished, self._finished = self._finished, {}
-        return finished
+        return finished | ({"checkpoint/copies_failed": float(self._failed_copies)} if self._remote else {})
 
     def wait(self) -> dict[str, float]:
         """The same, after waiting for the write in the background."""
@@ -142,8 +170,11 @@ class Checkpoints:
     def _complete(self, step: int, partial: Path, state: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """From a folder with the learner's files to a checkpoint."""
         final = self.folder / f"step_{step:06d}"
-        for name, text in self._attached.items():
-            (partial / name).write_text(text, encoding="utf-8")
+        for name, content in self._attached.items():
+            if isinstance(content, str):
+                (partial / name).write_text(content, encoding="utf-8")
+            elif content.exists():
+                shutil.copyfile(content, partial / name)
         _write_json(partial / STATE, state)
         files = {str(p.relative_to(partial)): _describe(p) for p in sorted(partial.rglob("*")) if p.is_file()}
         about = {"format": FORMAT, "maxpo": __version__, "step": step, "metrics": dict(metrics), "files": files}
@@ -166,18 +197,44 @@ class Checkpoints:
         names = self.folder.glob("step_*") if self.folder.is_dir() else ()
         return sorted(int(p.name[5:]) for p in names if p.name[5:].isdigit())
 
-    def newest_good(self) -> tuple[Path | None, list[str]]:
-        """The newest checkpoint that verifies, and what is wrong with the newer ones."""
+    def newest_good(self, *, fetch: bool = False) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that verifies, and what is wrong with the newer ones.
+
+        Args:
+            fetch: also look into the remote store, and copy from there what is missing or damaged here.
+
+        Raises:
+            RunError: the store cannot be read.
+        """
         wrong: list[str] = []
-        for step in reversed(self.steps()):
+        here, there = self.steps(), self._remote.steps() if fetch and self._remote else []
+        for step in sorted({*here, *there}, reverse=True):
             folder = self.folder / f"step_{step:06d}"
             try:
-                verify(folder)
+                if step in here:
+                    verify(folder)
+                    return folder, wrong
             except CheckpointError as error:
                 wrong.append(str(error))
-                continue
-            return folder, wrong
+            try:
+                if step in there and self._remote:
+                    return self._remote.download(step, self.folder), wrong[:-1] if step in here else wrong
+            except CheckpointError as error:
+                wrong.append(str(error))
         return None, wrong
+
+    def _copy_to_remote(self, step: int) -> None:
+        """The checkpoint itself is complete, so an error is told and counted, and the next one may come through."""
+        if self._remote is None:
+            return
+        try:
+            self._remote.upload(self.folder / f"step_{step:06d}")
+            self._remote.prune(self.steps())
+            self.missing_copy = None
+        except RunError as error:
+            self.missing_copy = str(error)
+            self._failed_copies += 1
+            self._say(f"the checkpoint of step {step} has no copy: {error}")
 
     def _prune(self) -> None:
         steps = self.steps()

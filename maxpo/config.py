@@ -292,6 +292,13 @@ class CheckpointConfig:
     learner ranks); training waits for the copy only. Off: it waits until the checkpoint is complete."""
     policy: bool = False
     """Put the policy as a Hugging Face folder into each checkpoint, too."""
+    remote: str | None = None
+    """URL that every checkpoint is also copied to, such as s3://bucket/prefix, gs://bucket/prefix or file:///folder;
+    resuming takes from there what the run folder does not have. A copy that fails is told and counted, and the run goes
+    on. Drivers: pip install 'maxpo[s3]' or 'maxpo[gcs]'. null: none."""
+    remote_options: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Options of the fsspec driver of `remote`, such as endpoint_url. Name secrets as ${oc.env:NAME}, or better leave
+    them to the driver's own environment variables. No effect without `remote`."""
     stop_within_s: float = 300.0
     """Seconds in which a run that is told to stop (Ctrl-C, SIGTERM, SIGUSR1) must have ended its step and saved; after
     that it ends at once, and what came after the last checkpoint is lost."""

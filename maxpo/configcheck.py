@@ -202,6 +202,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda v: v in ("auto", "must", "never") or Path(v, MANIFEST).is_file(),
         "Must be auto, must, never, or the folder of a checkpoint, such as runs/demo/checkpoints/step_000040.",
     ),
+    ("checkpoint.remote", lambda v: "://" in v, "Must be a URL, such as s3://bucket/prefix or file:///folder."),
     ("eval.k", lambda v: all(k >= 1 for k in v), "Each must be 1 or more."),
     ("ray.object_store_mib", lambda v: v >= 75, "Must be 75 or more: Ray accepts no smaller object store."),
 )

@@ -77,6 +77,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "time/confirm_s": ("Comparing versions and checksums with every engine", "s"),
     "time/checkpoint_s": ("Training waits for a checkpoint: writing it or, with checkpoint.asynchronous, copying", "s"),
     "time/checkpoint_write_s": ("Writing a checkpoint in the background, logged with the step in which it ended", "s"),
+    "checkpoint/copies_failed": ("Checkpoints that could not be copied to checkpoint.remote since the start", "count"),
     "throughput/generate_tokens_per_s": ("Sampled tokens per second of sampling", "tokens/s"),
     "throughput/train_tokens_per_s": ("Loss tokens per second of the learner update", "tokens/s"),
     "memory/learner_rss_mib": ("Resident memory of learner rank 0", "MiB"),

@@ -155,9 +155,8 @@ class RemoteStore:
         Raises:
             RemoteStoreError: the remote place failed; the checkpoints to keep are untouched.
         """
-        doomed: set[int] = (
-            set()
-        )  # over all tries: one that has lost its COMMIT in the first must still go in the second
+        # Over all tries: one that lost its COMMIT in the first must still go in the second.
+        doomed: set[int] = set()
 
         def attempt() -> None:
             newest = max(self._committed(), default=-1)

@@ -13,6 +13,8 @@ from maxpo.errors import RunError
 from maxpo.metrics import check_names
 from maxpo.types import ScoredGroup
 
+METRICS_FILE = "metrics.jsonl"
+
 
 class RunLog:
     """Appends metrics and samples to a run folder."""
@@ -27,7 +29,7 @@ class RunLog:
             resumed_step: go on after this step: what was written of later ones, and a line that was cut off, is
                 removed. None: a new folder.
         """
-        self._metrics = folder / "metrics.jsonl"
+        self._metrics = folder / METRICS_FILE
         self._rollouts = folder / "rollouts"
         self._save_rollouts = save_rollouts
         self._fed = 0

@@ -6,18 +6,28 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
+from maxpo.background import Background
 from maxpo.config import RewardConfig
+from maxpo.deadline import waiting
 from maxpo.errors import RunError
 from maxpo.rewards import Judge, Score, find_verifier
 from maxpo.types import Group, Prompt, ScoredGroup
 
 Verdict = tuple[str, Score | None]
 """Outcome ('ok', 'too_long', 'timeout', 'error: ...', 'died', 'abort') and the score where there is one."""
+
+
+POOLS = 4
+"""Pools of processes that may break one after the other before it is an error."""
+STALL_S = 90.0
+"""Seconds, beside the time limit of an answer, without a verdict after which a pool is given up. Above pebble's own
+limit for a process that waits for its turn (60 s), and the start of a process."""
 
 
 class VerifierError(RunError):
@@ -65,11 +75,15 @@ class RewardPool:
         """Start the processes; they import the verifiers only."""
         self._config = config
         find_verifier(config.verifier)  # an error here, not in every worker process
-        self._pool = ProcessPool(
-            max_workers=config.workers,
+        self._pool = self._new_pool()
+        self._stall_s = config.timeout_s + STALL_S
+
+    def _new_pool(self) -> ProcessPool:
+        return ProcessPool(
+            max_workers=self._config.workers,
             context=multiprocessing.get_context("spawn"),
             initializer=_start,
-            initargs=[config.verifier],
+            initargs=[self._config.verifier],
         )
 
     def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
@@ -103,27 +117,65 @@ class RewardPool:
     def _run(
         self, tasks: Sequence[_Task], groups: Sequence[Group], verdicts: list[list[Verdict | None]]
     ) -> dict[_Task, str]:
-        """Judge the tasks and enter their verdicts; those that timed out or died, with the outcome."""
+        """Judge the tasks and enter their verdicts; those that timed out or died, with the outcome.
+
+        Raises:
+            VerifierError: the processes as a whole broke down again and again.
+        """
+        failed: dict[_Task, str] = {}
+        left = list(tasks)
+        for _ in range(POOLS):
+            left = self._run_in_pool(left, groups, verdicts, failed)
+            if not left:
+                return failed
+            # An idle process was killed, or one that held what the others wait for: pebble gives the whole pool up.
+            broken, self._pool = self._pool, self._new_pool()
+            Background(lambda pool=broken: _stop(pool))  # its threads may never end
+        raise VerifierError(f"the verifier processes broke down {POOLS} times in a row, {len(left)} groups are left")
+
+    def _run_in_pool(
+        self,
+        tasks: Sequence[_Task],
+        groups: Sequence[Group],
+        verdicts: list[list[Verdict | None]],
+        failed: dict[_Task, str],
+    ) -> list[_Task]:
+        """The same in the pool that there is; the tasks that it did not get to before it broke."""
         futures: dict[_Task, Any] = {}
+        left: list[_Task] = []
         for task in tasks:
             group = groups[task.group]
-            texts = [group.completions[i].text for i in task.indices]
-            futures[task] = self._pool.schedule(_verdicts, args=[group.prompt, texts], timeout=self._config.timeout_s)
-        failed: dict[_Task, str] = {}
+            args = [group.prompt, [group.completions[i].text for i in task.indices]]
+            try:
+                futures[task] = self._pool.schedule(_verdicts, args=args, timeout=self._config.timeout_s)
+            except RuntimeError:  # so says pebble of a pool that is broken
+                left.append(task)
         for task, future in futures.items():
             try:
-                for i, verdict in zip(task.indices, future.result(), strict=True):
+                # In the order in which they begin, so each ends soon after the one before.
+                with waiting("judging answers", lambda: ["the verifiers"], self._stall_s):
+                    result = future.result(0 if left else self._stall_s)
+                for i, verdict in zip(task.indices, result, strict=True):
                     verdicts[task.group][i] = verdict
             except FutureTimeout:
-                failed[task] = "timeout"
+                if future.done():
+                    failed[task] = "timeout"
+                else:
+                    left.append(task)
             except ProcessExpired:
                 failed[task] = "died"
-        return failed
+            except BrokenProcessPool:
+                left.append(task)
+        return left
 
     def shutdown(self) -> None:
         """Kill the processes."""
-        self._pool.stop()
-        self._pool.join()
+        _stop(self._pool)
+
+
+def _stop(pool: ProcessPool) -> None:
+    pool.stop()
+    pool.join()
 
 
 def _scored(group: Group, verdicts: Sequence[Verdict]) -> ScoredGroup:

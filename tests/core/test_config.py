@@ -317,6 +317,7 @@ OUT_OF_RANGE = [
     "algorithm.mix_weight=[]",
     "algorithm.mix_weight=[0.5,1.5]",
     "algorithm.shadow=[grpo,reinforce]",
+    "checkpoint.remote=bucket/prefix",
     "checkpoint.resume=yes",
     "checkpoint.resume=nowhere/step_000001",
     "run.name=..",

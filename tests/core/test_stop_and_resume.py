@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import time
 from io import StringIO
@@ -14,8 +16,11 @@ from rich.console import Console
 from launch.cli import main
 from launch.resume import describe_changes, find_checkpoint
 from launch.signals import StopTooLateError, own_sigterm, stop_on_signal
+from launch.train import _open
 from maxpo.checkpoint import CheckpointError, Checkpoints
 from maxpo.config import CheckpointConfig, Config
+from maxpo.configload import LoadedConfig, load_config
+from maxpo.remote import RemoteStore, RemoteStoreError
 
 
 def console() -> Console:
@@ -79,31 +84,34 @@ def asking(resume: str) -> Config:
 
 def test_where_a_run_goes_on_from(tmp_path: Path) -> None:
     out = console()
-    assert find_checkpoint(asking("auto"), tmp_path, out) is None
+    assert find_checkpoint(asking("auto"), Checkpoints(tmp_path / "checkpoints"), out) is None
     with pytest.raises(CheckpointError, match="has no checkpoint to go on from"):
-        find_checkpoint(asking("must"), tmp_path, out)
+        find_checkpoint(asking("must"), Checkpoints(tmp_path / "checkpoints"), out)
     folder = with_checkpoints(tmp_path, 1, 2).folder
-    assert find_checkpoint(asking("never"), tmp_path, out) is None
-    assert find_checkpoint(asking("auto"), tmp_path, out) == folder / "step_000002"
-    assert find_checkpoint(asking("must"), tmp_path, out) == folder / "step_000002"
-    assert find_checkpoint(asking(str(folder / "step_000001")), tmp_path, out) == folder / "step_000001"
+    assert find_checkpoint(asking("never"), Checkpoints(tmp_path / "checkpoints"), out) is None
+    assert find_checkpoint(asking("auto"), Checkpoints(tmp_path / "checkpoints"), out) == folder / "step_000002"
+    assert find_checkpoint(asking("must"), Checkpoints(tmp_path / "checkpoints"), out) == folder / "step_000002"
+    assert (
+        find_checkpoint(asking(str(folder / "step_000001")), Checkpoints(tmp_path / "checkpoints"), out)
+        == folder / "step_000001"
+    )
 
 
 def test_a_damaged_checkpoint_is_reported_by_auto_and_refused_by_must(tmp_path: Path) -> None:
     folder = with_checkpoints(tmp_path, 1, 2).folder
     (folder / "step_000002" / "state.json").write_text("{}")
     out = console()
-    assert find_checkpoint(asking("auto"), tmp_path, out) == folder / "step_000001"
+    assert find_checkpoint(asking("auto"), Checkpoints(tmp_path / "checkpoints"), out) == folder / "step_000001"
     assert "damaged checkpoint left out" in said(out)
     assert "step_000002/state.json: 2 bytes, changed" in said(out)
     with pytest.raises(CheckpointError, match=r"(?s)damaged.*state\.json.*checkpoint\.resume=.*step_000001"):
-        find_checkpoint(asking("must"), tmp_path, out)
+        find_checkpoint(asking("must"), Checkpoints(tmp_path / "checkpoints"), out)
     with pytest.raises(CheckpointError, match=r"state\.json"):
-        find_checkpoint(asking(str(folder / "step_000002")), tmp_path, out)
+        find_checkpoint(asking(str(folder / "step_000002")), Checkpoints(tmp_path / "checkpoints"), out)
     # Nothing good is left: auto does not start anew over what may still be rescued.
     (folder / "step_000001" / "state.json").unlink()
     with pytest.raises(CheckpointError, match=r"(?s)state\.json.*state\.json: missing"):
-        find_checkpoint(asking("auto"), tmp_path, out)
+        find_checkpoint(asking("auto"), Checkpoints(tmp_path / "checkpoints"), out)
 
 
 def test_changed_settings_are_shown_and_some_refused(tmp_path: Path) -> None:
@@ -122,3 +130,71 @@ def test_auto_never_replaces_a_finished_run(tmp_path: Path) -> None:
     exported.write_text("weights")
     assert main([*arguments, "checkpoint.resume=auto"]) == 2
     assert exported.read_text() == "weights"
+
+
+class Broken:
+    """A store that fails."""
+
+    def steps(self) -> list[int]:
+        raise RemoteStoreError("s3://b: listing checkpoints failed: timed out")
+
+    def upload(self, checkpoint: Path) -> None:
+        raise RemoteStoreError("s3://b: uploading failed: timed out")
+
+    def download(self, step: int, folder: Path) -> Path:
+        raise AssertionError
+
+    def prune(self, keep: object) -> None:
+        raise AssertionError
+
+
+def settings_for(folder: Path, *overrides: str) -> LoadedConfig:
+    url = (folder / "bucket").as_uri()
+    return load_config(
+        [Path("configs/presets/demo.yaml")], [f"run.dir={folder}", f"checkpoint.remote={url}", *overrides]
+    )
+
+
+def test_a_run_folder_that_is_lost_comes_back_from_the_remote_copy(tmp_path: Path) -> None:
+    out = console()
+    folder, source, checkpoints = _open(settings_for(tmp_path), out)
+    assert source is None
+    for step in (1, 2, 3):
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "time": 0.0}) + "\n")
+        checkpoints.write(step, {"step": step}, {}, lambda f: lambda: (f / "w").write_text("weights") and None)
+    assert checkpoints.missing_copy is None
+    assert checkpoints.poll() == {"checkpoint/copies_failed": 0.0}
+    assert sorted(p.name for p in (tmp_path / "bucket").iterdir()) == ["LATEST", "step_000002", "step_000003"]
+    shutil.rmtree(folder)
+    folder, source, _ = _open(settings_for(tmp_path, "checkpoint.resume=auto"), out)
+    assert source == folder / "checkpoints" / "step_000003"
+    assert (source / "w").read_text() == "weights"
+    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+    assert "fetched step_000003 from file://" in said(out)
+    # What is damaged here is replaced by the copy, and is then no reason to refuse.
+    (source / "w").write_text("Weights")
+    assert _open(settings_for(tmp_path, "checkpoint.resume=must"), out)[1] == source
+    assert (source / "w").read_text() == "weights"
+    # Where both are damaged, it is said of both, and the one before is taken.
+    (source / "w").write_text("Weights")
+    (tmp_path / "bucket" / "step_000003" / "w").write_text("Weights")
+    with pytest.raises(CheckpointError, match=r"(?s)damaged.*/checkpoints/step_000003/w.*bucket/step_000003/w"):
+        _open(settings_for(tmp_path, "checkpoint.resume=must"), out)
+    assert _open(settings_for(tmp_path, "checkpoint.resume=auto"), out)[1] == source.with_name("step_000002")
+
+
+def test_a_copy_that_fails_is_told_and_counted_and_costs_no_checkpoint(tmp_path: Path) -> None:
+    told: list[str] = []
+    checkpoints = Checkpoints(tmp_path, remote=Broken(), say=told.append)
+    for step in (1, 2):
+        checkpoints.write(step, {}, {}, lambda f: lambda: None)
+    assert told == [f"the checkpoint of step {n} has no copy: s3://b: uploading failed: timed out" for n in (1, 2)]
+    assert checkpoints.poll() == {"checkpoint/copies_failed": 2.0}
+    assert checkpoints.missing_copy == "s3://b: uploading failed: timed out"
+    assert checkpoints.newest_good() == (tmp_path / "step_000002", [])
+    with pytest.raises(RemoteStoreError):  # nobody knows whether the store has a newer one
+        checkpoints.newest_good(fetch=True)
+    checkpoints._remote = RemoteStore((tmp_path / "bucket").as_uri(), {})
+    checkpoints.write(3, {}, {}, lambda f: lambda: None)
+    assert checkpoints.missing_copy is None

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import threading
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from maxpo.config import RewardConfig
@@ -57,6 +61,58 @@ def test_only_the_guilty_answer_is_invalid_and_the_pool_goes_on(pool: RewardPool
     (after,) = pool.score([group("yes", "no")])
     assert after.rewards == (1.25, 0.25)
     assert after.outcomes == ("ok", "ok")
+
+
+def processes(pool: RewardPool) -> list[psutil.Process]:
+    return [psutil.Process(pid) for pid in pool._pool._pool_manager.worker_manager.workers]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_killed_while_idle(pool: RewardPool, count: int) -> None:
+    pool.score([group("yes")])
+    for process in processes(pool)[:count]:
+        process.kill()
+    time.sleep(1.0)  # so that it is noticed before there is work
+    scored = pool.score([group("yes", "no"), group("no"), group("hang", "yes")])
+    assert [s.rewards for s in scored] == [(1.25, 0.25), (0.25,), (0.0, 1.25)]
+    assert [s.outcomes for s in scored] == [("ok", "ok"), ("ok",), ("timeout", "ok")]
+
+
+def test_killed_between_answers_over_and_over(pool: RewardPool) -> None:
+    stop = threading.Event()
+
+    def killing() -> None:
+        draw = random.Random(0)
+        while not stop.wait(0.3):
+            for process in processes(pool)[:1]:
+                time.sleep(draw.random() * 0.01)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    killer = threading.Thread(target=killing)
+    killer.start()
+    try:
+        for _ in range(12):
+            scored = pool.score([group("yes", "no", "yes") for _ in range(50)])
+            judged = {outcome for s in scored for outcome in s.outcomes}
+            assert judged <= {"ok", "died"}
+            assert {r for s in scored for r, ok in zip(s.rewards, s.valid, strict=True) if ok} == {1.25, 0.25}
+    finally:
+        stop.set()
+        killer.join()
+    assert pool.score([group("yes", "no")])[0].rewards == (1.25, 0.25)
+
+
+def test_processes_that_all_hang_are_given_up(pool: RewardPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped, as where their machine has no memory left: no task begins, so no time limit of a task helps."""
+    pool.score([group("yes")])
+    stopped = processes(pool)
+    for process in stopped:
+        process.suspend()
+    monkeypatch.setattr(pool, "_stall_s", 8.0)
+    assert pool.score([group("yes", "no")])[0].rewards == (1.25, 0.25)
+    for process in stopped:
+        process.wait(60)
 
 
 @pytest.mark.parametrize(("name", "rewards"), [("slow", (0.5, -1.0)), ("secret", (0.0, 0.0))])
