@@ -257,17 +257,14 @@ def account(
         masked += sum(row["reward"] is None for row in ours)
         same += ours == theirs
     recovered: dict[str, list[float]] = {}
+    resumed: dict[str, list[float]] = {}
     for kill in kills:
-        whole = next(
-            (
-                row["time"] - kill["time"]
-                for row in metrics
-                if row["time"] > kill["time"] and row["step"] > kill["step"] and row["rollout/workers_alive"] == WORKERS
-            ),
-            None,  # the run ended first
-        )
-        if whole is not None:
-            recovered.setdefault(kill["kind"], []).append(whole)
+        after = [r for r in metrics if r["time"] > kill["time"] and r["step"] > kill["step"]]
+        whole = [r for r in after if r["rollout/workers_alive"] == WORKERS]
+        # Where there is none, the run ended first.
+        for found, times in ((after, resumed), (whole, recovered)):
+            if found:
+                times.setdefault(kill["kind"], []).append(found[0]["time"] - kill["time"])
     need = calm[-1]["time"] - calm[0]["time"] + calm[0]["time/step_s"]
     steps_lines = Counter(row["step"] for row in metrics)
     return {
@@ -280,13 +277,18 @@ def account(
         "groups_doubled": doubled,
         "answers_masked": masked,
         "steps_with_the_same_samples_as_undisturbed": same,
-        "recovery_s": {
-            kind: {"median": round(median(times), 1), "worst": round(max(times), 1), "of": len(times)}
-            for kind, times in recovered.items()
-        },
+        "until_the_next_step_s": summary(resumed),
+        "until_whole_again_s": summary(recovered),
         "undisturbed_s": round(need, 1),
         "disturbed_s": round(seconds, 1),
         "effective_training_time": round(need / seconds, 3),
+    }
+
+
+def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    return {
+        kind: {"median": round(median(seconds), 1), "worst": round(max(seconds), 1), "of": len(seconds)}
+        for kind, seconds in times.items()
     }
 
 
@@ -300,14 +302,14 @@ def show(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("kind", "kills", "whole again after: median s", "worst s")
+    table = Table("kind", "kills", "s until the next step: median", "worst", "until all serve again: median", "worst")
     for kind, n in report["kills"].items():
-        times = report["recovery_s"].get(kind, {"median": "", "worst": ""})
-        table.add_row(kind, str(n), str(times["median"]), str(times["worst"]))
+        times = [report[key].get(kind, {}) for key in ("until_the_next_step_s", "until_whole_again_s")]
+        table.add_row(kind, str(n), *[str(t.get(name, "")) for t in times for name in ("median", "worst")])
     console = Console()
     console.print(table)
     for key, value in report.items():
-        if key not in ("kills", "recovery_s"):
+        if key not in ("kills", "until_the_next_step_s", "until_whole_again_s"):
             console.print(f"{key:45} {value}", highlight=False)
 
 
