@@ -6,7 +6,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def locked(folder: Path, name: str, console: Console) -> Iterator[None]:
     path = folder / f".{name}.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("a+b", buffering=0)
     except OSError as error:
         raise InputError(f"run.dir = {folder} cannot be written: {error}") from error
     with file:
@@ -41,14 +41,14 @@ def locked(folder: Path, name: str, console: Console) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            user = file.read().strip()
+            user = file.read().decode(errors="replace").strip()
             raise InputError(f"{folder / name} is in use by {user}: wait for it, or choose another run.name") from None
         except OSError as error:
             text = f"{path}: cannot be locked ({error}); see to it that nobody else trains this run"
             console.print(text, highlight=False, markup=False, soft_wrap=True)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        with suppress(OSError):  # for the message above only
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
 
 

@@ -100,7 +100,7 @@ def _run(loaded: LoadedConfig, console: Console, train_prompts: list[Prompt], he
         try:
             result = with_restarts(attempt, source, checkpoints, running.restart_learner, config, console)
         except RunError as error:
-            checkpoints.abandon()
+            checkpoints.abandon(timeout_s=10.0)
             error.add_note(f"The output of the workers is in {folder / 'log'}.")
             newest, _ = checkpoints.newest_good()
             go_on = f"The last good checkpoint is {newest}; go on with: maxpo resume {folder}"
@@ -148,19 +148,21 @@ def with_restarts(
         try:
             return attempt(source, step)
         except LearnerLostError as error:
-            checkpoints.abandon()
             if not left:
                 raise
+            text = f"{error}\nstarting the learner again; {left - 1} restarts are left"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            restart()
+            # Only now: a write in the background may have waited for a rank that hung.
+            checkpoints.abandon()
             newest, _ = checkpoints.newest_good()
             # A run that began with a checkpoint of another run, and has none of its own yet, begins there again.
             if newest is not None:
                 source, step = newest, read_manifest(newest)["step"]
             elif source is None:
                 step = -1
-            begin = f"from {source}" if source else "from the beginning"
-            text = f"{error}\nstarting the learner again, {begin}; {left - 1} restarts are left"
+            text = f"going on from {source}" if source else "going on from the beginning"
             console.print(text, highlight=False, markup=False, soft_wrap=True)
-            restart()
     raise AssertionError("unreachable")
 
 

@@ -24,9 +24,9 @@ class Background:
         """Whether it has ended, well or not."""
         return not self._thread.is_alive()
 
-    def wait(self) -> None:
-        """Wait for the end, well or not."""
-        self._thread.join()
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Wait for the end, well or not, at most `timeout_s` seconds."""
+        self._thread.join(timeout_s)
 
     def result(self) -> None:
         """Wait for the end, and raise what the work raised."""

@@ -151,10 +151,10 @@ class Checkpoints:
             writing.result()
             self._finished = {"time/checkpoint_write_s": writing.seconds}
 
-    def abandon(self) -> None:
-        """Wait for the write in the background, and forget it whether it came to an end or not."""
+    def abandon(self, timeout_s: float | None = None) -> None:
+        """Wait for the write in the background, at most `timeout_s` seconds, and forget it, done, failed or not."""
         if self._writing is not None:
-            self._writing.wait()
+            self._writing.wait(timeout_s)
             self._writing = None
 
     @contextmanager

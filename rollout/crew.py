@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from maxpo.config import RolloutConfig
-from maxpo.deadline import RemoteError, failure, told, wait_for, waiting
+from maxpo.deadline import failure, told, wait_for, waiting
 from maxpo.errors import RunError
 from rollout.worker import EngineLostError
 
@@ -104,8 +104,7 @@ class Crew:
         """Take in the replacements that have started; waits for the first of them at most `timeout_s` seconds.
 
         Raises:
-            RemoteError: a replacement takes longer than `rollout.start_timeout_s`.
-            RunError: see `lost`.
+            RunError: see `lost`; a start that fails, or takes longer than `rollout.start_timeout_s`, is a loss.
         """
         refs = [ref for _, ref, _ in self._starting.values()]
         if not refs:
@@ -116,7 +115,7 @@ class Crew:
             if ref not in done:
                 if time.monotonic() > end:
                     limit = self._config.start_timeout_s
-                    raise RemoteError(f"{name}, which was restarted, did not start its engine within {limit:g} s")
+                    self.lost(name, actor, TimeoutError(f"it did not start its engine within {limit:g} s"))
                 continue
             try:
                 self._pids[name] = ray.get(ref)

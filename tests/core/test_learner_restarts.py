@@ -79,7 +79,7 @@ def test_it_ends_as_if_the_learner_had_never_died(
     assert lines(tmp_path / "b") == lines(tmp_path / "a")
     assert result.steps == STEPS
     assert said.count("learner rank 1 died while step 3: it was killed") == len(deaths)
-    assert said.count("from the beginning") == from_the_beginning
+    assert said.count("going on from the beginning") == from_the_beginning
 
 
 def test_too_many_deaths_end_the_run(tmp_path: Path) -> None:
