@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from launch.signals import own_sigterm
@@ -23,6 +25,10 @@ SHARED_GPU_LIMIT = 0.6
 
 CPU_SHARE = 0.01
 """CPUs that an actor asks Ray for on a CPU machine: processes share the cores, and Ray must not queue them."""
+
+
+SCRATCH, OWNER = "maxpo-ray-", "owner"
+"""Beginning of the name of a cluster's own folder, and the file in it that holds the process id of its run."""
 
 
 class ResourceError(InputError):
@@ -126,8 +132,10 @@ def cluster(config: Config, log_folder: Path) -> Iterator[float]:
         finally:
             ray.shutdown()
         return
+    _remove_leftovers()
     # Unix socket paths are limited to about 100 characters, which a run folder may exceed.
-    scratch = Path(tempfile.mkdtemp(prefix="maxpo-ray-"))
+    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH))
+    (scratch / OWNER).write_text(str(os.getpid()), encoding="utf-8")
     try:
         with own_sigterm():
             ray.init(
@@ -145,6 +153,17 @@ def cluster(config: Config, log_folder: Path) -> Iterator[float]:
             ray.shutdown()
     finally:
         _keep_logs(scratch, log_folder)
+
+
+def _remove_leftovers() -> None:
+    """The folders of runs that were killed before they could remove them."""
+    for owner in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/{OWNER}"):
+        try:
+            mine, pid = owner.stat().st_uid == os.getuid(), int(owner.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if mine and not psutil.pid_exists(pid):
+            shutil.rmtree(owner.parent, ignore_errors=True)
 
 
 def _keep_logs(scratch: Path, log_folder: Path) -> None:

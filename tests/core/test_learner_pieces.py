@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import launch.placement
 from launch.placement import ResourceError, place
 from learner.engine import deepspeed_config
 from learner.model import RowLayout, load_language_model, packed_attention
@@ -126,3 +129,17 @@ def test_cpu_machines_use_gloo_and_mixed_devices_are_refused() -> None:
     )
     with pytest.raises(ResourceError, match="equal devices only"):
         place(mixed, gpus=1)
+
+
+def test_folders_of_runs_that_were_killed_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.placement.tempfile, "gettempdir", lambda: str(tmp_path))
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name, owner in (("dead", str(dead.pid)), ("alive", str(os.getpid())), ("odd", "?"), ("none", None)):
+        folder = tmp_path / f"maxpo-ray-{name}"
+        folder.mkdir()
+        if owner:
+            (folder / "owner").write_text(owner)
+    (tmp_path / "other").mkdir()
+    launch.placement._remove_leftovers()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["maxpo-ray-alive", "maxpo-ray-none", "maxpo-ray-odd", "other"]
