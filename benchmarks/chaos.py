@@ -36,6 +36,8 @@ from maxpo.rewards import REWARDS  # noqa: E402
 
 STAGES = ("generate", "score", "update", "sync", "checkpoint")
 KINDS = ("worker", "engine", "hung engine", "verifier")
+MOST_COMPARED = 250
+"""Steps that are run undisturbed at most; the time that all would have taken is their mean times the number."""
 WORKERS = 2
 PROMPTS = 16
 SETTINGS = [
@@ -88,7 +90,7 @@ def main() -> None:
     steps = rows(disturbed)[-1]["step"]
 
     command = [sys.executable, "-m", "launch.cli", "train", "configs/presets/demo.yaml", *SETTINGS]
-    command += [f"run.dir={args.out}", "run.name=undisturbed", f"run.steps={steps}"]
+    command += [f"run.dir={args.out}", "run.name=undisturbed", f"run.steps={min(steps, MOST_COMPARED)}"]
     with (args.out / "undisturbed.txt").open("w") as output:
         subprocess.run(command, stdout=output, stderr=output, env=environment(), cwd=ROOT, check=True)
 
@@ -245,17 +247,22 @@ def command_of(process: psutil.Process) -> str:
 def account(
     disturbed: Path, undisturbed: Path, kills: list[dict[str, Any]], steps: int, seconds: float
 ) -> dict[str, Any]:
-    metrics = rows(disturbed)
-    calm = rows(undisturbed)
+    from launch.preflight import load_data
+    from maxpo.configload import load_config
+    from maxpo.data import PromptStream
+
+    metrics, calm = rows(disturbed), rows(undisturbed)
+    config = load_config([ROOT / "configs/presets/demo.yaml"], SETTINGS).config
+    stream, size = PromptStream(load_data(config)[0], config.run.seed), config.algorithm.group_size
     lost = doubled = masked = same = 0
     for step in range(1, steps + 1):
-        ours, theirs = (samples(run, step) for run in (disturbed, undisturbed))
-        size = 16
-        have, want = (Counter(row["prompt_id"] for row in found) for found in (ours, theirs))
-        lost += sum(max(0, n - have[name]) for name, n in want.items()) // size
-        doubled += sum(max(0, n - want[name]) for name, n in have.items()) // size
+        ours = samples(disturbed, step)
+        have = Counter(row["prompt_id"] for row in ours)
+        want = Counter(prompt.prompt_id for prompt in stream.next(PROMPTS) for _ in range(size))
+        lost += (want - have).total()
+        doubled += (have - want).total()
         masked += sum(row["reward"] is None for row in ours)
-        same += ours == theirs
+        same += step <= len(calm) and ours == samples(undisturbed, step)
     recovered: dict[str, list[float]] = {}
     resumed: dict[str, list[float]] = {}
     for kill in kills:
@@ -265,7 +272,7 @@ def account(
         for found, times in ((after, resumed), (whole, recovered)):
             if found:
                 times.setdefault(kill["kind"], []).append(found[0]["time"] - kill["time"])
-    need = calm[-1]["time"] - calm[0]["time"] + calm[0]["time/step_s"]
+    need = (calm[-1]["time"] - calm[0]["time"] + calm[0]["time/step_s"]) / len(calm) * steps
     steps_lines = Counter(row["step"] for row in metrics)
     return {
         "steps": steps,
@@ -273,10 +280,11 @@ def account(
         "kills": dict(Counter(kill["kind"] for kill in kills)),
         "kills_by_stage": dict(Counter(kill["stage"] for kill in kills)),
         "groups": steps * PROMPTS,
-        "groups_lost": lost,
-        "groups_doubled": doubled,
+        "groups_lost": lost / size,
+        "groups_doubled": doubled / size,
         "answers_masked": masked,
-        "steps_with_the_same_samples_as_undisturbed": same,
+        "steps_compared_with_undisturbed": len(calm),
+        "steps_with_the_same_samples": same,
         "until_the_next_step_s": summary(resumed),
         "until_whole_again_s": summary(recovered),
         "undisturbed_s": round(need, 1),

@@ -45,6 +45,16 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--step", type=int, help="of the checkpoint (default: the newest good one)")
     export.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write; must not exist")
 
+    plan = commands.add_parser(
+        "plan",
+        help="memory per GPU, before anything runs",
+        description="What the run of FILE.yaml needs of each GPU, whether it fits, and which setting would make it "
+        "fit. Arithmetic only; needs no GPU.",
+    )
+    _add_config(plan)
+    plan.add_argument("--gpus", type=int, help="GPUs in all (default: as many as the settings ask for)")
+    plan.add_argument("--gpu-gib", type=float, default=80.0, help="memory of each, GiB (default: 80)")
+
     evaluate = commands.add_parser(
         "evaluate",
         help="evaluate a model",
@@ -121,6 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "resume":
             return _train(_config_of_run(args.run, args.overrides), console)
         loaded = load_config([args.file], args.overrides)
+        if args.command == "plan":
+            return _plan(loaded, args, console)
         return _dry_run(loaded, console) if args.dry_run else _train(loaded, console)
     except ConfigError as error:
         errors.print(str(error), highlight=False, markup=False, soft_wrap=True)
@@ -178,6 +190,18 @@ def _dry_run(loaded: LoadedConfig, console: Console) -> int:
     )
     console.print("dry run: everything checked, nothing started", highlight=False)
     return 0
+
+
+def _plan(loaded: LoadedConfig, args: argparse.Namespace, console: Console) -> int:
+    secure_own_cluster()
+    from launch.plan import show_plan
+
+    config = loaded.config
+    asked = config.learner.ranks + config.rollout.workers * config.rollout.tensor_parallel_size
+    gpus = asked if args.gpus is None else args.gpus
+    if gpus < 1 or args.gpu_gib <= 0:
+        raise InputError(f"--gpus {gpus} --gpu-gib {args.gpu_gib:g}: allowed is at least 1, and more than 0")
+    return show_plan(config, console, gpus=gpus, gpu_gib=args.gpu_gib)
 
 
 def _evaluate(args: argparse.Namespace, console: Console) -> int:

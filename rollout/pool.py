@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from maxpo.config import Config
-from maxpo.deadline import SIGNAL_S, LearnerLostError, RemoteError, failure, wait_for, waiting
+from maxpo.deadline import SIGNAL_S, LateError, LearnerLostError, RemoteError, failure, wait_for, waiting
 from maxpo.errors import RunError
 from maxpo.seeds import derive_seed
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, WeightManifest
@@ -88,7 +88,7 @@ class RolloutPool:
         return [Receiver(name=name, actor=actor, workers=workers) for name, actor in engines]
 
     def replace_lost(self) -> bool:
-        """After a failed publish: whether the loss of a worker explains it, and it can be repeated.
+        """After a failed publish: whether a worker that died or hangs explains it, and it can be repeated.
 
         The workers left were stopped in the middle of the sync, which vLLM cannot begin anew, so they are restarted
         too.
@@ -98,13 +98,15 @@ class RolloutPool:
         """
         time.sleep(1.0)  # The first to complain may be a neighbour of the one that died.
         before = self._crew.started
-        self._ask("check_engine", "saying whether its engine is alive")
+        self._ask("sign_of_life", "giving a sign of life")
         left = self._crew.started
         if len(left) == len(before):
             return False
         if self._backend != "gloo":
             gone = ", ".join(sorted(set(before) - set(left)))
-            raise LearnerLostError(f"{gone} died in a transfer over {self._backend}, which the learner cannot give up")
+            raise LearnerLostError(
+                f"{gone} was lost in a transfer over {self._backend}, which the learner cannot give up"
+            )
         for name in left:
             self._crew.replace(name)
         return True
@@ -248,12 +250,19 @@ class RolloutPool:
                     raise
 
     def _ask(self, method: str, doing: str) -> dict[str, Any]:
-        """Call a method of all workers whose engines run; those that turn out to be lost are replaced and left out."""
+        """Call a method of all workers whose engines run.
+
+        Those that turn out to be lost, or do not answer within `rollout.health_timeout_s`, are replaced and left out.
+        """
         results: dict[str, Any] = {}
+        end = time.monotonic() + self._config.health_timeout_s
         calls = [(name, actor, getattr(actor, method).remote()) for name, actor in self._crew.started.items()]
         for name, actor, ref in calls:
             try:
-                results |= wait_for({name: ref}, timeout_s=60.0, doing=doing, ray=ray)
+                left = max(0.0, end - time.monotonic())
+                results |= wait_for({name: ref}, timeout_s=left, doing=doing, ray=ray)
+            except LateError as error:
+                self._crew.lost(name, actor, error)
             except RemoteError as error:
                 cause = error.__cause__
                 if cause is None or not is_loss(cause):

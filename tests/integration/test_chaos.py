@@ -24,4 +24,4 @@ def test_random_kills_lose_and_double_nothing(tmp_path: Path) -> None:
     assert report["kills"]["whole run"] == 1
     assert (report["groups_lost"], report["groups_doubled"], report["steps_missing_or_twice"]) == (0, 0, 0)
     assert report["answers_masked"] == 0
-    assert report["steps_with_the_same_samples_as_undisturbed"] == report["steps"]
+    assert report["steps_with_the_same_samples"] == report["steps_compared_with_undisturbed"] == report["steps"]

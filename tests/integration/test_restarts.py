@@ -14,6 +14,7 @@ import ray
 from launch.preflight import load_data
 from launch.system import System, system
 from maxpo.configload import load_config
+from maxpo.deadline import LearnerLostError
 from maxpo.errors import RunError
 from maxpo.loop import publish
 from maxpo.types import Group, Prompt
@@ -33,8 +34,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         "learner.ranks=2",
         "rollout.max_concurrent_sequences=64",
         "rollout.workers=2",
+        "rollout.max_restarts=100",
         "sync.bucket_mib=1",
-        "sync.timeout_s=60",
+        "sync.timeout_s=20",
         "rollout.health_interval_s=1",
         "rollout.health_timeout_s=8",
         "rollout.health_grace_s=0",
@@ -131,14 +133,11 @@ def test_killed_while_generating(
     assert versions(generate(running)) == {running.learner.version}
 
 
-@pytest.mark.parametrize("victim", [actor_of, core_of], ids=["actor", "engine"])
-def test_hung_while_generating(
-    running: System, undisturbed: list[Group], victim: Callable[[System, int], psutil.Process]
-) -> None:
+def test_hung_while_generating(running: System, undisturbed: list[Group]) -> None:
     """Stopped, as a process is whose machine or disk hangs: it is given up, ended and replaced."""
-    core, hung = core_of(running, 1), victim(running, 1)
+    core = core_of(running, 1)
     restarts = running.rollouts.metrics()["rollout/restarts"]
-    assert ids(generate(running, at=5, action=hung.suspend)) == ids(undisturbed)
+    assert ids(generate(running, at=5, action=core.suspend)) == ids(undisturbed)
     assert "no sign of life for" in running.rollouts._crew._losses[-1][1]
     assert running.rollouts.metrics()["rollout/restarts"] == restarts + 1
     core.wait(20)  # no process is left behind, not even one that is stopped
@@ -176,6 +175,17 @@ def test_all_killed_while_generating_get_the_current_weights_again(running: Syst
     both_back(running)
 
 
+def test_hung_during_a_publish(running: System, undisturbed: list[Group]) -> None:
+    core = core_of(running, 1)
+    core.suspend()
+    version = running.learner.version
+    assert publish(running.rollouts, running.learner)["weights/version"] == version + 1
+    assert "did not finish giving a sign of life" in running.rollouts._crew._losses[-1][1]
+    assert ids(generate(running)) == ids(undisturbed)
+    core.wait(20)
+    both_back(running)
+
+
 @pytest.mark.parametrize("moment", ["in the middle", "somewhere"])
 def test_killed_during_a_publish(running: System, undisturbed: list[Group], moment: str) -> None:
     if moment == "in the middle":
@@ -188,6 +198,24 @@ def test_killed_during_a_publish(running: System, undisturbed: list[Group], mome
     assert publish(running.rollouts, running.learner)["weights/version"] == version + 1
     assert ids(generate(running)) == ids(undisturbed)
     assert versions(generate(running)) == {version + 1}
+    both_back(running)
+
+
+def test_a_learner_rank_that_dies_is_named_and_the_learner_starts_again(
+    running: System, undisturbed: list[Group]
+) -> None:
+    """In the middle of a sync, so the engines that wait for the rest of it are replaced, too."""
+    psutil.Process(running.learner._pids["learner rank 1"]).kill()
+    restarts = running.rollouts.metrics()["rollout/restarts"]
+    with pytest.raises(LearnerLostError) as lost:
+        publish(running.rollouts, running.learner)
+    assert str(lost.value).startswith("learner rank 1 died while sending weights: ")
+    assert "learner rank 0" not in str(lost.value)
+    running.restart_learner()
+    assert publish(running.rollouts, running.learner)["weights/version"] == 0
+    assert running.rollouts.metrics()["rollout/restarts"] == restarts + 2
+    assert ids(generate(running)) == ids(undisturbed)
+    assert versions(generate(running)) == {0}
     both_back(running)
 
 

@@ -1,0 +1,229 @@
+"""The command `maxpo plan`: what a run needs of each GPU, whether it fits, and which setting would make it fit.
+
+Arithmetic only: the model is built without memory to count its parameters, no GPU is needed. Model states are exact up
+to allocation; activations follow Korthikanti et al. 2022 (Reducing activation recomputation in large transformer
+models, arXiv 2205.05198, eq. 2) without the part that attention kernels do not keep, and are an estimate.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from launch.placement import place
+from maxpo.config import Config
+from maxpo.errors import InputError
+
+GIB = 2**30
+CONTEXT_GIB = 1.0
+"""What CUDA, NCCL and the allocator's fragments take of a GPU beside all tensors."""
+GATHER_BYTES = 2 * (5 * 10**8)
+"""DeepSpeed's default buckets for reducing and gathering, 5e8 elements together, in 16 bits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What memory depends on."""
+
+    parameters: int
+    largest_layer: int
+    """Parameters of the largest module that ZeRO-3 gathers whole: a layer, or the embedding."""
+    layers: int
+    hidden: int
+    kv_width: int
+    """Key and value heads times head size."""
+    vocabulary: int
+
+
+def shape_of(path: str, *, trust_remote_code: bool = False) -> ModelShape:
+    """Reads config.json of a model folder.
+
+    Raises:
+        InputError: it cannot be read, or is no causal language model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
+        with torch.device("meta"):
+            lm: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.path = {path} cannot be loaded: {error}") from error
+    modules = [m for m in lm.modules() if type(m).__name__.endswith(("DecoderLayer", "Embedding"))]
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return ModelShape(
+        parameters=sum(p.numel() for p in lm.parameters()),
+        largest_layer=max(sum(p.numel() for p in m.parameters()) for m in modules),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        kv_width=(getattr(config, "num_key_value_heads", None) or heads) * head_size,
+        vocabulary=config.vocab_size,
+    )
+
+
+def learner_bytes(config: Config, shape: ModelShape) -> dict[str, float]:
+    """Bytes of each learner GPU, by purpose."""
+    c, n = config.learner, shape.parameters
+    ranks = c.ranks
+    width = 2 if c.dtype == "bfloat16" else 4
+    states = n / ranks if c.zero_stage else n
+    # In 16 bits DeepSpeed keeps float32 masters beside the weights; in float32 the weights are the masters at stage 0.
+    master = 0 if (width == 4 and c.zero_stage == 0) else 4 * states
+    # Reduced gradients stay in float32; those of the layer at work come and go in the width of the weights.
+    gradients = width * (n / ranks if c.zero_stage >= 2 else n) + (4 * states if c.zero_stage else 0)
+    gradients += width * shape.largest_layer if c.zero_stage == 3 else 0
+    layer_tokens = c.token_budget * shape.hidden * width / 2
+    activations = 34 * layer_tokens * (1 if c.gradient_checkpointing else shape.layers)
+    activations += 2 * layer_tokens * shape.layers if c.gradient_checkpointing else 0
+    return {
+        "weights": width * (n / ranks + shape.largest_layer if c.zero_stage == 3 else n),
+        "gradients": gradients,
+        "master weights": master,
+        "Adam's moments": 8 * states,
+        "frozen reference": width * n if config.algorithm.kl_coef else 0,
+        "activations": activations,
+        # Logits of a chunk, their softmax and their gradient, in float32.
+        "logits": 3 * 4 * min(c.logprob_chunk, c.token_budget) * shape.vocabulary,
+        "buckets": GATHER_BYTES if c.zero_stage and ranks > 1 else 0,
+        "weight sync": 2 * (config.sync.bucket_mib << 20),
+    }
+
+
+def rollout_bytes(config: Config, shape: ModelShape, gpu_bytes: float) -> dict[str, float]:
+    """Bytes of each rollout GPU, by purpose; what is left of the engine's share is its KV cache."""
+    c = config.rollout
+    width = 4 if c.dtype == "float32" else 2
+    weights = width * shape.parameters / c.tensor_parallel_size
+    # One prefill batch of 8192 tokens, with the logits of the sequences that sample.
+    working = 8192 * shape.hidden * width * 8 + 4 * c.max_concurrent_sequences * shape.vocabulary
+    left = gpu_bytes * c.gpu_memory_utilization - weights - working
+    return {"weights": weights, "working memory": working, "KV cache": max(0.0, left)}
+
+
+def sequences_at_once(config: Config, shape: ModelShape, kv_cache: float) -> float:
+    """Sequences of full length whose keys and values fit into an engine's cache."""
+    c = config.rollout
+    width = 4 if c.dtype == "float32" else 2
+    per_token = 2 * shape.layers * shape.kv_width * width / c.tensor_parallel_size
+    return kv_cache / (per_token * (config.data.max_prompt_tokens + c.max_new_tokens))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What `maxpo plan` found."""
+
+    learner: dict[str, float]
+    rollout: dict[str, float]
+    sequences: float
+    gpu_bytes: float
+    shared: bool
+    """Learner and engine share one GPU."""
+
+    @property
+    def learner_limit(self) -> float:
+        """Bytes that the learner may take of its GPU."""
+        return self.gpu_bytes - CONTEXT_GIB * GIB - (sum(self.rollout.values()) if self.shared else 0)
+
+    @property
+    def learner_fits(self) -> bool:
+        """Whether the learner has enough memory."""
+        return sum(self.learner.values()) <= self.learner_limit
+
+    @property
+    def rollout_fits(self) -> bool:
+        """Whether an engine can hold one sequence of full length at least."""
+        return self.sequences >= 1
+
+
+def make_plan(config: Config, shape: ModelShape, *, gpu_gib: float, shared: bool) -> Plan:
+    """The plan for GPUs of this size."""
+    rollout = rollout_bytes(config, shape, gpu_gib * GIB)
+    return Plan(
+        learner=learner_bytes(config, shape),
+        rollout=rollout,
+        sequences=sequences_at_once(config, shape, rollout["KV cache"]),
+        gpu_bytes=gpu_gib * GIB,
+        shared=shared,
+    )
+
+
+def remedies(config: Config, shape: ModelShape, *, gpu_gib: float, shared: bool) -> list[str]:
+    """Single settings that would make everything fit, cheapest first; empty where it fits, or where none is enough."""
+    plan = make_plan(config, shape, gpu_gib=gpu_gib, shared=shared)
+    if plan.learner_fits and plan.rollout_fits:
+        return []
+    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    learner, rollout = config.learner, config.rollout
+    powers = (2, 4, 8, 16, 32, 64)
+    choices: dict[str, list[Any]] = {  # of each key the smallest change first
+        "learner.gradient_checkpointing": [True],
+        "learner.logprob_chunk": [n for n in (1024, 512) if n < learner.logprob_chunk],
+        "learner.token_budget": [n for n in (2 * longest, longest) if n < learner.token_budget],
+        "learner.zero_stage": [stage for stage in (2, 3) if stage > learner.zero_stage],
+        "learner.ranks": [n for n in powers if n > learner.ranks],
+        "rollout.tensor_parallel_size": [n for n in powers[:3] if n > rollout.tensor_parallel_size],
+        "rollout.gpu_memory_utilization": [0.9, 0.6, 0.5, 0.4, 0.3],
+    }
+    found: list[str] = []
+    for key, values in choices.items():
+        for value in values:
+            after = make_plan(_with(config, key, value), shape, gpu_gib=gpu_gib, shared=shared)
+            if after.learner_fits and after.rollout_fits:
+                found.append(f"{key}={str(value).lower() if isinstance(value, bool) else value}")
+                break
+    return found
+
+
+def show_plan(config: Config, console: Console, *, gpus: int, gpu_gib: float) -> int:
+    """Print the plan; returns the exit code: 0 where everything fits, 1 where not.
+
+    Raises:
+        InputError: the model folder cannot be read, or there are too few GPUs.
+    """
+    shape = shape_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    shared = place(config, gpus=gpus).sync_backend == "ipc"
+    plan = make_plan(config, shape, gpu_gib=gpu_gib, shared=shared)
+    table = Table("GiB of each GPU", "learner", "rollout")
+    for name in dict.fromkeys((*plan.learner, *plan.rollout)):
+        cells = [values.get(name) for values in (plan.learner, plan.rollout)]
+        if any(cells):
+            table.add_row(name, *("" if value is None else f"{value / GIB:.2f}" for value in cells))
+    limits = plan.learner_limit, plan.gpu_bytes * config.rollout.gpu_memory_utilization
+    sums = [sum(values.values()) for values in (plan.learner, plan.rollout)]
+    table.add_section()
+    table.add_row("together", *(f"{value / GIB:.2f}" for value in sums))
+    table.add_row("there is", *(f"{value / GIB:.2f}" for value in limits))
+    table.add_row("fits", *("yes" if fits else "NO" for fits in (plan.learner_fits, plan.rollout_fits)))
+    where = "learner and engine share one GPU" if shared else f"{config.learner.ranks} learner ranks"
+    console.print(
+        f"{shape.parameters / 1e9:.3f} B parameters, {gpus} GPUs of {gpu_gib:g} GiB; {where}, ZeRO stage "
+        f"{config.learner.zero_stage}, {config.learner.dtype}; {config.rollout.workers} engines x "
+        f"{config.rollout.tensor_parallel_size} GPUs",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(table)
+    console.print(
+        f"an engine holds {plan.sequences:.0f} sequences of {config.data.max_prompt_tokens} + "
+        f"{config.rollout.max_new_tokens} tokens at once (rollout.max_concurrent_sequences = "
+        f"{config.rollout.max_concurrent_sequences})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if plan.learner_fits and plan.rollout_fits:
+        return 0
+    found = remedies(config, shape, gpu_gib=gpu_gib, shared=shared)
+    text = "any one of these would make it fit: " + "  ".join(found) if found else "no single setting makes it fit"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    return 1
+
+
+def _with(config: Config, key: str, value: Any) -> Config:
+    section, name = key.split(".")
+    changed = deepcopy(config)
+    return replace(changed, **{section: replace(getattr(changed, section), **{name: value})})
