@@ -110,8 +110,12 @@ class TrainEngine:
             return norm
         self._engine.step()
         if not self._engine.was_step_applied():
-            if self._stage < 3:  # with an offloaded optimizer DeepSpeed would add the next gradients to these
-                self._engine.optimizer.averaged_gradients.clear()
+            optimizer: Any = self._engine.optimizer
+            if self._stage == 3:  # a parameter that the next step does not use would take its gradient from here
+                optimizer.grad_partitions_flat_buffer.zero_()
+            elif hasattr(optimizer, "averaged_gradients"):  # not so at stage 1 with bfloat16 added up in float32
+                # With an offloaded optimizer DeepSpeed would add the next gradients to these.
+                optimizer.averaged_gradients.clear()
             return None
         return float(self._engine.get_global_grad_norm())
 

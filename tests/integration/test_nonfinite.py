@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
+from maxpo.config import LearnerConfig
+from maxpo.transport import serve_store
 from maxpo.types import StepBatch
 from tests.integration.learner_ranks import job, run_ranks
 from tests.integration.test_gradients import MODEL, make_batch
@@ -32,11 +37,16 @@ def spoilt(batch: StepBatch, at: int = 0) -> StepBatch:
 BATCHES = [make_batch(5), GOOD[0], spoilt(make_batch(6)), make_batch(7), make_batch(8), GOOD[1]]
 POISON = {0: "gradient", 3: "loss", 4: "gradient"}
 REFUSED = (0, 2, 3, 4)
-CASES = {f"1-{stage}-{dtype}": (1, stage, dtype, False) for stage, dtype in LAYOUTS}
+SUMS = {"data_types": {"grad_accum_dtype": "fp32"}}
+OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+CASES: dict[str, tuple[int, int, str, dict[str, Any]]] = {
+    f"1-{stage}-{dtype}": (1, stage, dtype, {}) for stage, dtype in LAYOUTS
+}
 # Offloaded, and with gradients added up in float32, for which DeepSpeed keeps other buffers.
-CASES |= {f"1-{stage}-bfloat16-offloaded": (1, stage, "bfloat16", True) for stage in (1, 2, 3)}
+CASES |= {f"1-{stage}-bfloat16-offloaded": (1, stage, "bfloat16", SUMS | OFFLOAD) for stage in (1, 2, 3)}
+CASES |= {"1-1-bfloat16-summed": (1, 1, "bfloat16", SUMS)}  # without offload another optimizer of DeepSpeed's
 CASES |= {
-    f"2-{stage}-{dtype}": (2, stage, dtype, False)
+    f"2-{stage}-{dtype}": (2, stage, dtype, {})
     for stage, dtype in ((0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16"))
 }
 
@@ -49,17 +59,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def metrics(folder: Path) -> dict[str, list[dict[str, float]]]:
     """Metrics of runs with and without steps that are refused; their states after each batch are in the folder."""
-    offload = folder / "offload.json"
-    zero = {"offload_optimizer": {"device": "cpu"}}
-    offload.write_text(json.dumps({"zero_optimization": zero, "data_types": {"grad_accum_dtype": "fp32"}}))
     found: dict[str, list[dict[str, float]]] = {}
     for ranks in (1, 2):
         jobs: dict[str, dict[str, Any]] = {}
-        for name, (world, stage, dtype, offloaded) in CASES.items():
+        for name, (world, stage, dtype, extra) in CASES.items():
+            file = folder / f"{name}.json"
+            file.write_text(json.dumps(extra))
             settings = {"aggregation": "constant", "budget": 100, "stage": stage, "dtype": dtype, "schedule": "linear"}
             # DeepSpeed takes other paths without clipping.
             settings |= {"on_nonfinite": "skip", "grad_clip": 0.0 if stage == 2 else 1.0}
-            settings |= {"deepspeed": str(offload)} if offloaded else {}
+            settings |= {"deepspeed": str(file)}
             if world == ranks:
                 jobs[f"{name} spoilt"] = job(BATCHES, **settings) | {"poison": POISON}
                 jobs[f"{name} good"] = job(GOOD, **settings)
@@ -122,3 +131,38 @@ def test_only_the_minibatch_that_is_not_finite_is_left_out(metrics: dict[str, li
         < sum(sum(c.loss_mask) for g in make_batch(0, 4).groups for c in g.group.completions)
     )
     assert figures["train/grad_norm"] > 0
+
+
+class Halves(torch.nn.Module):
+    """Two layers, the second of which may be left out, as an expert that no token goes to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.sometimes = torch.nn.Linear(4, 1), torch.nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor, *, both: bool) -> torch.Tensor:
+        return self.always(x).sum() + (self.sometimes(x).sum() if both else 0.0)
+
+
+def _halves(_rank: int, out: str) -> None:
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", DS_ACCELERATOR="cpu", GLOO_SOCKET_IFNAME="lo")
+    dist.init_process_group("gloo", store=serve_store("127.0.0.1", 60)[0], rank=0, world_size=1)
+    from learner.engine import TrainEngine
+
+    norms: list[list[float | None]] = []
+    for stage in range(4):
+        config = LearnerConfig(lr=1e-3, dtype="float32", zero_stage=stage)
+        engine = TrainEngine(Halves(), config, torch.device("cpu"))
+        norms.append([])
+        for value, both in ((1.0, True), (math.nan, True), (1.0, False)):
+            engine.backward(engine.forward(torch.full((2, 4), value), both=both), last=True)
+            norms[-1].append(engine.step(1e-3))
+    torch.save(norms, out)
+    dist.destroy_process_group()
+
+
+def test_a_refused_gradient_is_gone_where_the_next_step_does_not_use_its_parameter(tmp_path: Path) -> None:
+    mp.spawn(_halves, args=(str(tmp_path / "norms.pt"),))
+    # Of a layer: the gradient is 2 for each of 4 weights and the bias.
+    want = [pytest.approx(math.sqrt(40)), None, pytest.approx(math.sqrt(20))]
+    assert torch.load(tmp_path / "norms.pt") == [want] * 4
