@@ -34,8 +34,7 @@ class RunConfig:
     overwrite: bool = False
     """Replace an existing run folder of the same name; otherwise that is an error."""
     stall_timeout_s: float = 3600.0
-    """Seconds without any progress (a group, or a stage of a step) after which the run stops and writes down who waits
-    for whom. Where the time limit of what it waits for is shorter, that comes first. 0: never."""
+    """Seconds without progress (a group, a stage of a step) after which the run stops and says who waits; 0: never."""
 
 
 @dataclass(kw_only=True)
@@ -174,15 +173,13 @@ class RolloutConfig:
     generate_timeout_s: float = 600.0
     """Seconds that one group may take to generate."""
     max_restarts: int = 10
-    """Lost workers within `restart_window_s` that are replaced; with one more the run stops, since something is
-    wrong."""
+    """Lost workers within `restart_window_s` that are replaced; with one more the run stops."""
     restart_window_s: float = 600.0
     """Seconds within which lost workers are counted."""
     health_interval_s: float = 10.0
-    """Seconds between two questions to a worker, while groups are sampled, whether its engine still answers."""
+    """Seconds between two questions, while groups are sampled, whether an engine still answers."""
     health_timeout_s: float = 60.0
-    """Seconds without an answer after which a worker is given up, as if it had died. An engine answers between two
-    forward passes, so this must be well above the time of one."""
+    """Seconds without an answer after which a worker counts as lost; engines answer between two forward passes."""
     health_grace_s: float = 60.0
     """Seconds after its start in which a worker is not asked."""
     engine_args: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -230,8 +227,7 @@ class LearnerConfig:
     step_timeout_s: float = 1800.0
     """Seconds that one update may take."""
     max_restarts: int = 3
-    """How often in a run a learner that died, or hung until its deadline, is started again from the newest good
-    checkpoint; with one more the run stops."""
+    """How often a learner that died, or hung, is started again from the newest checkpoint before the run stops."""
 
 
 @dataclass(kw_only=True)
@@ -288,17 +284,14 @@ class CheckpointConfig:
     keep_best: str | None = None
     """Also keep the checkpoint with the highest value of this metric, for example `eval/pass@8`; null: none."""
     asynchronous: bool = False
-    """Write the files while training goes on, from a copy in host memory (12 bytes for each parameter, spread over the
-    learner ranks); training waits for the copy only. Off: it waits until the checkpoint is complete."""
+    """Write the files while training goes on, from a copy in host memory: 12 bytes for each parameter."""
     policy: bool = False
     """Put the policy as a Hugging Face folder into each checkpoint, too."""
     remote: str | None = None
-    """URL that every checkpoint is also copied to, such as s3://bucket/prefix, gs://bucket/prefix or file:///folder;
-    resuming takes from there what the run folder does not have. A copy that fails is told and counted, and the run goes
-    on. Drivers: pip install 'maxpo[s3]' or 'maxpo[gcs]'. null: none."""
+    """URL that checkpoints are copied to and fetched from, such as s3://bucket/prefix, gs://... or file:///folder; the
+    drivers are maxpo[s3] and maxpo[gcs]. A copy that fails is told and counted, and the run goes on. null: none."""
     remote_options: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Options of the fsspec driver of `remote`, such as endpoint_url. Name secrets as ${oc.env:NAME}, or better leave
-    them to the driver's own environment variables. No effect without `remote`."""
+    """Options of `remote`'s fsspec driver, such as endpoint_url; secrets only as ${oc.env:NAME}."""
     stop_within_s: float = 300.0
     """Seconds in which a run that is told to stop (Ctrl-C, SIGTERM, SIGUSR1) must have ended its step and saved; after
     that it ends at once, and what came after the last checkpoint is lost."""
