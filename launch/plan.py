@@ -199,11 +199,12 @@ def show_plan(config: Config, console: Console, *, gpus: int, gpu_gib: float) ->
     table.add_row("together", *(f"{value / GIB:.2f}" for value in sums))
     table.add_row("there is", *(f"{value / GIB:.2f}" for value in limits))
     table.add_row("fits", *("yes" if fits else "NO" for fits in (plan.learner_fits, plan.rollout_fits)))
-    where = "learner and engine share one GPU" if shared else f"{config.learner.ranks} learner ranks"
+    n = shape.parameters
+    where = "learner and engine share one" if shared else f"{config.learner.ranks} for the learner"
     console.print(
-        f"{shape.parameters / 1e9:.3f} B parameters, {gpus} GPUs of {gpu_gib:g} GiB; {where}, ZeRO stage "
-        f"{config.learner.zero_stage}, {config.learner.dtype}; {config.rollout.workers} engines x "
-        f"{config.rollout.tensor_parallel_size} GPUs",
+        f"{f'{n / 1e9:.2f} B' if n >= 1e9 else f'{n / 1e6:.2f} M'} parameters; {gpus} x {gpu_gib:g} GiB of GPU: {where}, "
+        f"ZeRO stage {config.learner.zero_stage}, {config.learner.dtype}; rollout.workers = {config.rollout.workers} x "
+        f"{config.rollout.tensor_parallel_size}",
         highlight=False,
         soft_wrap=True,
     )
