@@ -200,9 +200,10 @@ def show_plan(config: Config, console: Console, *, gpus: int, gpu_gib: float) ->
     table.add_row("there is", *(f"{value / GIB:.2f}" for value in limits))
     table.add_row("fits", *("yes" if fits else "NO" for fits in (plan.learner_fits, plan.rollout_fits)))
     n = shape.parameters
+    size = f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.2f} M"
     where = "learner and engine share one" if shared else f"{config.learner.ranks} for the learner"
     console.print(
-        f"{f'{n / 1e9:.2f} B' if n >= 1e9 else f'{n / 1e6:.2f} M'} parameters; {gpus} x {gpu_gib:g} GiB of GPU: {where}, "
+        f"{size} parameters; {gpus} x {gpu_gib:g} GiB of GPU: {where}, "
         f"ZeRO stage {config.learner.zero_stage}, {config.learner.dtype}; rollout.workers = {config.rollout.workers} x "
         f"{config.rollout.tensor_parallel_size}",
         highlight=False,
