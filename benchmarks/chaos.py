@@ -4,7 +4,7 @@
 
 Ray, vLLM, DeepSpeed and the demo model. Kills come at random moments, on average every --mtbf seconds: rollout worker
 actors, their engines' processes, engines that are stopped instead of killed (they hang), verifiers, and with
---learner the learner; half way everything is killed at once and resumed. Then the same number of steps is run
+--learner the learner; half way everything is killed at once and resumed. Then the first steps are run
 undisturbed, and the two are compared. Prints kills by kind and by the stage that the step was in, groups lost and
 doubled, the time until the run was whole again, and the share of its time that it would have needed without failures.
 """
@@ -36,8 +36,6 @@ from maxpo.rewards import REWARDS  # noqa: E402
 
 STAGES = ("generate", "score", "update", "sync", "checkpoint")
 KINDS = ("worker", "engine", "hung engine", "verifier")
-MOST_COMPARED = 250
-"""Steps that are run undisturbed at most; the time that all would have taken is their mean times the number."""
 WORKERS = 2
 PROMPTS = 16
 SETTINGS = [
@@ -65,6 +63,12 @@ def main() -> None:
     parser.add_argument("--mtbf", type=float, default=40, help="mean seconds between two kills")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
     parser.add_argument("--learner", action="store_true", help="kill the learner too, as often as any other kind")
+    parser.add_argument(
+        "--compare",
+        type=int,
+        default=250,
+        help="steps to run undisturbed at most, 0: none; the time of all is their mean times the number (default: 250)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs; must not exist")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--child", choices=["train", "resume"], help=argparse.SUPPRESS)
@@ -89,10 +93,11 @@ def main() -> None:
         sys.exit(f"the disturbed run ended with {code} instead of 75: see {args.out / 'output.txt'}")
     steps = rows(disturbed)[-1]["step"]
 
-    command = [sys.executable, "-m", "launch.cli", "train", "configs/presets/demo.yaml", *SETTINGS]
-    command += [f"run.dir={args.out}", "run.name=undisturbed", f"run.steps={min(steps, MOST_COMPARED)}"]
-    with (args.out / "undisturbed.txt").open("w") as output:
-        subprocess.run(command, stdout=output, stderr=output, env=environment(), cwd=ROOT, check=True)
+    if args.compare:
+        command = [sys.executable, "-m", "launch.cli", "train", "configs/presets/demo.yaml", *SETTINGS]
+        command += [f"run.dir={args.out}", "run.name=undisturbed", f"run.steps={min(steps, args.compare)}"]
+        with (args.out / "undisturbed.txt").open("w") as output:
+            subprocess.run(command, stdout=output, stderr=output, env=environment(), cwd=ROOT, check=True)
 
     kills = [json.loads(line) for line in (args.out / "kills.jsonl").read_text().splitlines()]
     kills.append(
@@ -272,7 +277,7 @@ def account(
         for found, times in ((after, resumed), (whole, recovered)):
             if found:
                 times.setdefault(kill["kind"], []).append(found[0]["time"] - kill["time"])
-    need = (calm[-1]["time"] - calm[0]["time"] + calm[0]["time/step_s"]) / len(calm) * steps
+    need = (calm[-1]["time"] - calm[0]["time"] + calm[0]["time/step_s"]) / len(calm) * steps if calm else 0.0
     steps_lines = Counter(row["step"] for row in metrics)
     return {
         "steps": steps,
