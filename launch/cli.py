@@ -175,14 +175,13 @@ def _dry_run(loaded: LoadedConfig, console: Console) -> int:
 
     from launch.placement import place
     from launch.preflight import load_data
+    from launch.resume import remote_store
     from launch.train import banner
-    from maxpo.remote import RemoteStore
 
     config = loaded.config
     train_prompts, held_out = load_data(config)
     place(config, gpus=float(torch.cuda.device_count()))
-    if config.checkpoint.remote:
-        RemoteStore(config.checkpoint.remote, config.checkpoint.remote_options)
+    remote_store(config)
     console.print(to_yaml(loaded), highlight=False, markup=False, soft_wrap=True)
     console.print(banner(config, len(train_prompts)), highlight=False, soft_wrap=True)
     console.print(

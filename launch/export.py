@@ -9,9 +9,10 @@ from safetensors import safe_open
 
 from learner.export import write_policy
 from learner.model import load_language_model
-from maxpo.checkpoint import CheckpointError, Checkpoints, verify
+from maxpo.checkpoint import Checkpoints
 from maxpo.config import Config
 from maxpo.errors import InputError
+from maxpo.manifest import CheckpointError, verify
 
 
 def export_checkpoint(config: Config, run: Path, step: int | None, target: Path) -> Path:

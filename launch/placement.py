@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ CPU_SHARE = 0.01
 
 
 SCRATCH, OWNER = "maxpo-ray-", "owner"
-"""Beginning of the name of a cluster's own folder, and the file in it that holds the process id of its run."""
+"""Beginning of the name of a cluster's own folder, and the file in it that says which process it is of."""
 
 
 class ResourceError(InputError):
@@ -135,7 +136,7 @@ def cluster(config: Config, log_folder: Path) -> Iterator[float]:
     _remove_leftovers()
     # Unix socket paths are limited to about 100 characters, which a run folder may exceed.
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH))
-    (scratch / OWNER).write_text(str(os.getpid()), encoding="utf-8")
+    (scratch / OWNER).write_text(f"{_where()} {os.getpid()}", encoding="utf-8")
     try:
         with own_sigterm():
             ray.init(
@@ -159,17 +160,26 @@ def _remove_leftovers() -> None:
     """The folders of runs that were killed before they could remove them."""
     for owner in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/{OWNER}"):
         try:
-            mine, pid = owner.stat().st_uid == os.getuid(), int(owner.read_text(encoding="utf-8"))
+            place, _, pid = owner.read_text(encoding="utf-8").rpartition(" ")
+            ours = owner.stat().st_uid == os.getuid() and place == _where()
+            dead = ours and not psutil.pid_exists(int(pid))
         except (OSError, ValueError):
             continue
-        if mine and not psutil.pid_exists(pid):
+        if dead:
             shutil.rmtree(owner.parent, ignore_errors=True)
+
+
+def _where() -> str:
+    """What process ids are unique in: the folder may be shared by machines and containers."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()} {namespace.readlink() if namespace.is_symlink() else ''}"
 
 
 def _keep_logs(scratch: Path, log_folder: Path) -> None:
     """Copy what the workers printed to the run folder, and remove the cluster's own folder."""
-    log_folder.mkdir(parents=True, exist_ok=True)
-    for file in scratch.glob("session_latest/logs/worker-*"):
-        if file.stat().st_size:
-            shutil.copy(file, log_folder)
+    with suppress(OSError):  # on a full disk what led here matters more
+        log_folder.mkdir(parents=True, exist_ok=True)
+        for file in scratch.glob("session_latest/logs/worker-*"):
+            if file.stat().st_size:
+                shutil.copy(file, log_folder)
     shutil.rmtree(scratch, ignore_errors=True)

@@ -13,10 +13,12 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from maxpo.checkpoint import CheckpointError, Checkpoints, verify
+from maxpo.checkpoint import Checkpoints
 from maxpo.config import Config
 from maxpo.configcheck import show
 from maxpo.errors import InputError
+from maxpo.manifest import CheckpointError, read_manifest, verify
+from maxpo.remote import RemoteStore
 
 FIXED = ("run.seed", "data.task", "data.task_args", "data.train_size")
 """Settings that must not change: the position in the data and the seeds of the samples mean nothing without them. That
@@ -84,6 +86,40 @@ def find_checkpoint(config: Config, checkpoints: Checkpoints, console: Console) 
             console.print(text, highlight=False, markup=False, soft_wrap=True)
         console.print(f"going on from {found}", highlight=False, markup=False, soft_wrap=True)
     return found
+
+
+def remote_store(config: Config) -> RemoteStore | None:
+    """Where the copies of this run's checkpoints are: below `checkpoint.remote`, under the run's name.
+
+    Raises:
+        InputError: the URL cannot be used.
+    """
+    url = config.checkpoint.remote
+    return RemoteStore(f"{url.rstrip('/')}/{config.run.name}", config.checkpoint.remote_options) if url else None
+
+
+def go_back_to(source: Path, checkpoints: Checkpoints, console: Console, *, named: bool) -> None:
+    """Make `source` the newest checkpoint of its run: later ones are damaged, or the user must decide.
+
+    Args:
+        source: the checkpoint to go on from.
+        checkpoints: of the run; nothing is done where `source` is of another one.
+        console: where it is said.
+        named: the user named it; otherwise it is the newest good one.
+
+    Raises:
+        CheckpointError: the user named one that has newer ones.
+    """
+    if checkpoints.folder.resolve() != source.resolve().parent:
+        return
+    step = read_manifest(source)["step"]
+    if named and (newer := [s for s in checkpoints.steps_anywhere() if s > step]):
+        raise CheckpointError(
+            f"{source} is not the newest checkpoint of its run, there are steps {newer}: move them away, or give the "
+            "run that begins there another run.name"
+        )
+    for moved in checkpoints.set_aside(newer_than=step):
+        console.print(f"damaged checkpoint set aside: {moved}", highlight=False, markup=False, soft_wrap=True)
 
 
 def describe_changes(checkpoint: Path, settings: str, console: Console) -> None:

@@ -13,11 +13,11 @@ from rich.console import Console
 from launch.placement import cluster, place
 from launch.preflight import load_data
 from launch.progress import Terminal, comparison, counts, timing
-from launch.resume import describe_changes, find_checkpoint, locked
+from launch.resume import describe_changes, find_checkpoint, go_back_to, locked, remote_store
 from launch.signals import stop_on_signal
 from launch.system import system
 from launch.watchdog import Watchdog
-from maxpo.checkpoint import Checkpoints, read_manifest, read_state
+from maxpo.checkpoint import Checkpoints
 from maxpo.config import Config
 from maxpo.configload import LoadedConfig, to_yaml
 from maxpo.data import PromptStream
@@ -25,7 +25,7 @@ from maxpo.deadline import LearnerLostError
 from maxpo.errors import InputError, RunError
 from maxpo.evaluate import EvalReport
 from maxpo.loop import Observer, evaluate, train
-from maxpo.remote import RemoteStore
+from maxpo.manifest import read_manifest, read_state
 from maxpo.runstate import RunResult
 from maxpo.tracking import METRICS_FILE, RunLog
 from maxpo.types import Prompt
@@ -84,7 +84,7 @@ def _run(loaded: LoadedConfig, console: Console, train_prompts: list[Prompt], he
                 resumed_step=resumed_step,
             )
             with closing(log):
-                return train(
+                result = train(
                     config,
                     stream,
                     held_out,
@@ -96,18 +96,23 @@ def _run(loaded: LoadedConfig, console: Console, train_prompts: list[Prompt], he
                     checkpoints=checkpoints,
                     resume_from=start,
                 )
+            # Here, so that a learner that dies meanwhile is started again for it.
+            fresh = folder / ".policy.new"
+            shutil.rmtree(fresh, ignore_errors=True)
+            running.learner.export(fresh)
+            shutil.rmtree(exported, ignore_errors=True)
+            fresh.rename(exported)
+            return result
 
         try:
             result = with_restarts(attempt, source, checkpoints, running.restart_learner, config, console)
         except RunError as error:
             checkpoints.abandon(timeout_s=10.0)
             error.add_note(f"The output of the workers is in {folder / 'log'}.")
-            newest, _ = checkpoints.newest_good()
-            go_on = f"The last good checkpoint is {newest}; go on with: maxpo resume {folder}"
+            newest = checkpoints.newest_written()
+            go_on = f"The newest checkpoint is {newest}; go on with: maxpo resume {folder}"
             error.add_note(go_on if newest else "There is no checkpoint to go on from.")
             raise
-        shutil.rmtree(exported, ignore_errors=True)
-        running.learner.export(exported)
     if result.evaluations:
         console.print("Unbiased estimates; in brackets 95 % intervals over prompts", highlight=False, markup=False)
         console.print(comparison(result))
@@ -115,7 +120,7 @@ def _run(loaded: LoadedConfig, console: Console, train_prompts: list[Prompt], he
         console.print(timing(result))
     console.print(counts(result), highlight=False)
     console.print(f"run folder      {folder}\nexported model  {exported}", highlight=False, soft_wrap=True)
-    if checkpoints.missing_copy:
+    if checkpoints.missing_copy and not result.stopped:
         raise RunError(f"the run is complete, but its newest checkpoint has no copy: {checkpoints.missing_copy}")
     if result.stopped:
         console.print(f"stopped after step {result.steps} of {config.run.steps}", highlight=False)
@@ -144,24 +149,27 @@ def with_restarts(
         console: where it is said.
     """
     step = None if source is None else read_manifest(source)["step"]
+    lost: LearnerLostError | None = None
     for left in reversed(range(config.learner.max_restarts + 1)):
         try:
+            if lost is not None:
+                restart()
+                # Only now: a write in the background may have waited for a rank that hung.
+                checkpoints.abandon()
+                newest, _ = checkpoints.newest_good()
+                # A run that began with a checkpoint of another run, and has none of its own yet, begins there again.
+                if newest is not None:
+                    source, step = newest, read_manifest(newest)["step"]
+                elif source is None:
+                    step = -1
+                text = f"going on from {source}" if source else "going on from the beginning"
+                console.print(text, highlight=False, markup=False, soft_wrap=True)
             return attempt(source, step)
         except LearnerLostError as error:
             if not left:
                 raise
+            lost = error
             text = f"{error}\nstarting the learner again; {left - 1} restarts are left"
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
-            restart()
-            # Only now: a write in the background may have waited for a rank that hung.
-            checkpoints.abandon()
-            newest, _ = checkpoints.newest_good()
-            # A run that began with a checkpoint of another run, and has none of its own yet, begins there again.
-            if newest is not None:
-                source, step = newest, read_manifest(newest)["step"]
-            elif source is None:
-                step = -1
-            text = f"going on from {source}" if source else "going on from the beginning"
             console.print(text, highlight=False, markup=False, soft_wrap=True)
     raise AssertionError("unreachable")
 
@@ -177,15 +185,21 @@ def _open(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None, Ch
         keep_best=saving.keep_best,
         attached={"config.yaml": settings, METRICS_FILE: folder / METRICS_FILE},
         asynchronous=saving.asynchronous,
-        remote=RemoteStore(saving.remote, saving.remote_options) if saving.remote else None,
+        remote=remote_store(config),
         say=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
     )
     source = find_checkpoint(config, checkpoints, console)
     if source is not None:
         describe_changes(source, settings, console)
+        go_back_to(source, checkpoints, console, named=saving.resume not in ("auto", "must"))
     if source is None or folder.resolve() not in source.resolve().parents:
         # A finished run without checkpoints is nothing to go on from either, but it is no leftover.
-        _new_run_folder(config, replace=saving.resume == "auto" and not (folder / "policy").exists())
+        try:
+            _new_run_folder(config, replace=saving.resume == "auto" and not (folder / "policy").exists())
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise InputError(f"the run folder cannot be written: {error}") from error
     try:
         (folder / "config.yaml").write_text(settings, encoding="utf-8")
         if source is not None and not (folder / METRICS_FILE).exists() and (source / METRICS_FILE).exists():

@@ -82,7 +82,11 @@ class Watchdog(Observer):
     def _watch(self) -> None:
         while not self._closed.wait(min(1.0, self._limit_s / 4)):
             if time.monotonic() - self._last > self._limit_s:
-                self._text = self._describe()
+                self._text = f"no progress for run.stall_timeout_s = {self._limit_s:g} s in {self._doing}"
+                try:
+                    self._text = self._describe()
+                except Exception as error:  # a full disk may be the very cause; the run must end all the same
+                    self._text += f"; who waits could not be written down: {error}"
                 os.kill(os.getpid(), signal.SIGUSR2)
                 if not self._closed.wait(GRACE_S):
                     print(f"maxpo: {self._text}\nThe main thread does not react.", file=sys.stderr, flush=True)

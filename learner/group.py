@@ -63,12 +63,19 @@ class LearnerGroup:
         return max(parameters for _, parameters in started.values())
 
     def restart(self) -> None:
-        """Replace all ranks, whatever state they are in, by new ones that hold the model as it was at first."""
+        """Replace all ranks, whatever state they are in, by new ones that hold the model as it was at first.
+
+        Raises:
+            LearnerLostError: they did not start.
+        """
         self.shutdown()
         self._actors = self._create()
         self.version = -1
-        self.begin_start()
-        self.finish_start()
+        try:
+            self.begin_start()
+            self.finish_start()
+        except RemoteError as error:
+            raise LearnerLostError(str(error)) from error
 
     def update(self, batch: StepBatch) -> StepResult:
         """One training step on all ranks."""
@@ -81,7 +88,8 @@ class LearnerGroup:
         started = time.perf_counter()
         self.version += not again
         # The senders have deadlines of their own that name the engine; this one only catches a lost sender.
-        limit = 4 * self._config.sync.timeout_s
+        # It comes before the limit of the ranks' own collectives, so that a rank that hangs is seen to hang.
+        limit = min(4 * self._config.sync.timeout_s, 0.9 * self._config.learner.step_timeout_s)
         results = self._call("publish", limit, "sending weights", self.version, list(receivers))
         manifest: WeightManifest = results["learner rank 0"]
         return replace(manifest, metrics={"time/sync_s": time.perf_counter() - started})

@@ -154,6 +154,7 @@ class WeightSender:
         self._backend, self._bucket_bytes, self._timeout_s = backend, bucket_bytes, timeout_s
         self._rank, self._host = rank, host
         self._members: list[Any] | None = None
+        self._transport: Any = None
 
     def publish(self, version: int, receivers: Sequence[Receiver]) -> WeightManifest | None:
         """Send the parameters as `version`; on rank 0 the manifest to compare with. Collective.
@@ -175,7 +176,8 @@ class WeightSender:
             self._client.version = version
             self._transport.send_weights()
         except Exception:
-            self._members = None
+            # Without its end of the connections the engines that wait for the rest fail at once.
+            self._members = self._transport = None
             if self._backend == "gloo":
                 self._source.finish()
             raise

@@ -10,26 +10,28 @@ good checkpoint is untouched. All but the copy of the learner's state may happen
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import shutil
 from collections.abc import Callable, Collection, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from maxpo import __version__
 from maxpo.background import Background
-from maxpo.errors import InputError, RunError
+from maxpo.errors import RunError
+from maxpo.manifest import (
+    FORMAT,
+    MANIFEST,
+    STATE,
+    CheckpointError,
+    describe,
+    flush,
+    read_manifest,
+    verify,
+    write_json,
+)
 
-MANIFEST, STATE, LATEST = "manifest.json", "state.json", "LATEST"
-FORMAT = 2
-"""Version of the layout; a checkpoint of another one is refused."""
-
-
-class CheckpointError(InputError):
-    """A checkpoint cannot be used; the message names folder and file."""
+LATEST = "LATEST"
 
 
 class Remote(Protocol):
@@ -121,8 +123,7 @@ class Checkpoints:
             with self._clear_errors(step, partial):
                 write_copy()
                 self._complete(step, partial, state, metrics)
-            self._prune()
-            self._copy_to_remote(step)
+            self._copy_to_remote(step, self._prune(step))
 
         if self._asynchronous:
             self._writing = Background(complete)
@@ -175,27 +176,35 @@ class Checkpoints:
                 (partial / name).write_text(content, encoding="utf-8")
             elif content.exists():
                 shutil.copyfile(content, partial / name)
-        _write_json(partial / STATE, state)
-        files = {str(p.relative_to(partial)): _describe(p) for p in sorted(partial.rglob("*")) if p.is_file()}
+        write_json(partial / STATE, state)
+        files = {str(p.relative_to(partial)): describe(p) for p in sorted(partial.rglob("*")) if p.is_file()}
         about = {"format": FORMAT, "maxpo": __version__, "step": step, "metrics": dict(metrics), "files": files}
-        _write_json(partial / MANIFEST, about)
+        write_json(partial / MANIFEST, about)
         for path in (*partial.rglob("*"), partial):
-            _flush(path)
+            flush(path)
         # The same step once more, after a resume from before it: the old one makes room, the new one is complete.
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        _flush(self.folder)
+        flush(self.folder)
         pointer = self.folder / f".{LATEST}.partial"
         pointer.write_text(final.name + "\n", encoding="utf-8")
-        _flush(pointer)
+        flush(pointer)
         pointer.replace(self.folder / LATEST)
-        _flush(self.folder)
+        flush(self.folder)
         self.saved_step = step
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint under its final name, ascending."""
         names = self.folder.glob("step_*") if self.folder.is_dir() else ()
         return sorted(int(p.name[5:]) for p in names if p.name[5:].isdigit())
+
+    def steps_anywhere(self) -> list[int]:
+        """The same here and in the remote store.
+
+        Raises:
+            RunError: the store cannot be read.
+        """
+        return sorted({*self.steps(), *(self._remote.steps() if self._remote else [])})
 
     def newest_good(self, *, fetch: bool = False) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that verifies, and what is wrong with the newer ones.
@@ -223,22 +232,26 @@ class Checkpoints:
                 wrong.append(str(error))
         return None, wrong
 
-    def _copy_to_remote(self, step: int) -> None:
-        """The checkpoint itself is complete, so an error is told and counted, and the next one may come through."""
+    def _copy_to_remote(self, step: int, removed: set[int]) -> None:
+        """Copy a checkpoint, and remove there what was removed here.
+
+        The checkpoint itself is complete, so an error is told and counted, and the next one may come through.
+        """
         if self._remote is None:
             return
         try:
             self._remote.upload(self.folder / f"step_{step:06d}")
-            self._remote.prune(self.steps())
+            self._remote.prune(set(self._remote.steps()) - removed)
             self.missing_copy = None
         except RunError as error:
             self.missing_copy = str(error)
             self._failed_copies += 1
             self._say(f"the checkpoint of step {step} has no copy: {error}")
 
-    def _prune(self) -> None:
+    def _prune(self, written: int) -> set[int]:
+        """Remove what is not to be kept; returns the steps removed."""
         steps = self.steps()
-        keep = set(steps[-self._keep_last :])
+        keep = {written, *steps[-self._keep_last :]}
         if self._keep_every:
             keep |= {step for step in steps if step % self._keep_every == 0}
         if self._keep_best:
@@ -246,78 +259,32 @@ class Checkpoints:
             known = {step: value for step, value in values.items() if value is not None}
             if known:
                 keep.add(max(known, key=lambda step: (known[step], step)))
-        for step in steps:
-            if step not in keep:
-                shutil.rmtree(self.folder / f"step_{step:06d}", ignore_errors=True)
+        removed = set(steps) - keep
+        for step in removed:
+            shutil.rmtree(self.folder / f"step_{step:06d}", ignore_errors=True)
+        return removed
+
+    def newest_written(self) -> Path | None:
+        """The newest checkpoint with a readable manifest; its files are not read, which may take long."""
+        for step in reversed(self.steps()):
+            folder = self.folder / f"step_{step:06d}"
+            with suppress(CheckpointError):
+                read_manifest(folder)
+                return folder
+        return None
+
+    def set_aside(self, newer_than: int) -> list[Path]:
+        """Rename the checkpoints of later steps, which are damaged, so that nothing takes them for the newest."""
+        moved: list[Path] = []
+        for step in self.steps():
+            if step > newer_than:
+                target = self.folder / f"damaged_{step:06d}"
+                shutil.rmtree(target, ignore_errors=True)
+                moved.append((self.folder / f"step_{step:06d}").rename(target))
+        return moved
 
     def _metric(self, step: int, name: str) -> float | None:
         try:
             return read_manifest(self.folder / f"step_{step:06d}")["metrics"].get(name)
         except CheckpointError:
             return None
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint.
-
-    Raises:
-        CheckpointError: there is none, it cannot be read, or it is of another layout.
-    """
-    manifest = _read_json(folder / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / MANIFEST}: format {manifest.get('format')}, this version reads {FORMAT}")
-    return manifest
-
-
-def verify(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files are all there, unchanged, and no more.
-
-    Raises:
-        CheckpointError: naming the first file that is not as the manifest says.
-    """
-    manifest = read_manifest(folder)
-    there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
-    listed = cast("dict[str, dict[str, Any]]", manifest["files"])
-    for name in sorted(there ^ set(listed)):
-        raise CheckpointError(f"{folder / name}: {'not in the manifest' if name in there else 'missing'}")
-    for name, expected in listed.items():
-        if (found := _describe(folder / name)) != expected:
-            raise CheckpointError(f"{folder / name}: {found['bytes']} bytes, changed since it was written")
-    return manifest
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """What `write` was given as `state`.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    return _read_json(folder / STATE)
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _flush(path: Path) -> None:
-    """Force a file or the entries of a folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
-    return cast("dict[str, Any]", content)

@@ -16,10 +16,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from maxpo.checkpoint import MANIFEST
 from maxpo.config import ADVANTAGE_NAMES, Config
 from maxpo.configestimator import ESTIMATOR_COMBINATIONS, is_objective
 from maxpo.configschema import describe, get, schema
+from maxpo.manifest import MANIFEST
 from maxpo.objective import OBJECTIVES
 from maxpo.rewards import REWARDS
 from maxpo.tasks import TASKS
@@ -258,6 +258,14 @@ COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] 
 """Keys that are read, what must hold for the config, and what is said otherwise."""
 
 
+def _holds(holds: Callable[[Any], bool], value: object) -> bool:
+    """Whether it does; an escaped interpolation may have left a value of another type."""
+    try:
+        return holds(value)
+    except TypeError:
+        return False
+
+
 def check(config: Config, origin: Mapping[str, Setting]) -> list[Problem]:
     """Finds values out of range and combinations that make no sense.
 
@@ -288,7 +296,7 @@ def check(config: Config, origin: Mapping[str, Setting]) -> list[Problem]:
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             report((key,), "Must be a finite number.")
     for key, holds, message in RANGES:
-        if key not in unusable and get(config, key) is not None and not holds(get(config, key)):
+        if key not in unusable and get(config, key) is not None and not _holds(holds, get(config, key)):
             report((key,), message)
     for involved, holds, message in COMBINATIONS:
         if unusable.isdisjoint(involved) and not holds(config):

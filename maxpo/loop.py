@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from maxpo.checkpoint import Checkpoints, read_state
+from maxpo.checkpoint import Checkpoints
 from maxpo.config import AlgorithmConfig, Config
 from maxpo.data import PromptStream
 from maxpo.deadline import LearnerLostError, RemoteError
 from maxpo.errors import RunError
 from maxpo.evaluate import EvalReport, report
 from maxpo.judge import Judged, judge, sampling_metrics, usable_metrics, valid_rewards
+from maxpo.manifest import read_state
 from maxpo.runstate import TOTALS, RunResult, state_of, take_over
 from maxpo.schedule import PassRates, adapted_k, mix_weight, scheduled_k
 from maxpo.tracking import RunLog
@@ -22,6 +23,9 @@ from maxpo.types import Group, Prompt, Receiver, ScoredGroup, StepBatch, StepRes
 
 REFUSED_STEPS = 20
 """Training steps in a row without one optimizer step, since loss or gradient was never finite, that end a run."""
+
+PUBLISH_AGAIN = 3
+"""Times that one version is sent again after losses of engines; then its error is no accident."""
 
 
 class Rollouts(Protocol):
@@ -150,7 +154,7 @@ def train(
                 metrics |= learner.update(batch).metrics
             except LearnerLostError:
                 raise  # the groups are not to blame
-            except RunError as error:
+            except RemoteError as error:
                 file = log.dump(f"failed_step_{step:06d}", batch.groups)
                 raise RunError(f"{error}\nThe groups of step {step} are in {file}.") from error
             if metrics["train/refused_steps"]:
@@ -206,17 +210,17 @@ def publish(rollouts: Rollouts, learner: Learner) -> dict[str, float]:
     """Send the learner's weights to every engine and have each confirm what it got.
 
     Where an engine dies meanwhile, the same version is sent to those that are there then."""
-    again = False
+    again = 0
     while True:
         try:
-            manifest = learner.publish(rollouts.receivers(), again=again)
+            manifest = learner.publish(rollouts.receivers(), again=again > 0)
             break
         except LearnerLostError:
             raise
         except RemoteError:
-            if not rollouts.replace_lost():
+            if again == PUBLISH_AGAIN or not rollouts.replace_lost():
                 raise
-            again = True
+            again += 1
     timing: dict[str, float] = {}
     with _timed(timing, "time/confirm_s"):
         rollouts.confirm(manifest)

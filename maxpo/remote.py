@@ -1,17 +1,15 @@
-"""A copy of checkpoints in a bucket or any other place that fsspec reaches, where nothing can be renamed in one go.
+"""A copy of checkpoints in an object store, where nothing can be renamed: a marker written last makes them whole.
 
-    URL/step_000040/   the files of the checkpoint, manifest.json, and COMMIT, written last
-    URL/LATEST         the name of the one uploaded last; for people, nothing here reads it
+    URL/step_000040/   the files of the checkpoint, manifest.json, and last COMMIT
+    URL/LATEST         the name of the one uploaded last, for people
 
-A checkpoint is there if its COMMIT matches its manifest. Uploads write COMMIT after everything else and removals take
-it away first, so whenever either dies, what is half there is not seen and the other checkpoints are untouched.
+COMMIT says which manifest it stands for, and the manifest lists every file with its sha256. What has no COMMIT, or one
+of another manifest, is not a checkpoint. COMMIT is also the first thing to go when one is removed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib
 import json
 import re
 import shutil
@@ -20,239 +18,284 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
-from maxpo.checkpoint import LATEST, MANIFEST, CheckpointError, verify
+from maxpo.checkpoint import LATEST
 from maxpo.errors import InputError, RunError
+from maxpo.manifest import MANIFEST, CheckpointError, verify
 
 COMMIT = "COMMIT"
-WAITS_S = (1.0, 4.0)
+WAITS = (1.0, 4.0)
 """Seconds before the second and the third try of an operation."""
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-_T = TypeVar("_T")
+_EXTRAS = {"s3": "maxpo[s3]", "s3a": "maxpo[s3]", "gs": "maxpo[gcs]", "gcs": "maxpo[gcs]"}
+"""What brings the driver of a protocol. These stores have no folders to make; making one could make a bucket."""
+_LOST_CONNECTION = {
+    "botocore.exceptions.ConnectionError",
+    "botocore.exceptions.HTTPClientError",
+    "botocore.exceptions.IncompleteReadError",
+    "aiohttp.client_exceptions.ClientError",
+}
+"""Errors of drivers that are as good as an OSError."""
+
+T = TypeVar("T")
 
 
 class RemoteStoreError(RunError):
-    """The remote place failed; the message names its URL, what was being done and the cause."""
+    """The store could not do something; the message names URL, operation and cause."""
 
 
 class RemoteStore:
-    """The checkpoints below one URL. One process at a time may change them."""
+    """Checkpoints below one URL, written by one process at a time.
 
-    def __init__(self, url: str, options: Mapping[str, Any], *, wait: Callable[[float], None] = time.sleep) -> None:
-        """Nothing is written, and with most drivers nothing is connected to, before the first operation.
+    Every operation is tried three times where the connection or the store fails, and once where it refuses. Whatever
+    goes wrong, and wherever this process ends, the other checkpoints there can still be loaded.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, Any], wait: Callable[[float], object] = time.sleep) -> None:
+        """Nothing is read or written yet.
 
         Args:
-            url: protocol://bucket/prefix, as fsspec understands it; the bucket must exist.
-            options: for the driver of this protocol, e.g. endpoint_url, key and secret of s3fs.
-            wait: called with the seconds to wait before an operation is tried again.
+            url: `s3://bucket/prefix`, `gs://bucket/prefix`, `file:///folder` or any other of fsspec.
+            options: for fsspec's driver as they are, for example `endpoint_url`.
+            wait: called with seconds between two tries.
 
         Raises:
-            InputError: the URL or the options cannot be used, or the driver is not installed.
+            InputError: the URL or an option is wrong, or the driver is not installed.
         """
-        self.url = url.rstrip("/")
-        self._wait = wait
-        named = f"checkpoint.remote: {url!r}"
-        protocol, separator, _ = url.partition("://")
-        if not separator or re.search(r"[*?\[\]]|::", url):  # drivers would expand or chain these
-            raise InputError(f"{named} must be protocol://bucket/prefix without *, ?, [, ] and ::")
-        local = {"auto_mkdir": True} if protocol in ("file", "local") else {}
-        every = {**local, **options, "skip_instance_cache": True}
+        from fsspec.core import url_to_fs  # pyright: ignore  # here: a third of a second, and few runs need it
+
+        protocol = url.partition("://")[0]
+        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://.*", url):
+            raise InputError(f"checkpoint.remote: {url} is not a URL such as s3://bucket/prefix or file:///folder")
+        fresh = {"skip_instance_cache": True, "use_listings_cache": False}
         try:
-            # Imported here: it takes 0.1 s, which only runs with a remote need to spend.
-            self._fs, root = importlib.import_module("fsspec.core").url_to_fs(url, **every)
+            self._fs, root = cast("tuple[Any, str]", url_to_fs(url, **{**options, **fresh}))
         except ImportError as error:
             extra = _EXTRAS.get(protocol)
-            install = f"pip install 'maxpo[{extra}]'" if extra else error
-            raise InputError(f"{named} needs a package that is not installed: {install}") from error
+            how = f"pip install '{extra}'" if extra else error
+            raise InputError(f"checkpoint.remote: the driver for {url} is not installed: {how}") from error
         except Exception as error:
-            raise InputError(f"{named} cannot be used: {error}") from error
-        self._root = str(root).rstrip("/")
-        if not self._root:
-            raise InputError(f"{named} names no bucket or folder")
+            raise InputError(f"checkpoint.remote: {url} cannot be used: {_text(error)}") from error
+        self.url = url.rstrip("/")
+        self._root = root.rstrip("/")
+        self._protocol, self._wait = protocol, wait
+        self._latest = f"{self._root}/{LATEST}"
+        if not self._root.strip("/"):
+            raise InputError(f"checkpoint.remote: {url} names no bucket or folder")
 
     def steps(self) -> list[int]:
         """Steps that have a committed checkpoint, ascending.
 
         Raises:
-            RemoteStoreError: the remote place failed.
+            RemoteStoreError: the store cannot be read.
         """
-        return self._tried("listing checkpoints", self._committed)
+        return self._try("listing checkpoints", self._committed)
 
     def upload(self, checkpoint: Path) -> None:
-        """Copy a checkpoint; an earlier copy of the same step is removed first.
+        """Copy a checkpoint there. One of the same step is removed first.
 
         Args:
-            checkpoint: its final folder, .../step_000040, which must verify.
+            checkpoint: `.../step_000040`, verified; it must stay until this returns.
 
         Raises:
-            CheckpointError: its manifest lists a name that cannot be used.
-            RemoteStoreError: the remote place failed; the copies of other steps are untouched.
+            CheckpointError: it is none, or it lists a file under a name that is not allowed.
+            RemoteStoreError: it could not be written.
         """
-        name = checkpoint.name
+        step = _step_of(checkpoint.name)
+        if step is None or not (checkpoint / MANIFEST).is_file():
+            raise CheckpointError(f"{checkpoint}: not a checkpoint")
+        if self._protocol in ("file", "local") and Path(self._root).resolve() == checkpoint.parent.resolve():
+            raise InputError(f"checkpoint.remote: {self.url} is the folder of the checkpoints themselves")
 
-        def attempt() -> None:
+        def copy() -> None:
             manifest = (checkpoint / MANIFEST).read_bytes()
-            files = _listed(manifest, str(checkpoint))
-            self._remove(name)
-            for file in files:
-                self._fs.put_file(str(checkpoint / file), self._path(name, file))
-            self._fs.pipe_file(self._path(name, MANIFEST), manifest)
-            self._fs.pipe_file(self._path(name, COMMIT), _marker(manifest, files))
-            self._fs.pipe_file(self._path(LATEST), f"{name}\n".encode())
+            names = _names(manifest, str(checkpoint))
+            self._remove(step)
+            for name in (*names, MANIFEST):
+                self._make_folder(self._key(step, name))
+                self._fs.put_file(str(checkpoint / name), self._key(step, name))
+            self._fs.pipe_file(self._key(step, COMMIT), _seal(manifest, len(names)))
 
-        self._tried(f"uploading {name}", attempt)
+        self._try(f"uploading {checkpoint.name}", copy)
+        self._try(f"writing {LATEST}", lambda: self._point_to(step))
 
     def download(self, step: int, folder: Path) -> Path:
-        """Copy a committed checkpoint back, replacing a local one of this step once the copy has verified.
+        """Copy a checkpoint from there, and verify it, before it replaces one of the same step.
 
         Args:
-            step: of the checkpoint.
+            step: one of `steps`.
             folder: `checkpoints/` of the run folder.
 
         Returns:
-            The folder of the checkpoint.
+            The checkpoint's folder.
 
         Raises:
-            CheckpointError: it is not there or damaged; the message names the file, `folder` is as it was.
-            RemoteStoreError: the remote place failed, or `folder` cannot be written; `folder` is as it was.
+            CheckpointError: it is not there, or damaged; names the file. `folder` is as it was.
+            RemoteStoreError: it could not be read or written.
         """
-        name = f"step_{step:06d}"
-        final, partial = folder / name, folder / f".{name}.partial"
+        final = folder / _name(step)
+        partial = folder / f".{final.name}.partial"
 
-        def attempt() -> None:
-            manifest, files = self._manifest(name)
+        def copy() -> Path:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            (partial / MANIFEST).write_bytes(manifest)
-            for file in files:
-                (partial / file).parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    self._fs.get_file(self._path(name, file), str(partial / file))
-                except FileNotFoundError as error:
-                    raise CheckpointError(f"{self.url}/{name}/{file}: missing") from error
             try:
-                verify(partial)
-            except CheckpointError as error:
-                raise CheckpointError(str(error).replace(str(partial), f"{self.url}/{name}")) from error
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
+                manifest, names = self._manifest(step)
+                (partial / MANIFEST).write_bytes(manifest)
+                for name in names:
+                    (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                    self._get(step, name, partial / name)
+                try:
+                    verify(partial)
+                except CheckpointError as error:
+                    raise CheckpointError(str(error).replace(str(partial), f"{self.url}/{final.name}")) from error
+                shutil.rmtree(final, ignore_errors=True)
+                return partial.rename(final)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
 
-        try:
-            self._tried(f"downloading {name}", attempt)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return final
+        return self._try(f"downloading {final.name}", copy)
 
     def prune(self, keep: Collection[int]) -> None:
-        """Remove the checkpoints of all other steps, and what is left of copies that were never finished.
-
-        What has no COMMIT is removed where it is older than the newest committed checkpoint: the newest may be on its
-        way.
-
-        Args:
-            keep: steps to keep.
+        """Remove the checkpoints that are not in `keep`, and what uploads before the newest checkpoint left behind.
 
         Raises:
-            RemoteStoreError: the remote place failed; the checkpoints to keep are untouched.
+            RemoteStoreError: something could not be removed.
         """
-        # Over all tries: one that lost its COMMIT in the first must still go in the second.
-        doomed: set[int] = set()
 
-        def attempt() -> None:
-            newest = max(self._committed(), default=-1)
-            for step in self._present():
-                unwanted = step not in keep if self._has_commit(f"step_{step:06d}") else step < newest
-                if unwanted:
+        doomed: set[int] = set()  # of all tries: what lost its COMMIT in the first must still go in the second
+
+        def remove() -> None:
+            committed = self._committed()
+            newest = max(committed, default=0)
+            for step in self._folders():
+                unfinished = COMMIT not in self._files(step)
+                if (step < newest) if unfinished else (step not in keep):
                     doomed.add(step)
-            for step in sorted(doomed):
-                self._remove(f"step_{step:06d}")
+            for step in doomed:
+                self._remove(step)
+            left = [step for step in committed if step in keep]
+            if self._fs.exists(self._latest) and self._pointed_to() not in left:
+                if left:
+                    self._point_to(left[-1])
+                else:
+                    self._fs.rm_file(self._latest)
 
-        self._tried("removing old checkpoints", attempt)
+        self._try("removing old checkpoints", remove)
 
-    def _tried(self, doing: str, attempt: Callable[[], _T]) -> _T:
-        """The result of an operation, begun anew after errors that may pass."""
-        waits = list(WAITS_S)
-        while True:
+    def _try(self, operation: str, do: Callable[[], T]) -> T:
+        for seconds in (*WAITS, None):
             try:
-                self._fs.invalidate_cache()  # other processes write here too
-                return attempt()
+                return do()
             except InputError:
                 raise
             except Exception as error:
-                # Drivers let errors of their HTTP libraries through, which are no OSErrors.
-                passing = isinstance(error, OSError) or type(error).__module__ != "builtins"
-                if not waits or not passing or isinstance(error, _FINAL):
-                    cause = str(error) or type(error).__name__
-                    raise RemoteStoreError(f"{self.url}: {doing} failed: {cause}") from error
-            self._wait(waits.pop(0))
+                if seconds is None or not _transient(error):
+                    raise RemoteStoreError(f"{self.url}: {operation} failed: {_text(error)}") from error
+                self._wait(seconds)
+        raise AssertionError("the last try returns or raises")
 
-    def _path(self, *parts: str) -> str:
-        return "/".join((self._root, *parts))
+    def _key(self, step: int, name: str = "") -> str:
+        return f"{self._root}/{_name(step)}/{name}".rstrip("/")
 
-    def _present(self) -> list[int]:
-        """Steps that have a folder of the right name, whatever is in it, ascending."""
+    def _make_folder(self, key: str) -> None:
+        if self._protocol not in _EXTRAS:
+            self._fs.makedirs(key.rpartition("/")[0], exist_ok=True)
+
+    def _folders(self) -> list[int]:
+        """Steps of which there is anything, ascending."""
         try:
             entries = self._fs.ls(self._root, detail=True)
-        except FileNotFoundError:
-            return []
-        names = [str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"]
-        return sorted(int(name[5:]) for name in names if re.fullmatch(r"step_([0-9]{6}|[1-9][0-9]{6,})", name))
+        except FileNotFoundError as error:
+            if error.__cause__ is not None:  # the store's own answer: there is no such bucket
+                raise
+            return []  # the driver's: nothing is there yet
+        names = [e["name"].rstrip("/").rpartition("/")[2] for e in entries if e["type"] == "directory"]
+        return sorted(step for name in names if (step := _step_of(name)) is not None)
+
+    def _files(self, step: int) -> list[str]:
+        """Names of all that is there of a step."""
+        start = self._key(step) + "/"
+        return [key.removeprefix(start) for key in self._fs.find(self._key(step)) if key.startswith(start)]
 
     def _committed(self) -> list[int]:
-        steps: list[int] = []
-        for step in self._present():
-            with contextlib.suppress(CheckpointError):
-                self._manifest(f"step_{step:06d}")
-                steps.append(step)
-        return steps
-
-    def _manifest(self, name: str) -> tuple[bytes, list[str]]:
-        """The manifest of a committed checkpoint, as it is and what it lists."""
-        where = f"{self.url}/{name}"
-        found: dict[str, bytes] = {}
-        for file in (COMMIT, MANIFEST):
+        def committed(step: int) -> bool:
             try:
-                found[file] = self._fs.cat_file(self._path(name, file))
-            except FileNotFoundError as error:
-                raise CheckpointError(f"{where}/{file}: missing") from error
-        files = _listed(found[MANIFEST], where)
-        if found[COMMIT] != _marker(found[MANIFEST], files):
+                self._manifest(step)
+            except CheckpointError:
+                return False
+            return True
+
+        return [step for step in self._folders() if committed(step)]
+
+    def _manifest(self, step: int) -> tuple[bytes, list[str]]:
+        """The manifest that COMMIT stands for, and the names in it."""
+        commit, manifest = self._read(step, COMMIT), self._read(step, MANIFEST)
+        where = f"{self.url}/{_name(step)}"
+        names = _names(manifest, where)
+        if commit != _seal(manifest, len(names)):
             raise CheckpointError(f"{where}/{COMMIT}: does not match {MANIFEST}")
-        return found[MANIFEST], files
+        return manifest, names
 
-    def _has_commit(self, name: str) -> bool:
+    def _read(self, step: int, name: str) -> bytes:
         try:
-            self._fs.cat_file(self._path(name, COMMIT))  # not exists(): of many drivers it is False after any error
-        except FileNotFoundError:
-            return False
-        return True
+            return self._fs.cat_file(self._key(step, name))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{self.url}/{_name(step)}/{name}: missing") from error
 
-    def _remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(name, COMMIT))
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(self._path(name), recursive=True)
+    def _get(self, step: int, name: str, target: Path) -> None:
+        try:
+            self._fs.get_file(self._key(step, name), str(target))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{self.url}/{_name(step)}/{name}: missing") from error
+
+    def _remove(self, step: int) -> None:
+        """One object at a time: drivers do not report what a removal of many left behind."""
+        for name in sorted(self._files(step), key=lambda name: name != COMMIT):
+            self._fs.rm_file(self._key(step, name))
+        if self._protocol not in _EXTRAS and self._fs.isdir(self._key(step)):
+            self._fs.rm(self._key(step), recursive=True)
+
+    def _point_to(self, step: int) -> None:
+        self._fs.pipe_file(self._latest, f"{_name(step)}\n".encode())
+
+    def _pointed_to(self) -> int | None:
+        return _step_of(self._fs.cat_file(self._latest).decode(errors="replace").strip())
 
 
-def _marker(manifest: bytes, files: Collection[str]) -> bytes:
-    """What COMMIT holds."""
-    content = {"manifest_sha256": hashlib.sha256(manifest).hexdigest(), "files": len(files)}
-    return (json.dumps(content) + "\n").encode()
+def _name(step: int) -> str:
+    return f"step_{step:06d}"
 
 
-def _listed(manifest: bytes, where: str) -> list[str]:
-    """The files that a manifest lists; one that would not stay inside the folder, or hide our own, is refused."""
+def _step_of(name: str) -> int | None:
+    found = re.fullmatch("step_([0-9]+)", name)
+    return int(found[1]) if found and _name(int(found[1])) == name else None
+
+
+def _seal(manifest: bytes, files: int) -> bytes:
+    """The content of COMMIT."""
+    seal = {"manifest_sha256": hashlib.sha256(manifest).hexdigest(), "files": files}
+    return json.dumps(seal).encode()
+
+
+def _names(manifest: bytes, where: str) -> list[str]:
+    """Names of the files that a manifest lists, each of which stays inside its folder."""
     try:
-        content = json.loads(manifest)
-    except ValueError as error:
-        raise CheckpointError(f"{where}/{MANIFEST}: cannot be read ({error})") from error
-    files = cast("dict[str, Any]", content).get("files") if isinstance(content, dict) else None
-    if not isinstance(files, dict):
-        raise CheckpointError(f"{where}/{MANIFEST}: lists no files")
-    names = list(cast("dict[str, Any]", files))
+        names = list(json.loads(manifest)["files"].keys())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{where}/{MANIFEST}: cannot be read ({_text(error)})") from error
     for name in names:
         path = PurePosixPath(name)
-        plain = path.parts and str(path) == name and not path.is_absolute() and ".." not in path.parts
-        if not plain or path.parts[0] in (MANIFEST, COMMIT) or "\\" in name or "\0" in name:
-            raise CheckpointError(f"{where}/{MANIFEST}: lists {name!r}, which is no name of a checkpoint's file")
+        if str(path) != name or path.is_absolute() or {"..", "."} & {*path.parts, name} or name in (MANIFEST, COMMIT):
+            raise CheckpointError(f"{where}/{MANIFEST}: lists a file under a name that is not allowed, {name!r}")
     return names
+
+
+def _transient(error: Exception) -> bool:
+    """Worth another try. gcsfs has no PermissionError, only an OSError that begins so."""
+    if isinstance(error, PermissionError | FileNotFoundError) or str(error).startswith("Forbidden"):
+        return False
+    classes = {f"{base.__module__}.{base.__qualname__}" for base in type(error).__mro__}
+    return isinstance(error, OSError) or bool(classes & _LOST_CONNECTION)
+
+
+def _text(error: Exception) -> str:
+    return str(error) or type(error).__name__

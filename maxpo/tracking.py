@@ -52,8 +52,9 @@ class RunLog:
             if row["step"] <= step and line.endswith(b"\n"):
                 kept += line
         whole = self._metrics.with_name(".metrics.partial")
-        whole.write_bytes(kept)
-        whole.replace(self._metrics)
+        with _clear_errors(whole):
+            whole.write_bytes(kept)
+            whole.replace(self._metrics)
         self._fed = len(kept)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

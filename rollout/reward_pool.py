@@ -170,7 +170,8 @@ class RewardPool:
 
     def shutdown(self) -> None:
         """Kill the processes."""
-        _stop(self._pool)
+        pool = self._pool
+        Background(lambda: _stop(pool)).wait(10.0)  # the threads of a pool that is broken may never end
 
 
 def _stop(pool: ProcessPool) -> None:

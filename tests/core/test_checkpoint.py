@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from maxpo.checkpoint import CheckpointError, Checkpoints, read_manifest, read_state, verify
+from maxpo.checkpoint import Checkpoints
 from maxpo.config import AlgorithmConfig, CheckpointConfig, Config, EvalConfig, RunConfig
 from maxpo.data import PromptStream
 from maxpo.errors import RunError
 from maxpo.loop import Observer, train
+from maxpo.manifest import CheckpointError, read_manifest, read_state, verify
 from maxpo.tracking import RunLog
 from tests.fakes import FakeLearner, FakeRollouts, prompt
 

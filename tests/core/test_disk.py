@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
-from maxpo.checkpoint import Checkpoints, verify
+from maxpo.checkpoint import Checkpoints
 from maxpo.errors import RunError
+from maxpo.manifest import verify
 from maxpo.tracking import RunLog
 from tests.fakes import scored
 

@@ -135,11 +135,19 @@ def test_folders_of_runs_that_were_killed_are_removed(tmp_path: Path, monkeypatc
     monkeypatch.setattr(launch.placement.tempfile, "gettempdir", lambda: str(tmp_path))
     dead = subprocess.Popen(["true"])
     dead.wait()
-    for name, owner in (("dead", str(dead.pid)), ("alive", str(os.getpid())), ("odd", "?"), ("none", None)):
+    here = launch.placement._where()
+    for name, owner in (
+        ("dead", f"{here} {dead.pid}"),
+        ("alive", f"{here} {os.getpid()}"),
+        ("elsewhere", f"far {dead.pid}"),
+        ("odd", "?"),
+        ("none", None),
+    ):
         folder = tmp_path / f"maxpo-ray-{name}"
         folder.mkdir()
         if owner:
             (folder / "owner").write_text(owner)
     (tmp_path / "other").mkdir()
     launch.placement._remove_leftovers()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["maxpo-ray-alive", "maxpo-ray-none", "maxpo-ray-odd", "other"]
+    left = ["maxpo-ray-alive", "maxpo-ray-elsewhere", "maxpo-ray-none", "maxpo-ray-odd", "other"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == left

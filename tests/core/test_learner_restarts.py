@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,3 +99,28 @@ def test_a_lost_learner_is_no_reason_to_replace_engines() -> None:
     rollouts.replace_lost = lambda: pytest.fail("asked for engines")  # type: ignore[method-assign]
     with pytest.raises(RemoteError, match="rank 0 died"):
         publish(rollouts, Lost())
+
+
+def test_a_start_that_fails_is_tried_again(tmp_path: Path) -> None:
+    class Stillborn(Mortal):
+        def restart(self) -> None:
+            super().restart()
+            if self.restarts == 1:
+                raise LearnerLostError("learner rank 0 failed while starting: out of memory")
+
+    config = settings()
+    config.checkpoint.every = 0
+    learner, console = Stillborn({2}), Console(file=StringIO(), width=200)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    steps: list[int | None] = []
+
+    def attempt(start: Path | None, step: int | None) -> RunResult:
+        steps.append(step)
+        learner.update(SimpleNamespace(groups=(), step=1, k=(), mix_weight=0.0))
+        learner.update(SimpleNamespace(groups=(), step=2, k=(), mix_weight=0.0))
+        return RunResult(steps=2)
+
+    assert with_restarts(attempt, None, checkpoints, learner.restart, config, console).steps == 2
+    assert steps == [None, -1]
+    assert learner.restarts == 2
+    assert "failed while starting: out of memory\nstarting the learner again; 1 restarts" in console.file.getvalue()  # type: ignore[attr-defined]

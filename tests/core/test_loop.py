@@ -134,7 +134,7 @@ def test_a_stop_ends_the_run_after_its_step(tmp_path: Path) -> None:
 
 def test_the_groups_of_a_step_that_failed_are_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(self: FakeLearner, batch: Any) -> Any:
-        raise RunError("learner rank 0 failed while step 1: the loss is not finite")
+        raise RemoteError("learner rank 0 failed while step 1: the loss is not finite")
 
     monkeypatch.setattr(FakeLearner, "update", failing)
     with pytest.raises(

@@ -17,9 +17,10 @@ from launch.cli import main
 from launch.resume import describe_changes, find_checkpoint
 from launch.signals import StopTooLateError, own_sigterm, stop_on_signal
 from launch.train import _open
-from maxpo.checkpoint import CheckpointError, Checkpoints
+from maxpo.checkpoint import Checkpoints
 from maxpo.config import CheckpointConfig, Config
 from maxpo.configload import LoadedConfig, load_config
+from maxpo.manifest import CheckpointError
 from maxpo.remote import RemoteStore, RemoteStoreError
 
 
@@ -165,7 +166,7 @@ def test_a_run_folder_that_is_lost_comes_back_from_the_remote_copy(tmp_path: Pat
         checkpoints.write(step, {"step": step}, {}, lambda f: lambda: (f / "w").write_text("weights") and None)
     assert checkpoints.missing_copy is None
     assert checkpoints.poll() == {"checkpoint/copies_failed": 0.0}
-    assert sorted(p.name for p in (tmp_path / "bucket").iterdir()) == ["LATEST", "step_000002", "step_000003"]
+    assert sorted(p.name for p in (tmp_path / "bucket" / "demo").iterdir()) == ["LATEST", "step_000002", "step_000003"]
     shutil.rmtree(folder)
     folder, source, _ = _open(settings_for(tmp_path, "checkpoint.resume=auto"), out)
     assert source == folder / "checkpoints" / "step_000003"
@@ -178,10 +179,56 @@ def test_a_run_folder_that_is_lost_comes_back_from_the_remote_copy(tmp_path: Pat
     assert (source / "w").read_text() == "weights"
     # Where both are damaged, it is said of both, and the one before is taken.
     (source / "w").write_text("Weights")
-    (tmp_path / "bucket" / "step_000003" / "w").write_text("Weights")
-    with pytest.raises(CheckpointError, match=r"(?s)damaged.*/checkpoints/step_000003/w.*bucket/step_000003/w"):
+    (tmp_path / "bucket" / "demo" / "step_000003" / "w").write_text("Weights")
+    with pytest.raises(CheckpointError, match=r"(?s)damaged.*/checkpoints/step_000003/w.*bucket/demo/step_000003/w"):
         _open(settings_for(tmp_path, "checkpoint.resume=must"), out)
-    assert _open(settings_for(tmp_path, "checkpoint.resume=auto"), out)[1] == source.with_name("step_000002")
+    before = source.with_name("step_000002")
+    assert _open(settings_for(tmp_path, "checkpoint.resume=auto"), out)[1] == before
+    # Nothing takes the damaged one for the newest any more.
+    assert sorted(p.name for p in before.parent.glob("*_0*")) == ["damaged_000003", "step_000002"]
+    assert "damaged checkpoint set aside: " in said(out)
+
+
+def test_going_back_needs_another_name_while_there_are_newer_checkpoints(tmp_path: Path) -> None:
+    out = console()
+    folder, _, checkpoints = _open(settings_for(tmp_path), out)
+    for step in (1, 2):
+        checkpoints.write(step, {"step": step}, {}, lambda f: lambda: None)
+    first = folder / "checkpoints" / "step_000001"
+    asked = f"checkpoint.resume={first}"
+    with pytest.raises(
+        CheckpointError, match=r"not the newest checkpoint of its run, there are steps \[2\]: .*run.name"
+    ):
+        _open(settings_for(tmp_path, asked), out)
+    assert checkpoints.steps() == [1, 2]
+    assert _open(settings_for(tmp_path, asked, "run.name=other"), out)[1] == first
+    # Also where only the copy has the newer one.
+    shutil.rmtree(folder / "checkpoints" / "step_000002")
+    with pytest.raises(CheckpointError, match=r"there are steps \[2\]"):
+        _open(settings_for(tmp_path, asked), out)
+
+
+def test_removing_here_removes_there_and_nothing_else(tmp_path: Path) -> None:
+    """A folder that was lost comes back with its newest checkpoint alone; the others stay where they are."""
+    store = RemoteStore((tmp_path / "bucket").as_uri(), {})
+    first = Checkpoints(tmp_path / "a", keep_last=3, remote=store)
+    for step in (1, 2, 3):
+        first.write(step, {}, {}, lambda f: lambda: None)
+    again = Checkpoints(tmp_path / "b", keep_last=2, remote=store)
+    assert again.newest_good(fetch=True)[0] == tmp_path / "b" / "step_000003"
+    again.write(4, {}, {}, lambda f: lambda: None)
+    assert store.steps() == [1, 2, 3, 4]
+    again.write(5, {}, {}, lambda f: lambda: None)
+    assert (again.steps(), store.steps()) == ([4, 5], [1, 2, 4, 5])
+
+
+def test_what_was_just_written_is_never_pruned(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_last=1)
+    for step in (7, 3):
+        checkpoints.write(step, {}, {}, lambda f: lambda: None)
+    assert checkpoints.steps() == [3, 7]
+    assert [p.name for p in checkpoints.set_aside(newer_than=3)] == ["damaged_000007"]
+    assert checkpoints.newest_good() == (tmp_path / "step_000003", [])
 
 
 def test_a_copy_that_fails_is_told_and_counted_and_costs_no_checkpoint(tmp_path: Path) -> None:

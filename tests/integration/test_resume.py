@@ -169,7 +169,7 @@ def test_a_learner_that_dies_is_started_again_until_that_was_often_enough(whole:
     assert "Traceback" not in text
     newest = Checkpoints(run / "checkpoints").newest_good()[0]
     assert newest is not None
-    assert f"The last good checkpoint is {newest}; go on with: maxpo resume {run}" in text
+    assert f"The newest checkpoint is {newest}; go on with: maxpo resume {run}" in text
     # From the checkpoint by its absolute name, into the same folder, which must not be taken for a new run.
     again = ["configs/presets/demo.yaml", f"run.dir={tmp_path}", "run.name=run", *SETTINGS]
     done = maxpo("train", *again, f"checkpoint.resume={newest.resolve()}")
