@@ -23,6 +23,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -67,7 +68,7 @@ def main() -> None:
         "--compare",
         type=int,
         default=250,
-        help="steps to run undisturbed at most, 0: none; the time of all is their mean times the number (default: 250)",
+        help="steps to run undisturbed at most, 0: none; all would take their median times the number (default: 250)",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs; must not exist")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
@@ -277,7 +278,8 @@ def account(
         for found, times in ((after, resumed), (whole, recovered)):
             if found:
                 times.setdefault(kill["kind"], []).append(found[0]["time"] - kill["time"])
-    need = (calm[-1]["time"] - calm[0]["time"] + calm[0]["time/step_s"]) / len(calm) * steps if calm else 0.0
+    intervals = [after["time"] - before["time"] for before, after in pairwise(calm)]
+    need = median(intervals) * steps if intervals else 0.0
     steps_lines = Counter(row["step"] for row in metrics)
     return {
         "steps": steps,
