@@ -40,6 +40,16 @@ def told(cause: BaseException, log_folder: Path | None, pid: int | None) -> str:
     return f"{textwrap.shorten(str(cause), 400)} (its output: {log_folder / log if log_folder else log})"
 
 
+def ready_of(ray: Any, refs: list[Any], **options: Any) -> tuple[list[Any], list[Any]]:
+    """`ray.wait`; what a signal handler raises meanwhile comes out as it is, where Ray makes a SystemError of it."""
+    try:
+        return ray.wait(refs, **options)
+    except SystemError as error:
+        if error.__cause__ is None:
+            raise
+        raise error.__cause__ from None
+
+
 def wait_for(refs: Mapping[str, Any], *, timeout_s: float, doing: str, ray: Any) -> dict[str, Any]:
     """The results of remote calls by worker name, as soon as all are there or one has failed.
 
@@ -60,7 +70,7 @@ def wait_for(refs: Mapping[str, Any], *, timeout_s: float, doing: str, ray: Any)
     with waiting(doing, lambda: [names[ref] for ref in pending], timeout_s):
         while pending:
             left = deadline - time.monotonic()
-            ready, pending = ray.wait(pending, timeout=max(0.0, min(left, SIGNAL_S)))
+            ready, pending = ready_of(ray, pending, timeout=max(0.0, min(left, SIGNAL_S)))
             for ref in ready:
                 try:
                     results[names[ref]] = ray.get(ref)

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from maxpo.config import RolloutConfig
-from maxpo.deadline import failure, told, wait_for, waiting
+from maxpo.deadline import failure, ready_of, told, wait_for, waiting
 from maxpo.errors import RunError
 from rollout.worker import EngineLostError
 
@@ -109,7 +109,7 @@ class Crew:
         refs = [ref for _, ref, _ in self._starting.values()]
         if not refs:
             return
-        ray.wait(refs, timeout=timeout_s)
+        ready_of(ray, refs, timeout=timeout_s)
         done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         for name, (actor, ref, end) in list(self._starting.items()):
             if ref not in done:

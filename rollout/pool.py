@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from maxpo.config import Config
-from maxpo.deadline import SIGNAL_S, LateError, LearnerLostError, RemoteError, failure, wait_for, waiting
+from maxpo.deadline import SIGNAL_S, LateError, LearnerLostError, RemoteError, failure, ready_of, wait_for, waiting
 from maxpo.errors import RunError
 from maxpo.seeds import derive_seed
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, WeightManifest
@@ -167,7 +167,7 @@ class RolloutPool:
             """The first call that has ended."""
             while True:
                 left = min(end for _, _, _, end in running.values()) - time.monotonic()
-                ready, _ = ray.wait(list(running), timeout=max(0.0, min(left, SIGNAL_S)))
+                ready, _ = ready_of(ray, list(running), timeout=max(0.0, min(left, SIGNAL_S)))
                 # Also where groups keep coming: they may come from another worker.
                 self._crew.check_health()
                 if ready:

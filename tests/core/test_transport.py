@@ -10,6 +10,7 @@ import torch
 
 from maxpo.deadline import RemoteError, wait_for, who_waits
 from maxpo.digest import tensor_digest
+from maxpo.errors import RunError
 from maxpo.seeds import derive_seed
 from maxpo.transport import TensorMeta, cut_into_buckets, gloo_group, join_store, serve_store, unpack_bucket
 
@@ -136,6 +137,20 @@ def test_a_signal_reaches_a_wait_within_a_moment_and_the_wait_is_known() -> None
         wait_for({"rank 1": 1, "rank 0": 2}, timeout_s=1800, doing="step 7", ray=Never)
     assert limits == [1.0] * 3
     assert known[0] == "for rank 0, rank 1, step 7: 0 s of at most 1800 s"
+    assert who_waits() == []
+
+
+def test_what_a_signal_handler_raises_inside_ray_comes_out_as_it_is() -> None:
+    class Interrupted:
+        @staticmethod
+        def wait(refs: list[Any], timeout: float) -> None:
+            try:
+                raise RunError("no progress")
+            except RunError as error:  # as Python does it where C code returns a result in spite of an exception
+                raise SystemError("CoreWorker.wait returned a result with an exception set") from error
+
+    with pytest.raises(RunError, match="no progress"):
+        wait_for({"rank 0": 1}, timeout_s=5, doing="step 7", ray=Interrupted)
     assert who_waits() == []
 
 
