@@ -113,7 +113,7 @@ def go_back_to(source: Path, checkpoints: Checkpoints, console: Console, *, name
     if checkpoints.folder.resolve() != source.resolve().parent:
         return
     step = read_manifest(source)["step"]
-    if named and (newer := [s for s in checkpoints.steps_anywhere() if s > step]):
+    if named and (newer := checkpoints.good_after(step)):
         raise CheckpointError(
             f"{source} is not the newest checkpoint of its run, there are steps {newer}: move them away, or give the "
             "run that begins there another run.name"

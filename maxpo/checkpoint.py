@@ -198,13 +198,16 @@ class Checkpoints:
         names = self.folder.glob("step_*") if self.folder.is_dir() else ()
         return sorted(int(p.name[5:]) for p in names if p.name[5:].isdigit())
 
-    def steps_anywhere(self) -> list[int]:
-        """The same here and in the remote store.
+    def good_after(self, step: int) -> list[int]:
+        """Later steps whose checkpoint is good here, or is only in the remote store.
 
         Raises:
             RunError: the store cannot be read.
         """
-        return sorted({*self.steps(), *(self._remote.steps() if self._remote else [])})
+        here, there = self.steps(), self._remote.steps() if self._remote else []
+        good, _ = self.newest_good()
+        found = {s for s in there if s not in here} | ({int(good.name[5:])} if good else set())
+        return sorted(s for s in found if s > step)
 
     def newest_good(self, *, fetch: bool = False) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that verifies, and what is wrong with the newer ones.

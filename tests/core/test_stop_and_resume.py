@@ -208,6 +208,19 @@ def test_going_back_needs_another_name_while_there_are_newer_checkpoints(tmp_pat
         _open(settings_for(tmp_path, asked), out)
 
 
+def test_what_must_proposes_works(tmp_path: Path) -> None:
+    out = console()
+    folder, _, checkpoints = _open(settings_for(tmp_path), out)
+    for step in (1, 2):
+        checkpoints.write(step, {"step": step}, {}, lambda f: lambda: None)
+    for damaged in (folder / "checkpoints", tmp_path / "bucket" / "demo"):
+        (damaged / "step_000002" / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"name it with (checkpoint\.resume=.*step_000001)") as refusal:
+        _open(settings_for(tmp_path, "checkpoint.resume=must"), out)
+    named = str(refusal.value).rpartition("name it with ")[2]
+    assert _open(settings_for(tmp_path, named), out)[1] == folder / "checkpoints" / "step_000001"
+
+
 def test_removing_here_removes_there_and_nothing_else(tmp_path: Path) -> None:
     """A folder that was lost comes back with its newest checkpoint alone; the others stay where they are."""
     store = RemoteStore((tmp_path / "bucket").as_uri(), {})
