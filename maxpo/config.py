@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
+from maxpo.configcluster import ClusterConfig, LaunchConfig, RayConfig
+
 ADVANTAGE_NAMES = (
     *("maxpo", "canonical", "pkpo", "pkpo_loo", "pkpo_loo_minus_one", "passk_training", "top1_gap"),
     *("rloo", "grpo", "dr_grpo", "maxrl"),
@@ -301,18 +303,6 @@ class CheckpointConfig:
 
 
 @dataclass(kw_only=True)
-class RayConfig:
-    """The Ray cluster."""
-
-    address: str | None = None
-    """Address of a running Ray cluster; null starts one on this machine, bound to loopback, and stops it at the end."""
-    num_cpus: int | None = None
-    """CPUs of the cluster that is started; null: as many as the machine has. No effect with `address`."""
-    object_store_mib: int = 512
-    """Object store of the cluster that is started, MiB. No effect with `address`."""
-
-
-@dataclass(kw_only=True)
 class Config:
     """A whole run."""
 
@@ -327,4 +317,6 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     ray: RayConfig = field(default_factory=RayConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)

@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from maxpo.config import ADVANTAGE_NAMES, Config
+from maxpo.configclustercheck import CLUSTER_COMBINATIONS, CLUSTER_POSITIVE, CLUSTER_RANGES
 from maxpo.configestimator import ESTIMATOR_COMBINATIONS, is_objective
 from maxpo.configschema import describe, get, schema
 from maxpo.manifest import MANIFEST
@@ -120,7 +121,8 @@ def allowed(key: str) -> str:
 
 _PATH_HELP = "A relative path starts at the folder in which the command is run, and ~ is not expanded."
 
-_POSITIVE = """
+_POSITIVE = (
+    """
     run.steps data.train_size data.max_prompt_tokens reward.workers reward.timeout_s reward.max_chars
     algorithm.prompts_per_step algorithm.minibatches algorithm.aggregation_constant algorithm.tis_cap
     rollout.workers rollout.tensor_parallel_size rollout.max_new_tokens rollout.temperature
@@ -128,8 +130,10 @@ _POSITIVE = """
     rollout.restart_window_s rollout.health_interval_s rollout.health_timeout_s
     learner.ranks learner.cpu_threads learner.lr learner.token_budget learner.logprob_chunk
     learner.start_timeout_s learner.step_timeout_s sync.bucket_mib sync.timeout_s
-    checkpoint.keep_last checkpoint.stop_within_s eval.prompts eval.samples ray.num_cpus
+    checkpoint.keep_last checkpoint.stop_within_s eval.prompts eval.samples
 """.split()
+    + CLUSTER_POSITIVE
+)
 
 _NOT_NEGATIVE = """
     algorithm.clip_high algorithm.kl_coef algorithm.entropy_coef algorithm.refill_rounds
@@ -204,7 +208,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     ("checkpoint.remote", lambda v: "://" in v, "Must be a URL, such as s3://bucket/prefix or file:///folder."),
     ("eval.k", lambda v: all(k >= 1 for k in v), "Each must be 1 or more."),
-    ("ray.object_store_mib", lambda v: v >= 75, "Must be 75 or more: Ray accepts no smaller object store."),
+    *CLUSTER_RANGES,
 )
 """Key, what must hold for its value, and what is said otherwise. Null is never asked: the type allows it or not."""
 
@@ -215,6 +219,7 @@ COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] 
         "ZeRO stage 0 keeps no float32 gradients, so bfloat16 loses digits: use stage 1 to 3, or float32.",
     ),
     *ESTIMATOR_COMBINATIONS,
+    *CLUSTER_COMBINATIONS,
     (
         ("algorithm.prompts_per_step", "algorithm.minibatches"),
         lambda c: c.algorithm.prompts_per_step % c.algorithm.minibatches == 0,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import maxpo.config
+import maxpo.configcluster
 from maxpo.config import Config
 
 
@@ -43,7 +44,8 @@ def sections() -> dict[str, type[Any]]:
 def _docstrings() -> dict[tuple[str, str], str]:
     """Reads the string below each field from the source, by class and field: Python does not keep it."""
     docs: dict[tuple[str, str], str] = {}
-    for node in ast.parse(inspect.getsource(maxpo.config)).body:
+    modules = (maxpo.config, maxpo.configcluster)
+    for node in (node for module in modules for node in ast.parse(inspect.getsource(module)).body):
         if isinstance(node, ast.ClassDef):
             for field, below in zip(node.body, node.body[1:], strict=False):
                 match field, below:

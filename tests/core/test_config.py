@@ -357,6 +357,9 @@ OUT_OF_RANGE = [
     "data.eval_file=nope.jsonl",
     "eval.k=[0]",
     "ray.object_store_mib=74",
+    "ray.address=ray://head:10001",
+    "ray.address=head",
+    "cluster.sleep_level=3",
     "model.path=nope",
     "model.path=empty",
 ]
@@ -490,6 +493,15 @@ class TestChecks:
             (["sync.backend=gloo", "rollout.device=cuda"], "sync.backend rollout.device learner.device"),
             (["sync.backend=nccl", "learner.device=cpu"], "sync.backend rollout.device learner.device"),
             (["sync.backend=ipc", "rollout.device=cpu"], "sync.backend rollout.device learner.device"),
+            (
+                ["cluster.placement=colocated", "learner.ranks=2"],
+                "cluster.placement learner.ranks rollout.workers rollout.tensor_parallel_size",
+            ),
+            (["cluster.placement=colocated", "sync.backend=nccl"], "cluster.placement sync.backend"),
+            (["cluster.placement=disaggregated", "sync.backend=ipc"], "cluster.placement sync.backend"),
+            (["cluster.nodes=2", "ray.address=local"], "cluster.nodes ray.address"),
+            (["checkpoint.stop_within_s=600"], "launch.stop_before_s checkpoint.stop_within_s"),
+            (["launch.time_limit_min=10"], "launch.time_limit_min launch.stop_before_s"),
         ],
     )
     def test_senseless_combination(self, overrides: list[str], keys: str) -> None:
@@ -510,6 +522,9 @@ class TestChecks:
                 [],
                 ["algorithm.advantage=pkpo_loo_minus_one"],
                 ["sync.backend=nccl"],
+                ["cluster.placement=colocated"],
+                ["cluster.placement=disaggregated"],
+                ["cluster.nodes=2"],
                 ["algorithm.k_schedule=linear", "algorithm.k_values=[8,1]"],
                 ["algorithm.k_schedule=adaptive", "algorithm.k_values=[1,8]"],
                 ["algorithm.k_schedule=stepwise", "algorithm.k_values=[8,1]", "algorithm.k_steps=[3]"],
