@@ -206,7 +206,7 @@ class Checkpoints:
         """
         here, there = self.steps(), self._remote.steps() if self._remote else []
         good, _ = self.newest_good()
-        found = {s for s in there if s not in here} | ({int(good.name[5:])} if good else set())
+        found = {s for s in there if s not in here} | ({int(good.name[5:])} if good else set[int]())
         return sorted(s for s in found if s > step)
 
     def newest_good(self, *, fetch: bool = False) -> tuple[Path | None, list[str]]:

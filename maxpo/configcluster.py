@@ -32,7 +32,7 @@ class RayConfig:
     """The Ray cluster."""
 
     address: str | None = None
-    """host:port of a running Ray cluster, or auto; local: one is started on this machine, bound to loopback, and stopped
+    """host:port of a running Ray cluster, or auto. local: one is started on this machine, on loopback, and stopped
     at the end; null: RAY_ADDRESS where it is set, else as local."""
     require_token: bool = True
     """Refuse a running cluster without token authentication. Off: whoever reaches its ports can run code there."""

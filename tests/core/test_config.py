@@ -574,25 +574,25 @@ class TestToYaml:
             "learner.betas=['${learner.weight_decay}', 0.9]",
             "run.dir=/tmp/${oc.env:TOKEN}",
             "run.name=x-${reward.verifier}",
-            "ray.address=see-${run.dir}",
+            "checkpoint.keep_best=see-${run.dir}",
             "rollout.engine_args={hf_token: '${oc.env:TOKEN}'}",
             "data.task_args=${rollout.engine_args}",
         )
-        assert loaded.config.ray.address == "see-/tmp/hunter2"
+        assert loaded.config.checkpoint.keep_best == "see-/tmp/hunter2"
         assert loaded.config.data.task_args == {"hf_token": "hunter2"}
         text = to_yaml(loaded)
         assert "hunter2" not in text
         plain = yaml.safe_load(text)
         assert (plain["run"]["seed"], plain["run"]["name"], plain["learner"]["betas"]) == (4, "x-countdown", [0.0, 0.9])
-        assert plain["ray"]["address"] == "see-${run.dir}"
+        assert plain["checkpoint"]["keep_best"] == "see-${run.dir}"
         assert plain["rollout"]["engine_args"] == {"hf_token": "${oc.env:TOKEN}"}
         assert plain["data"]["task_args"] == "${rollout.engine_args}"
         Path("again.yaml").write_text(text)
         assert load(file="again.yaml").config == loaded.config
 
     def test_an_escaped_reference_stays_text(self) -> None:
-        loaded = load(r"run.dir=\${x}", "ray.address=${run.dir}")
-        assert (loaded.config.run.dir, loaded.config.ray.address) == ("${x}", "${x}")
+        loaded = load(r"run.dir=\${x}", "checkpoint.keep_best=${run.dir}")
+        assert (loaded.config.run.dir, loaded.config.checkpoint.keep_best) == ("${x}", "${x}")
         Path("again.yaml").write_text(to_yaml(loaded))
         assert load(file="again.yaml").config == loaded.config
 
