@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,7 +40,9 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, model: Path, folder: Path) -> dict[str, Any]:
-    from launch.placement import cluster, place
+    from launch.cluster import cluster
+    from launch.placement import place
+    from launch.room import room_for
     from learner.group import LearnerGroup
     from maxpo.checkpoint import Checkpoints
     from maxpo.configload import load_config
@@ -48,9 +51,11 @@ def measure(args: argparse.Namespace, model: Path, folder: Path) -> dict[str, An
     config = load_config([ROOT / "configs/presets/demo.yaml"], overrides).config
     waits: dict[bool, list[float]] = {False: [], True: []}
     background: list[float] = []
-    with cluster(config, folder / "log") as gpus:
+    with ExitStack() as resources:
+        gpus = resources.enter_context(cluster(config, folder / "log"))
         places = place(config, gpus=gpus)
-        learner = LearnerGroup(config, places.learner_device, places.sync_backend, places.learner_options)
+        room = resources.enter_context(room_for(places, config))
+        learner = LearnerGroup(config, places.learner_device, places.sync_backend, room.rank)
         learner.begin_start()
         learner.finish_start()
         for step in range(1, args.rounds + 1):

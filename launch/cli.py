@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from launch.rayenv import secure_own_cluster
+from launch.rayenv import prepare_ray
 from maxpo import __version__
 from maxpo.configcheck import ConfigError
 from maxpo.configload import LoadedConfig, explain, load_config, to_yaml
@@ -52,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
         "fit. Arithmetic only; needs no GPU.",
     )
     _add_config(plan)
-    plan.add_argument("--gpus", type=int, help="GPUs in all (default: as many as the settings ask for)")
+    plan.add_argument(
+        "--gpus", type=int, help="GPUs in all (default: those of the cluster settings, or what is needed)"
+    )
     plan.add_argument("--gpu-gib", type=float, default=80.0, help="memory of each, GiB (default: 80)")
 
     evaluate = commands.add_parser(
@@ -163,8 +165,7 @@ def _config_of_run(run: Path, overrides: Sequence[str]) -> LoadedConfig:
 
 
 def _train(loaded: LoadedConfig, console: Console) -> int:
-    if loaded.config.ray.address is None:
-        secure_own_cluster()
+    prepare_ray(loaded.config.ray)
     from launch.train import run_training
 
     return run_training(loaded, console)
@@ -173,14 +174,15 @@ def _train(loaded: LoadedConfig, console: Console) -> int:
 def _dry_run(loaded: LoadedConfig, console: Console) -> int:
     import torch
 
-    from launch.placement import place
+    from launch.placement import gpus_described, place
     from launch.preflight import load_data
     from launch.resume import remote_store
     from launch.train import banner
 
     config = loaded.config
     train_prompts, held_out = load_data(config)
-    place(config, gpus=float(torch.cuda.device_count()))
+    described = gpus_described(config.cluster)
+    place(config, gpus=torch.cuda.device_count() if described is None else described)
     remote_store(config)
     console.print(to_yaml(loaded), highlight=False, markup=False, soft_wrap=True)
     console.print(banner(config, len(train_prompts)), highlight=False, soft_wrap=True)
@@ -192,13 +194,13 @@ def _dry_run(loaded: LoadedConfig, console: Console) -> int:
 
 
 def _plan(loaded: LoadedConfig, args: argparse.Namespace, console: Console) -> int:
-    secure_own_cluster()
+    from launch.placement import gpus_described
     from launch.plan import show_plan
 
     config = loaded.config
     asked = config.learner.ranks + config.rollout.workers * config.rollout.tensor_parallel_size
-    gpus = asked if args.gpus is None else args.gpus
-    if gpus < 1 or args.gpu_gib <= 0:
+    gpus = args.gpus or gpus_described(config.cluster) or asked
+    if min(gpus, 1 if args.gpus is None else args.gpus) < 1 or args.gpu_gib <= 0:
         raise InputError(f"--gpus {gpus} --gpu-gib {args.gpu_gib:g}: allowed is at least 1, and more than 0")
     return show_plan(config, console, gpus=gpus, gpu_gib=args.gpu_gib)
 
@@ -208,8 +210,7 @@ def _evaluate(args: argparse.Namespace, console: Console) -> int:
     if (model / "policy" / "config.json").is_file():
         model = model / "policy"
     loaded = load_config([args.file], [*args.overrides, f"model.path={model}"])
-    if loaded.config.ray.address is None:
-        secure_own_cluster()
+    prepare_ray(loaded.config.ray)
     from launch.train import run_evaluation
 
     result = run_evaluation(loaded.config, model, args.out, console)

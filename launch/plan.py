@@ -186,7 +186,7 @@ def show_plan(config: Config, console: Console, *, gpus: int, gpu_gib: float) ->
         InputError: the model folder cannot be read, or there are too few GPUs.
     """
     shape = shape_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    shared = place(config, gpus=gpus).sync_backend == "ipc"
+    shared = place(config, gpus=gpus).colocated
     plan = make_plan(config, shape, gpu_gib=gpu_gib, shared=shared)
     table = Table("GiB of each GPU", "learner", "rollout")
     for name in dict.fromkeys((*plan.learner, *plan.rollout)):

@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.placement import Placement, cluster, place
+from launch.cluster import cluster
+from launch.placement import Placement, ResourceError, place
+from launch.room import Room, room_for
 from learner.group import LearnerGroup
 from maxpo.config import Config
+from maxpo.errors import RunError
 from rollout.pool import RolloutPool
 
 
@@ -20,12 +23,17 @@ class System:
     rollouts: RolloutPool
     learner: LearnerGroup
     places: Placement
+    room: Room
     parameters: int
     """Of the model."""
 
     def restart_learner(self) -> None:
         """After LearnerLostError: a learner as it was at the start, and engines that can take its weights."""
         self.rollouts.learner_restarts()
+        try:
+            self.room.wait()
+        except ResourceError as error:
+            raise RunError(str(error)) from error
         self.learner.restart()
 
 
@@ -34,18 +42,19 @@ def system(config: Config, log_folder: Path) -> Iterator[System]:
     """Start what a training needs, and end it whatever happens. The workers' output ends up in `log_folder`."""
     with cluster(config, log_folder) as gpus:
         places = place(config, gpus=gpus)
-        rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, places.rollout_options, log_folder)
-        learner = LearnerGroup(config, places.learner_device, places.sync_backend, places.learner_options, log_folder)
-        try:
-            rollouts.begin_start()
-            if places.sync_backend == "ipc":
-                # On one GPU vLLM measures the free memory while it starts, so nothing else may come or go.
+        with room_for(places, config) as room:
+            rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, room.engine, log_folder)
+            learner = LearnerGroup(config, places.learner_device, places.sync_backend, room.rank, log_folder)
+            try:
+                rollouts.begin_start()
+                if places.sync_backend == "ipc":
+                    # vLLM measures the free memory of a GPU while it starts, so nothing else may come or go on it.
+                    rollouts.finish_start()
+                learner.begin_start()
+                parameters = learner.finish_start()
                 rollouts.finish_start()
-            learner.begin_start()
-            parameters = learner.finish_start()
-            rollouts.finish_start()
-            rollouts.republish = lambda receivers: learner.publish(receivers, again=True)
-            yield System(rollouts=rollouts, learner=learner, places=places, parameters=parameters)
-        finally:
-            learner.shutdown()
-            rollouts.shutdown()
+                rollouts.republish = lambda receivers: learner.publish(receivers, again=True)
+                yield System(rollouts=rollouts, learner=learner, places=places, room=room, parameters=parameters)
+            finally:
+                learner.shutdown()
+                rollouts.shutdown()

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.placement import cluster, place
+from launch.cluster import cluster
+from launch.placement import place
 from launch.preflight import load_data
 from launch.progress import Terminal, comparison, counts, timing
 from launch.resume import describe_changes, find_checkpoint, go_back_to, locked, remote_store
+from launch.room import room_for
 from launch.signals import stop_on_signal
 from launch.system import system
 from launch.watchdog import Watchdog
@@ -217,15 +219,14 @@ def run_evaluation(config: Config, model: Path, output: Path | None, console: Co
     log = RunLog(folder, tensorboard=False, save_rollouts=len(held_out))
     with cluster(config, folder / "log") as gpus:
         places = place(config, gpus=gpus, with_learner=False)
-        rollouts = RolloutPool(
-            config, places.rollout_device, places.sync_backend, places.rollout_options, folder / "log"
-        )
-        try:
-            rollouts.begin_start(version=0)
-            rollouts.finish_start()
-            result = evaluate(config, held_out, rollouts, log, Observer(), step=0)
-        finally:
-            rollouts.shutdown()
+        with room_for(places, config) as room:
+            rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, room.engine, folder / "log")
+            try:
+                rollouts.begin_start(version=0)
+                rollouts.finish_start()
+                result = evaluate(config, held_out, rollouts, log, Observer(), step=0)
+            finally:
+                rollouts.shutdown()
     summary = {"model": str(model), "prompts": result.prompts, "samples": config.eval.samples} | result.metrics()
     (folder / "eval.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     console.print(f"results in {folder}", highlight=False, soft_wrap=True)

@@ -25,23 +25,23 @@ class LearnerGroup:
         config: Config,
         device: str,
         sync_backend: str,
-        actor_options: Sequence[dict[str, Any]],
+        options: Callable[[int], dict[str, Any]],
         log_folder: Path | None = None,
     ) -> None:
-        """Create one actor for each entry of `actor_options`; `begin_start` and `finish_start` make them ready.
+        """Create `learner.ranks` actors; `begin_start` and `finish_start` make them ready.
 
         Args:
             config: a checked configuration.
             device: cpu or cuda.
             sync_backend: gloo, nccl or ipc.
-            actor_options: Ray options of each rank's actor.
+            options: Ray options of a rank's actor, asked for again when it is restarted.
             log_folder: where the actors' output is found after the run, for messages.
         """
         self._config, self._log_folder = config, log_folder
         remote: Any = ray.remote(LearnerWorker)
         self._create = lambda: {
-            f"learner rank {rank}": remote.options(**options).remote(config, rank, device, sync_backend)
-            for rank, options in enumerate(actor_options)
+            f"learner rank {rank}": remote.options(**options(rank)).remote(config, rank, device, sync_backend)
+            for rank in range(config.learner.ranks)
         }
         self._actors: dict[str, Any] = self._create()
         self._pids: dict[str, int] = {}

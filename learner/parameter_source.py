@@ -18,7 +18,7 @@ class ParameterSource:
     """The parameters of a training engine on the wire, in buckets, under Hugging Face names."""
 
     def __init__(self, engine: TrainEngine, dtype: torch.dtype, bucket_bytes: int, *, keep: bool) -> None:
-        """`keep`: this rank sends, so it needs the tensors; the others only join the gathering."""
+        """`keep`: this rank sends, or hands its copy to an engine on its GPU; the others only join the gathering."""
         self._engine = engine
         self._parameters = parameters_by_name(engine.module)
         self.metas = [TensorMeta(name, dtype, engine.full_shape(p)) for name, p in self._parameters.items()]

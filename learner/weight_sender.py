@@ -150,7 +150,7 @@ class WeightSender:
         host: str,
     ) -> None:
         """Nothing is connected before the first `publish`."""
-        self._source = ParameterSource(engine, dtype, bucket_bytes, keep=rank == 0)
+        self._source = ParameterSource(engine, dtype, bucket_bytes, keep=rank == 0 or backend == "ipc")
         self._backend, self._bucket_bytes, self._timeout_s = backend, bucket_bytes, timeout_s
         self._rank, self._host = rank, host
         self._members: list[Any] | None = None

@@ -13,6 +13,7 @@ import ray
 from maxpo.background import Background
 from maxpo.config import Config
 from maxpo.deadline import print_stacks_on_signal
+from maxpo.network import use_interface
 from maxpo.types import Receiver, StepBatch, WeightManifest
 
 
@@ -23,7 +24,7 @@ class LearnerWorker:
         """Remember the configuration; `start` does the work."""
         print_stacks_on_signal()
         self._config, self._rank, self._device_type, self._backend = config, rank, device, sync_backend
-        self._host = ray.util.get_node_ip_address()
+        self._host = use_interface(ray.util.get_node_ip_address(), config.cluster.interface)
 
     def serve_rendezvous(self) -> tuple[str, int]:
         """Open the rendezvous of all ranks on this worker (rank 0); its host and port."""
@@ -103,6 +104,10 @@ class LearnerWorker:
         import psutil
 
         metrics = self._updater.update(batch)
+        if self._backend == "ipc":
+            import torch
+
+            torch.cuda.empty_cache()  # for the engine that wakes up on this GPU
         return metrics | {"memory/learner_rss_mib": psutil.Process().memory_info().rss / 2**20}
 
     def publish(self, version: int, receivers: Sequence[Receiver]) -> WeightManifest | None:

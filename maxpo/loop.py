@@ -41,6 +41,9 @@ class Rollouts(Protocol):
         """Rewards for every completion."""
         ...
 
+    def rest(self) -> None:
+        """Nothing is sampled until the next `receivers`; the learner may have the memory that is shared."""
+
     def receivers(self) -> list[Receiver]:
         """The engines that want weights."""
         ...
@@ -150,6 +153,7 @@ def train(
         batch, metrics = sample(config, stream, rates, rollouts, log, observer, step)
         if batch.groups:
             observer.stage("update")
+            rollouts.rest()
             try:
                 metrics |= learner.update(batch).metrics
             except LearnerLostError:

@@ -47,8 +47,12 @@ class Engine:
         if config.tensor_parallel_size == 1:
             # In the engine's own process; on CPU see also `rollout.worker.environment`.
             args["distributed_executor_backend"] = "uni"
+        else:
+            # Inside a placement group vLLM would spread its processes by Ray itself.
+            args["distributed_executor_backend"] = "mp"
         if device == "cuda":
             args["gpu_memory_utilization"] = config.gpu_memory_utilization
+            args["enable_sleep_mode"] = sync_backend == "ipc"  # it shares the GPU with the learner
         else:
             # Whole prompts only: where a prompt is cut in two, vLLM 0.32 rewinds the seeded generator of the
             # request, which torch's CPU generators cannot do, and the engine dies.
@@ -108,6 +112,14 @@ class Engine:
         await self._llm.finish_weight_update(str(version))
         self.version = version
         await self._llm.resume_generation()
+
+    async def sleep(self, level: int) -> None:
+        """Give up the memory of the KV cache, and that of the weights: to the host (1), or for good (2)."""
+        await self._llm.sleep(level)
+
+    async def wake_up(self) -> None:
+        """Take the memory back, and go on."""
+        await self._llm.wake_up()
 
     @property
     def dead(self) -> bool:

@@ -33,16 +33,16 @@ class RolloutPool:
         config: Config,
         device: str,
         sync_backend: str,
-        actor_options: Sequence[dict[str, Any]],
+        options: Callable[[int], dict[str, Any]],
         log_folder: Path | None = None,
     ) -> None:
-        """Create one actor for each entry of `actor_options`; `begin_start` and `finish_start` make them ready.
+        """Create `rollout.workers` actors; `begin_start` and `finish_start` make them ready.
 
         Args:
             config: a checked configuration.
             device: cpu or cuda.
             sync_backend: gloo, nccl or ipc.
-            actor_options: Ray options of each actor.
+            options: Ray options of the actor with this number, asked for again when it is replaced.
             log_folder: where the actors' output is found after the run, for messages.
         """
         self._config = config.rollout
@@ -51,19 +51,22 @@ class RolloutPool:
         remote: Any = ray.remote(RolloutWorker)
 
         def create(number: int) -> Any:
-            return remote.options(max_concurrency=1000, **actor_options[number]).remote(
+            return remote.options(max_concurrency=1000, **options(number)).remote(
                 config.model.path,
                 config.rollout,
                 device=device,
                 sync_backend=sync_backend,
                 max_prompt_tokens=config.data.max_prompt_tokens,
                 trust_remote_code=config.model.trust_remote_code,
+                interface=config.cluster.interface,
             )
 
-        self._crew = Crew(create, len(actor_options), config.rollout, log_folder)
+        self._crew = Crew(create, config.rollout.workers, config.rollout, log_folder)
         self._rewards = RewardPool(config.reward)
         self._resampled = 0
         self._syncing = False
+        self._sleep_level = config.cluster.sleep_level if sync_backend == "ipc" else 0
+        self._asleep = False
         self.republish: Callable[[Sequence[Receiver]], WeightManifest] | None = None
         """Sends the current weights once more, under their version, to the engines given. Used where all workers
         were lost between two syncs; without it that ends the run."""
@@ -79,6 +82,9 @@ class RolloutPool:
     def receivers(self) -> list[Receiver]:
         """The engines, for `Learner.publish`: all that are alive now, restarted ones too; waits for one if need be."""
         self._crew.poll()
+        if self._asleep:
+            self._ask("wake_up", "waking up")
+            self._asleep = False
         self._ask("check_engine", "saying whether its engine is alive")
         self._crew.wait_for_one()
         workers = self._config.tensor_parallel_size
@@ -198,6 +204,12 @@ class RolloutPool:
         """Rewards for every completion of every group."""
         return self._rewards.score(groups)
 
+    def rest(self) -> None:
+        """Where engines share the GPUs of the learner, they sleep until the next `receivers`, and it has the memory."""
+        if self._sleep_level:
+            self._ask("sleep", "going to sleep", self._sleep_level)
+            self._asleep = True
+
     def confirm(self, manifest: WeightManifest) -> None:
         """Compare what every engine received with what the learner sent. From then on restarted engines serve.
 
@@ -249,14 +261,14 @@ class RolloutPool:
                 if not self.replace_lost():
                     raise
 
-    def _ask(self, method: str, doing: str) -> dict[str, Any]:
+    def _ask(self, method: str, doing: str, *args: Any) -> dict[str, Any]:
         """Call a method of all workers whose engines run.
 
         Those that turn out to be lost, or do not answer within `rollout.health_timeout_s`, are replaced and left out.
         """
         results: dict[str, Any] = {}
         end = time.monotonic() + self._config.health_timeout_s
-        calls = [(name, actor, getattr(actor, method).remote()) for name, actor in self._crew.started.items()]
+        calls = [(name, actor, getattr(actor, method).remote(*args)) for name, actor in self._crew.started.items()]
         for name, actor, ref in calls:
             try:
                 left = max(0.0, end - time.monotonic())

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from maxpo.config import RolloutConfig
 from maxpo.deadline import print_stacks_on_signal
 from maxpo.errors import RunError
+from maxpo.network import use_interface
 from maxpo.types import Group, Prompt
 
 T = TypeVar("T")
@@ -58,13 +59,14 @@ class RolloutWorker:
         sync_backend: str,
         max_prompt_tokens: int,
         trust_remote_code: bool,
+        interface: str | None,
     ) -> None:
         """Remember the settings; `start` loads the model."""
         print_stacks_on_signal()
         self._model_path, self._config = model_path, config
         self._device, self._sync_backend = device, sync_backend
         self._max_model_len = max_prompt_tokens + config.max_new_tokens
-        self._trust_remote_code = trust_remote_code
+        self._trust_remote_code, self._interface = trust_remote_code, interface
 
     async def start(self, version: int | None = None) -> int:
         """Start the engine; blocks this actor until it is ready. Returns the process id.
@@ -75,8 +77,8 @@ class RolloutWorker:
         import ray
         from transformers import AutoTokenizer
 
-        # The address of the node that this actor runs on; vLLM reads it when it is imported.
-        os.environ["VLLM_HOST_IP"] = ray.util.get_node_ip_address()
+        # vLLM reads it when it is imported.
+        os.environ["VLLM_HOST_IP"] = use_interface(ray.util.get_node_ip_address(), self._interface)
 
         from rollout.engine import Engine
 
@@ -129,6 +131,14 @@ class RolloutWorker:
     async def finish_weight_update(self, version: int) -> None:
         """Close the update and resume."""
         await self._while_alive(self._engine.finish_weight_update(version))
+
+    async def sleep(self, level: int) -> None:
+        """Give up GPU memory until `wake_up`, see `cluster.sleep_level`. Nothing may be running."""
+        await self._while_alive(self._engine.sleep(level))
+
+    async def wake_up(self) -> None:
+        """Take the memory back; after a sleep of level 2 the weights are to be sent again."""
+        await self._while_alive(self._engine.wake_up())
 
     async def weights_state(self) -> tuple[int | None, list[dict[str, int]]]:
         """Version of the weights, and the checksums of what each of the engine's processes received last."""

@@ -81,6 +81,9 @@ class FakeRollouts:
     def confirm(self, manifest: WeightManifest) -> None:
         self.confirmed.append(manifest.version)
 
+    def rest(self) -> None:
+        pass
+
     def replace_lost(self) -> bool:
         return False
 

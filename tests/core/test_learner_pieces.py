@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-import launch.placement
-from launch.placement import ResourceError, place
 from learner.engine import deepspeed_config
 from learner.model import RowLayout, load_language_model, packed_attention
 from learner.step import learning_rate
-from maxpo.config import Config, LearnerConfig, RolloutConfig, RunConfig, SyncConfig
+from maxpo.config import LearnerConfig
 
 
 def test_learning_rate_by_hand() -> None:
@@ -79,75 +75,3 @@ def test_the_users_deepspeed_settings_lie_below_those_of_the_run(tmp_path: Path)
     assert merged["wall_clock_breakdown"] is True
     assert merged["gradient_clipping"] == 0.5
     assert merged["train_batch_size"] == 4
-
-
-def config(**kwargs: object) -> Config:
-    return Config(
-        run=RunConfig(name="x", steps=1),
-        learner=LearnerConfig(lr=1.0, device="cuda", ranks=int(kwargs.pop("ranks", 1))),  # type: ignore[call-overload]
-        rollout=RolloutConfig(device="cuda", max_new_tokens=1, **kwargs),  # type: ignore[arg-type]
-    )
-
-
-def test_one_gpu_is_shared_and_more_are_kept_apart() -> None:
-    one = place(config(gpu_memory_utilization=0.4), gpus=1)
-    assert one.sync_backend == "ipc"
-    assert one.learner_options[0]["num_gpus"] == one.rollout_options[0]["num_gpus"] == 0.5
-    eight = place(config(ranks=4, workers=2, tensor_parallel_size=2), gpus=8)
-    assert eight.sync_backend == "nccl"
-    assert [o["num_gpus"] for o in eight.learner_options] == [1.0] * 4
-    assert [o["num_gpus"] for o in eight.rollout_options] == [2.0] * 2
-    with pytest.raises(ResourceError, match=r"needs 8 GPUs .*learner.ranks = 4.*the cluster has 7"):
-        place(config(ranks=4, workers=2, tensor_parallel_size=2), gpus=7)
-    with pytest.raises(ResourceError, match=r"gpu_memory_utilization = 0\.85 leaves too little"):
-        place(config(), gpus=1)
-    evaluation = place(config(), gpus=1, with_learner=False)
-    assert (evaluation.learner_options, evaluation.rollout_options[0]["num_gpus"]) == ([], 1.0)
-
-
-def test_ipc_is_for_one_rank_and_one_engine() -> None:
-    two = config(ranks=2, gpu_memory_utilization=0.4)
-    two.sync.backend = "ipc"
-    with pytest.raises(ResourceError, match=r"ipc is for one learner rank and one engine.*learner\.ranks = 2"):
-        place(two, gpus=8)
-
-
-def test_cpu_machines_use_gloo_and_mixed_devices_are_refused() -> None:
-    cpu = Config(
-        run=RunConfig(name="x", steps=1),
-        learner=LearnerConfig(lr=1.0, device="cpu", ranks=3),
-        rollout=RolloutConfig(device="cpu", max_new_tokens=1, workers=2),
-        sync=SyncConfig(),
-    )
-    places = place(cpu, gpus=0)
-    assert (places.sync_backend, len(places.learner_options), len(places.rollout_options)) == ("gloo", 3, 2)
-    assert places.rollout_options[0]["runtime_env"]["env_vars"]["VLLM_CPU_KVCACHE_SPACE"] == "1"
-    mixed = Config(
-        run=RunConfig(name="x", steps=1),
-        learner=LearnerConfig(lr=1.0, device="cpu"),
-        rollout=RolloutConfig(device="cuda", max_new_tokens=1),
-    )
-    with pytest.raises(ResourceError, match="equal devices only"):
-        place(mixed, gpus=1)
-
-
-def test_folders_of_runs_that_were_killed_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch.placement.tempfile, "gettempdir", lambda: str(tmp_path))
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    here = launch.placement._where()
-    for name, owner in (
-        ("dead", f"{here} {dead.pid}"),
-        ("alive", f"{here} {os.getpid()}"),
-        ("elsewhere", f"far {dead.pid}"),
-        ("odd", "?"),
-        ("none", None),
-    ):
-        folder = tmp_path / f"maxpo-ray-{name}"
-        folder.mkdir()
-        if owner:
-            (folder / "owner").write_text(owner)
-    (tmp_path / "other").mkdir()
-    launch.placement._remove_leftovers()
-    left = ["maxpo-ray-alive", "maxpo-ray-elsewhere", "maxpo-ray-none", "maxpo-ray-odd", "other"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == left
