@@ -54,6 +54,7 @@ class Room:
         self._bundles = {name: [_without_zeros(b) for b in each] for name, each in bundles.items()}
         self._groups = {name: placement_group(each, strategy=strategy) for name, each in self._bundles.items()}
         self._order: dict[str, list[int]] = {}
+        self._nodes: dict[str, list[str]] = {}
         self._holders: dict[int, Any] = {}
 
     def wait(self) -> None:
@@ -69,10 +70,12 @@ class Room:
                     if time.monotonic() > end:
                         raise ResourceError(self._no_room(name))
             # Neighbouring ranks on one node, whatever order Ray has placed them in.
-            nodes: dict[str, list[int]] = defaultdict(list)
-            for bundle, node in placement_group_table(group)["bundles_to_node_id"].items():
-                nodes[node].append(bundle)
-            self._order[name] = [bundle for bundles in nodes.values() for bundle in sorted(bundles)]
+            bundles: dict[str, list[int]] = defaultdict(list)
+            for bundle, node in sorted(placement_group_table(group)["bundles_to_node_id"].items()):
+                bundles[node].append(bundle)
+            self._order[name] = [bundle for each in bundles.values() for bundle in each]
+            address = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+            self._nodes[name] = [address[node] for node, each in bundles.items() for _ in each]
 
     def rank(self, rank: int) -> dict[str, Any]:
         """Ray options of a learner rank's actor."""
@@ -90,6 +93,16 @@ class Room:
         if self._places.colocated and self._on_gpus:
             env, gpus = env | _visible(self._gpus(number)), 0
         return self._options("engines", number, env, gpus=gpus)
+
+    def describe(self) -> str:
+        """Which actors each node has, as `wait` found it."""
+        places, found = self._places, defaultdict[str, list[str]](list)
+        for rank in range(places.ranks):
+            group, index = ("engines", rank // self._ranks_each) if places.colocated else ("learner", rank)
+            found[self._nodes[group][index]].append(f"learner rank {rank}")
+        for engine in range(places.engines):
+            found[self._nodes["engines"][engine]].append(f"rollout worker {engine}")
+        return "\n".join(f"{node}: {', '.join(actors)}" for node, actors in sorted(found.items()))
 
     def release(self) -> None:
         """Give the room back."""

@@ -77,6 +77,16 @@ def _run(loaded: LoadedConfig, console: Console, train_prompts: list[Prompt], he
             highlight=False,
         )
 
+        def say_where() -> None:
+            if config.cluster.nodes > 1:
+                console.print(running.room.describe(), highlight=False, markup=False, soft_wrap=True)
+
+        def restart() -> None:
+            running.restart_learner()
+            say_where()
+
+        say_where()
+
         def attempt(start: Path | None, resumed_step: int | None) -> RunResult:
             stream = PromptStream(train_prompts, config.run.seed)
             log = RunLog(
@@ -107,7 +117,7 @@ def _run(loaded: LoadedConfig, console: Console, train_prompts: list[Prompt], he
             return result
 
         try:
-            result = with_restarts(attempt, source, checkpoints, running.restart_learner, config, console)
+            result = with_restarts(attempt, source, checkpoints, restart, config, console)
         except RunError as error:
             checkpoints.abandon(timeout_s=10.0)
             error.add_note(f"The output of the workers is in {folder / 'log'}.")
