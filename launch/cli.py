@@ -30,6 +30,17 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="check everything, print the configuration, start nothing"
     )
 
+    submit = commands.add_parser("submit", help="train on a cluster").add_subparsers(dest="scheduler", required=True)
+    job = submit.add_parser(
+        "ray",
+        help="as a job of a running Ray cluster",
+        description="Train FILE.yaml as a job of a running Ray cluster; print what it prints, return its exit code.",
+    )
+    _add_config(job)
+    job.add_argument("--address", metavar="URL", help="of the dashboard (default: RAY_API_SERVER_ADDRESS)")
+    job.add_argument("--detach", action="store_true", help="return as soon as the job is accepted")
+    job.add_argument("--dry-run", action="store_true", help="say what would be sent, send nothing")
+
     resume = commands.add_parser(
         "resume", help="go on with a run", description="Go on with the run in RUN_DIR from its newest checkpoint."
     )
@@ -132,6 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if args.command == "resume":
             return _train(_config_of_run(args.run, args.overrides), console)
+        if args.command == "submit":
+            return _submit(args, list(argv or sys.argv[1:]), console)
         loaded = load_config([args.file], args.overrides)
         if args.command == "plan":
             return _plan(loaded, args, console)
@@ -162,6 +175,13 @@ def _config_of_run(run: Path, overrides: Sequence[str]) -> LoadedConfig:
     return load_config(
         [file], ["checkpoint.resume=must", *overrides, f"run.dir={place.parent}", f"run.name={place.name}"]
     )
+
+
+def _submit(args: argparse.Namespace, words: list[str], console: Console) -> int:
+    from launch import submit_ray
+
+    loaded = load_config([args.file], args.overrides)
+    return submit_ray.submit(loaded, words[2:], console, address=args.address, detach=args.detach, dry_run=args.dry_run)
 
 
 def _train(loaded: LoadedConfig, console: Console) -> int:
