@@ -99,6 +99,15 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     check.add_argument("--json", action="store_true", help="print JSON")
 
+    doctor = commands.add_parser(
+        "doctor",
+        help="check this machine, and every node of a cluster",
+        description="Check versions, GPUs, memory, disks and limits of this machine and, where a running cluster is "
+        "named, of each of its nodes. Exit code 1 where something is an error.",
+    )
+    doctor.add_argument("overrides", nargs="*", metavar="FILE.yaml key=value", help="settings to check for, if any")
+    doctor.add_argument("--address", metavar="HOST:PORT", help="of the cluster (default: ray.address, RAY_ADDRESS)")
+
     config = commands.add_parser("config", help="look up settings").add_subparsers(dest="action", required=True)
     explained = config.add_parser("explain", help="what a setting means")
     explained.add_argument("key", nargs="?", help="for example algorithm.k, or a section; without it: all")
@@ -133,6 +142,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from launch.checkadvantage import check_advantage
 
             return check_advantage(args, console)
+        if args.command == "doctor":
+            from launch.doctor import run_doctor
+
+            return run_doctor(args.overrides, args.address, console)
         if args.command == "evaluate":
             return _evaluate(args, console)
         if args.command == "export":

@@ -1,0 +1,73 @@
+"""Calls that end in time, whatever they are waiting for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a command printed; `code` is None where its time was up."""
+
+    code: int | None
+    out: str
+    err: str
+
+
+def run_limited(command: Sequence[str], seconds: float, *, given: str = "", env: dict[str, str] | None = None) -> Ran:
+    """Run a command for at most so many seconds, then end it and all that it started.
+
+    Its output goes to files: a pipe would be waited for until the last process that has it ends, and a process that
+    hangs in a driver does not end.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as stdin:
+        stdin.write(given.encode())
+        stdin.seek(0)
+        process = subprocess.Popen(command, stdin=stdin, stdout=out, stderr=err, env=env, start_new_session=True)
+        code = None
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(seconds)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+        out.seek(0)
+        err.seek(0)
+        return Ran(code, out.read().decode(errors="replace"), err.read().decode(errors="replace"))
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """The result of a call that cannot be told to stop, such as one to a file system or a name server.
+
+    Raises:
+        TimeoutError: it took longer; its thread is left behind.
+    """
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            results.append(call())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return results[0]
