@@ -103,9 +103,8 @@ def findings(config: Config | None, address: str | None) -> Iterator[Line]:
     yield from software()
     yield from hardware()
     folder = None if config is None else str(Path(config.run.dir, config.run.name).absolute())
-    paths = {} if config is None else _paths(config)
     try:
-        here = within(10, lambda: facts(tempfile.gettempdir(), paths, folder, None))
+        here = within(10, lambda: facts(tempfile.gettempdir(), {}, folder, None))
     except (TimeoutError, OSError) as error:
         yield Line("error", f"this machine: a disk or /proc cannot be read, {error}: look at its mounts")
         return
@@ -113,7 +112,7 @@ def findings(config: Config | None, address: str | None) -> Iterator[Line]:
     if address is None:
         yield Line("ok", "Ray: no address; a run starts its own cluster on loopback")
     else:
-        yield from check_cluster(address, here["versions"], config, paths)
+        yield from check_cluster(address, here["versions"], config)
 
 
 def software() -> Iterator[Line]:
@@ -181,8 +180,6 @@ def _room(here: dict[str, Any], config: Config | None, *, own_cluster: bool) -> 
     yield check_disk("run.dir", config.run.dir, here["folder_disk"], 20 * GIB)
     if not here["writable"]:
         yield Line("error", f"run.dir = {config.run.dir} is not writable: choose another folder")
-    for key, path in here["missing"].items():
-        yield Line("error", f"{key} = {path} does not exist")
 
 
 def _paths(config: Config) -> dict[str, str]:
@@ -194,7 +191,7 @@ def _paths(config: Config) -> dict[str, str]:
     return {key: str(Path(path).absolute()) for key, path in named.items() if path}
 
 
-def check_cluster(address: str, here: dict[str, str], config: Config | None, paths: dict[str, str]) -> Iterator[Line]:
+def check_cluster(address: str, here: dict[str, str], config: Config | None) -> Iterator[Line]:
     """A running cluster: whether it can be reached, lets us in, and has the nodes that are wanted."""
     if address != "auto":
         reached = reach(address)
@@ -207,6 +204,8 @@ def check_cluster(address: str, here: dict[str, str], config: Config | None, pat
         return
     folder = None if config is None else str(Path(config.run.dir).absolute())
     with _marker(folder) as marker:
+        # On this machine they exist: the settings were checked.
+        paths = {} if config is None else _paths(config)
         question = {"address": address, "paths": paths, "folder": folder, "marker": marker}
         ran = ask_cluster(question, connect_s=CONNECT_S, task_s=TASK_S)
     said: dict[str, Any] = {}
@@ -214,7 +213,7 @@ def check_cluster(address: str, here: dict[str, str], config: Config | None, pat
         with suppress(json.JSONDecodeError):
             said |= json.loads(row)
     if "nodes" not in said:
-        yield Line("error", f"Ray at {address}: {_why(ran, said.get('problem', ''))}")
+        yield Line("error", f"Ray at {address}: {_why(ran, said.get('causes', []), address)}")
         return
     yield Line("ok", f"Ray at {address}: connected")
     silent = {"problem": f"no answer within {TASK_S} s"}
@@ -252,15 +251,16 @@ def ask_cluster(question: dict[str, Any], *, connect_s: int, task_s: int) -> Ran
     return run_limited(command, connect_s + task_s + 20, given=given, env=env)
 
 
-def _why(ran: Ran, problem: str) -> str:
+def _why(ran: Ran, causes: list[str], address: str) -> str:
     """Why there is no connection."""
-    if "InvalidAuthToken" in problem or "Unauthenticated" in problem or "AuthenticationError" in problem:
+    everything = "\n".join(causes)
+    silent = "something listens, but it does not answer as Ray: is it the port of the head, and of the same version?"
+    if "InvalidAuthToken" in everything or "Unauthenticated" in everything or "AuthenticationError" in everything:
         return "the token was not accepted: use the one that the head was started with, and RAY_AUTH_MODE=token"
-    if problem:
-        rows = [row.strip() for row in problem.splitlines() if row.strip()]
-        return f"{rows[0]}: run this on a node of the cluster, with the same Python and Ray"
-    if ran.code in (None, -signal.SIGALRM):
-        return f"something listens but does not answer as Ray within {CONNECT_S} s: is it the port of the head?"
+    if "Failed to connect to" in everything or ran.code in (None, -signal.SIGALRM):
+        return "no cluster was found on this machine: give host:port of its head" if address == "auto" else silent
+    if causes:
+        return f"{' '.join(causes[0].split())[:400]}: run this on a node of the cluster, with the same Python and Ray"
     return (ran.err.strip().splitlines() or [f"exit code {ran.code}"])[-1]
 
 

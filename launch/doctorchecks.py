@@ -27,6 +27,7 @@ LEAST_SHM = GIB
 NCCL_SHM = GIB // 2
 SPILL_LIMIT = 0.95
 """Ray writes no objects to a disk that is fuller than this."""
+TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 SOCKET_LIMIT = 107
 SOCKET_BELOW_TMPDIR = len("/maxpo-ray-12345678/session_2026-01-01_00-00-00_000000_/sockets/plasma_store")
 """Bytes that a run's own cluster adds to the temporary folder for its longest Unix socket, but for the process id."""
@@ -215,13 +216,15 @@ def check_token(env: Mapping[str, str], home: Path, address: str) -> list[Line]:
     if not mode and address != "auto":
         cure = "`export RAY_AUTH_MODE=token`"
         return [Line("warning", f"token: RAY_AUTH_MODE is not set, so Ray sends none to a named address: {cure}")]
+    if not mode and not (home / ".ray" / "auth_token").exists() and not env.keys() & {"RAY_AUTH_TOKEN", TOKEN_PATH}:
+        return [Line("ok", "token: there is none, and RAY_AUTH_MODE is not set")]
     if mode not in ("token", ""):
         return [Line("warning", f"token: RAY_AUTH_MODE={mode}, so none is sent: `export RAY_AUTH_MODE=token`")]
     if env.get("RAY_AUTH_TOKEN"):
         return [Line("ok", "token: from RAY_AUTH_TOKEN")]
-    named = env.get("RAY_AUTH_TOKEN_PATH")
+    named = env.get(TOKEN_PATH)
     file = Path(named) if named else home / ".ray" / "auth_token"
-    where = f"{file} (RAY_AUTH_TOKEN_PATH)" if named else str(file)
+    where = f"{file} ({TOKEN_PATH})" if named else str(file)
     try:
         status = file.stat()
     except OSError as error:

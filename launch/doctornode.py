@@ -85,7 +85,7 @@ def main() -> None:
         causes = [f"{type(error).__name__}: {error}"]
         while (error := error.__cause__ or error.__context__) is not None:
             causes.append(f"{type(error).__name__}: {error}")
-        print(json.dumps({"problem": "\n".join(causes)}), flush=True)
+        print(json.dumps({"causes": causes}), flush=True)
         return
     signal.alarm(0)
     nodes = [
