@@ -47,7 +47,7 @@ from maxpo.config import Config
 from maxpo.configload import load_config
 from maxpo.errors import InputError
 
-CONNECT_S, TASK_S = 15, 20
+CONNECT_S, TASK_S = 20, 20
 """Seconds for `ray.init`, and for a task on every node: a worker process has to start there first."""
 COLOURS = {"ok": "green", "warning": "yellow", "error": "bold red"}
 TORCH = """
