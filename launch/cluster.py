@@ -22,6 +22,7 @@ from ray.exceptions import AuthenticationError
 from launch.rayenv import cluster_address, use_token
 from launch.signals import own_sigterm
 from maxpo.config import Config
+from maxpo.configcluster import RayConfig
 from maxpo.errors import InputError
 
 SCRATCH, OWNER = "maxpo-ray-", "owner"
@@ -45,7 +46,7 @@ def cluster(config: Config, log_folder: Path) -> Iterator[float]:
     """
     address = cluster_address(config.ray)
     if address is not None:
-        _connect(address, require_token=config.ray.require_token)
+        _connect(address)
         try:
             yield wait_for_nodes(config)
         finally:
@@ -79,9 +80,18 @@ def cluster(config: Config, log_folder: Path) -> Iterator[float]:
         _keep_logs(scratch, log_folder)
 
 
-def _connect(address: str, *, require_token: bool) -> None:
-    if address != "auto":  # of which only Ray knows what it means
-        check_head(address, use_token(required=require_token), require_token=require_token)
+def reach(settings: RayConfig) -> None:
+    """Before anything is begun: the running cluster, where one is named, answers and takes the token.
+
+    Raises:
+        InputError: see `check_head`.
+    """
+    address = cluster_address(settings)
+    if address not in (None, "auto"):  # only Ray knows what auto means
+        check_head(address, use_token(required=settings.require_token), require_token=settings.require_token)
+
+
+def _connect(address: str) -> None:
     try:
         with own_sigterm():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -95,22 +105,16 @@ def check_head(address: str, token: str | None, *, require_token: bool) -> None:
     Raises:
         InputError: nobody answers, the token is wrong, or everybody is let in and `require_token` is on.
     """
-    answer = None if token is None else _ask_head(address, token)
-    if answer == grpc.StatusCode.UNAUTHENTICATED:
-        raise InputError(f"the Ray cluster at {address} does not accept this token: use that of its start")
-    without = _ask_head(address, None)
-    if without == grpc.StatusCode.UNAUTHENTICATED:
-        if token is None:
-            raise InputError(
-                f"the Ray cluster at {address} wants a token: set RAY_AUTH_TOKEN_PATH to the file that holds it"
-            )
-        return
-    if without is not None:
+    denied, answer = grpc.StatusCode.UNAUTHENTICATED, _ask_head(address, token)
+    if answer == denied:
+        text = "does not accept this token" if token else "wants a token: set RAY_AUTH_TOKEN_PATH to the file with it"
+        raise InputError(f"the Ray cluster at {address} {text}")
+    if answer is not None:
         raise InputError(
-            f"no Ray cluster answers at {address} within {CONNECT_S:g} s ({without.name.lower()}): does `ray start "
+            f"no Ray cluster answers at {address} within {CONNECT_S:g} s ({answer.name.lower()}): does `ray start "
             "--head` run there, with this port, and may this machine reach it? maxpo doctor tells more"
         )
-    if require_token:
+    if require_token and _ask_head(address, None) != denied:
         raise InputError(
             f"the Ray cluster at {address} lets everybody in, and whoever reaches it can run code there: start it with "
             "RAY_AUTH_MODE=token, or accept that with ray.require_token=false"

@@ -15,6 +15,7 @@ import tempfile
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from launch.doctorchecks import (
     wanted_packages,
 )
 from launch.doctornode import facts
+from launch.rayenv import cluster_address, use_token
 from maxpo.config import Config
 from maxpo.configload import load_config
 from maxpo.errors import InputError
@@ -68,7 +70,9 @@ def run_doctor(words: Sequence[str], address: str | None, console: Console) -> i
     """
     config = _settings(words)
     counts = {"ok": 0, "warning": 0, "error": 0}
-    for line in findings(config, cluster_address(config, address)):
+    settings = (config or Config()).ray
+    meant = cluster_address(replace(settings, address=address) if address else settings)
+    for line in findings(config, meant):
         counts[line.level] += 1
         text = f"{line.level:<8} {line.text}"
         if console.is_terminal:
@@ -90,12 +94,6 @@ def _settings(words: Sequence[str]) -> Config | None:
     if "=" in file and not Path(file).is_file():
         raise InputError(f"{file} needs a FILE.yaml before it: maxpo doctor FILE.yaml {' '.join(words)}")
     return load_config([Path(file)], overrides).config
-
-
-def cluster_address(config: Config | None, given: str | None) -> str | None:
-    """The running cluster that is meant: host:port or auto; None where a run starts its own."""
-    address = given or (config and config.ray.address) or os.environ.get("RAY_ADDRESS") or None
-    return None if address == "local" else address
 
 
 def findings(config: Config | None, address: str | None) -> Iterator[Line]:
@@ -202,6 +200,7 @@ def check_cluster(address: str, here: dict[str, str], config: Config | None) -> 
     yield from token
     if any(line.level == "error" for line in token):
         return
+    use_token(required=False)
     folder = None if config is None else str(Path(config.run.dir).absolute())
     with _marker(folder) as marker:
         # On this machine they exist: the settings were checked.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import re
 import secrets
@@ -79,13 +80,11 @@ def submit(
             return 0
         token = use_token(required=config.ray.require_token)
         if token and url.startswith("http:") and urllib.parse.urlsplit(url).hostname not in LOOPBACK:
-            _say(
-                console,
-                f"warning: the token goes to {url} unencrypted; an ssh tunnel to a dashboard on loopback is safer",
-            )
+            _say(console, f"warning: the token goes to {url} unencrypted; safer is an ssh tunnel to its loopback")
         check_dashboard(url, token, require_token=config.ray.require_token)
         from ray.job_submission import JobSubmissionClient  # reads the environment that use_token has set
 
+        logging.getLogger("ray").setLevel(logging.WARNING)
         client: Any = JobSubmissionClient(url)
         name = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', config.run.name)}-{secrets.token_hex(4)}"
         try:

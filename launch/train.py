@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.cluster import cluster
+from launch.cluster import cluster, reach
 from launch.placement import place
 from launch.preflight import load_data
 from launch.progress import Terminal, comparison, counts, timing
@@ -52,6 +52,7 @@ def banner(config: Config, train_prompts: int) -> str:
 def run_training(loaded: LoadedConfig, console: Console) -> int:
     """Train as configured; returns the exit code. Prints the tables at the end."""
     config = loaded.config
+    reach(config.ray)
     train_prompts, held_out = load_data(config)
     console.print(banner(config, len(train_prompts)), highlight=False, soft_wrap=True)
     with locked(Path(config.run.dir), config.run.name, console):
@@ -223,6 +224,7 @@ def _open(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None, Ch
 
 def run_evaluation(config: Config, model: Path, output: Path | None, console: Console) -> EvalReport:
     """Evaluate the model in a Hugging Face folder on the held-out prompts of the configuration."""
+    reach(config.ray)
     _, held_out = load_data(config, evaluation=True)
     folder = output or Path(config.run.dir) / f"{config.run.name}-eval"
     folder.mkdir(parents=True, exist_ok=True)
@@ -251,11 +253,12 @@ def _new_run_folder(config: Config, *, replace: bool) -> None:
         replace: a folder that exists holds nothing to go on from and is replaced.
 
     Raises:
-        FileExistsError: it exists and `run.overwrite` is off.
+        FileExistsError: it exists, a run was begun in it, and `run.overwrite` is off.
     """
     folder = Path(config.run.dir) / config.run.name
     if folder.exists():
-        if not (config.run.overwrite or replace):
+        never_began = {file.name for file in folder.rglob("*")} <= {"config.yaml", "log"}
+        if not (config.run.overwrite or replace or never_began):
             raise FileExistsError(
                 f"{folder} exists already: choose another run.name, or replace it with run.overwrite=true"
             )

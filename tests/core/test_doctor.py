@@ -336,19 +336,6 @@ def test_reach(silent_port: int, closed_port: int) -> None:
     assert (level, "cannot be resolved" in text) == ("error", True)
 
 
-def test_which_cluster_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Config()
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert doctor.cluster_address(None, None) is None
-    monkeypatch.setenv("RAY_ADDRESS", "from-env:1")
-    assert doctor.cluster_address(config, None) == "from-env:1"
-    config.ray.address = "local"
-    assert doctor.cluster_address(config, None) is None
-    config.ray.address = "from-file:1"
-    assert doctor.cluster_address(config, None) == "from-file:1"
-    assert doctor.cluster_address(config, "given:1") == "given:1"
-
-
 def maxpo_doctor(*words: str, **env: str) -> tuple[int, list[str], float]:
     """Exit code, lines and seconds of the command in a process of its own."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "CUDA_"))}
