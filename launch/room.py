@@ -70,12 +70,10 @@ class Room:
                     if time.monotonic() > end:
                         raise ResourceError(self._no_room(name))
             # Neighbouring ranks on one node, whatever order Ray has placed them in.
-            bundles: dict[str, list[int]] = defaultdict(list)
-            for bundle, node in sorted(placement_group_table(group)["bundles_to_node_id"].items()):
-                bundles[node].append(bundle)
-            self._order[name] = [bundle for each in bundles.values() for bundle in each]
             address = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-            self._nodes[name] = [address[node] for node, each in bundles.items() for _ in each]
+            where = {b: address[node] for b, node in placement_group_table(group)["bundles_to_node_id"].items()}
+            self._order[name] = sorted(where, key=lambda bundle: (where[bundle], bundle))
+            self._nodes[name] = [where[bundle] for bundle in self._order[name]]
 
     def rank(self, rank: int) -> dict[str, Any]:
         """Ray options of a learner rank's actor."""

@@ -84,7 +84,8 @@ def submit(
         check_dashboard(url, token, require_token=config.ray.require_token)
         from ray.job_submission import JobSubmissionClient  # reads the environment that use_token has set
 
-        logging.getLogger("ray").setLevel(logging.WARNING)
+        for name in ("dashboard_sdk", "job.sdk"):  # they tell of every upload and every stream
+            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
         client: Any = JobSubmissionClient(url)
         name = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', config.run.name)}-{secrets.token_hex(4)}"
         try:
