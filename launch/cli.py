@@ -40,6 +40,10 @@ def _parser() -> argparse.ArgumentParser:
     job.add_argument("--address", metavar="URL", help="of the dashboard (default: RAY_API_SERVER_ADDRESS)")
     job.add_argument("--detach", action="store_true", help="return as soon as the job is accepted")
     job.add_argument("--dry-run", action="store_true", help="say what would be sent, send nothing")
+    for scheduler, what in (("slurm", "an sbatch script"), ("k8s", "a KubeRay RayJob")):
+        job = submit.add_parser(scheduler, help=f"as {what}", description=f"Submit FILE.yaml as {what}.")
+        _add_config(job)
+        job.add_argument("--dry-run", action="store_true", help=f"print {what}, submit nothing")
 
     resume = commands.add_parser(
         "resume", help="go on with a run", description="Go on with the run in RUN_DIR from its newest checkpoint."
@@ -191,10 +195,16 @@ def _config_of_run(run: Path, overrides: Sequence[str]) -> LoadedConfig:
 
 
 def _submit(args: argparse.Namespace, words: list[str], console: Console) -> int:
-    from launch import submit_ray
+    from launch import kuberay, slurm, submit_ray
 
-    loaded = load_config([args.file], args.overrides)
-    return submit_ray.submit(loaded, words[2:], console, address=args.address, detach=args.detach, dry_run=args.dry_run)
+    # What a cluster far away sees of the model and the data need not be on this machine.
+    loaded = load_config([args.file], args.overrides, files_here=args.scheduler == "slurm")
+    if args.scheduler == "ray":
+        return submit_ray.submit(
+            loaded, words[2:], console, address=args.address, detach=args.detach, dry_run=args.dry_run
+        )
+    submit = {"slurm": slurm.submit, "k8s": kuberay.submit}[args.scheduler]
+    return submit(loaded, console, dry_run=args.dry_run)
 
 
 def _train(loaded: LoadedConfig, console: Console) -> int:

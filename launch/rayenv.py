@@ -15,10 +15,13 @@ from maxpo.configcluster import RayConfig
 from maxpo.errors import InputError
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
-SETTINGS = {
+EVERY_CLUSTER = {
+    MODE: "token",
     "RAY_worker_niceness": "0",  # Ray's default of 15 starves its workers beside any other busy process
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+"""What every process of a Ray cluster needs that is started for a run."""
 
 
 def cluster_address(settings: RayConfig) -> str | None:
@@ -51,8 +54,7 @@ def prepare_ray(settings: RayConfig) -> None:
         secure_own_cluster()
     else:
         use_token(required=settings.require_token)
-        os.environ |= SETTINGS
-
+        os.environ |= EVERY_CLUSTER | {MODE: os.environ[MODE]}  # as use_token has set it
 
 def secure_own_cluster() -> None:
     """Prepare this process to start a Ray cluster of its own: authenticated, on loopback, at normal priority.
@@ -60,11 +62,9 @@ def secure_own_cluster() -> None:
     Raises:
         RuntimeError: ray was imported already with other authentication settings.
     """
-    settings = SETTINGS | {
-        MODE: "token",
+    settings = EVERY_CLUSTER | {
         TOKEN: secrets.token_hex(32),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # off: Ray keeps to loopback instead of the machine's address
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
     os.environ.pop("RAY_ADDRESS", None)  # Ray would look for that cluster instead
     if all(os.environ.get(name) == value for name, value in settings.items() if name != TOKEN):

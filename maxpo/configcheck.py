@@ -271,7 +271,11 @@ def _holds(holds: Callable[[Any], bool], value: object) -> bool:
         return False
 
 
-def check(config: Config, origin: Mapping[str, Setting]) -> list[Problem]:
+FILES = ("model.path", "data.train_file", "data.eval_file", "learner.deepspeed", "checkpoint.resume")
+"""Keys whose ranges look at files."""
+
+
+def check(config: Config, origin: Mapping[str, Setting], *, files_here: bool = True) -> list[Problem]:
     """Finds values out of range and combinations that make no sense.
 
     A key whose value is MISSING, or was found wrong by itself, is left out of what follows: what is said of it once is
@@ -280,6 +284,7 @@ def check(config: Config, origin: Mapping[str, Setting]) -> list[Problem]:
     Args:
         config: Typed settings; a key whose value is not known holds MISSING.
         origin: Where each key was set last; a key that is not there has its default.
+        files_here: Whether the files that are named are on this machine, and can be looked at.
     """
     problems: list[Problem] = []
     keys = list(schema())
@@ -301,6 +306,8 @@ def check(config: Config, origin: Mapping[str, Setting]) -> list[Problem]:
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             report((key,), "Must be a finite number.")
     for key, holds, message in RANGES:
+        if key in FILES and not files_here:
+            continue
         if key not in unusable and get(config, key) is not None and not _holds(holds, get(config, key)):
             report((key,), message)
     for involved, holds, message in COMBINATIONS:

@@ -39,7 +39,8 @@ class RayConfig:
     num_cpus: int | None = None
     """CPUs of the cluster that is started; null: as many as the machine has. No effect with `address`."""
     object_store_mib: int = 512
-    """Object store of the cluster that is started, MiB. No effect with `address`."""
+    """Object store of the cluster that is started, of each node where a submitted job does it, MiB. No effect with
+    `address`."""
 
 
 @dataclass(kw_only=True)
@@ -57,6 +58,28 @@ class LaunchConfig:
     memory_gib: int | None = None
     """Memory of each node, GiB; null: the scheduler's default."""
     setup: list[str] = field(default_factory=list[str])
-    """Shell lines that every node runs first, such as `source /shared/maxpo/.venv/bin/activate`."""
+    """Shell lines that every node runs first, such as `source /shared/maxpo/.venv/bin/activate`. No effect on k8s:
+    there the image holds all that is needed."""
     env: dict[str, Any] = field(default_factory=dict[str, Any])
     """Environment variables of all processes. Secrets do not belong here: the job's script shows them."""
+    log_dir: str = "jobs"
+    """slurm: folder of the job's script and output, below it one for each run name. All nodes must see it at the same
+    path. No effect otherwise."""
+    slurm_options: list[str] = field(default_factory=list[str])
+    """slurm: further options of sbatch, such as `--partition=gpu`. They come last and so overrule those that other
+    settings stand for. No effect otherwise."""
+    k8s_image: str | None = None
+    """k8s: container image with maxpo and all that it needs; must be set there. No effect otherwise."""
+    k8s_claim: str | None = None
+    """k8s: PersistentVolumeClaim with the model, the data and the run folder; must be set there. With more than one
+    node it needs the access mode ReadWriteMany. No effect otherwise."""
+    k8s_mount: str = "/maxpo"
+    """k8s: where all pods have the volume of `k8s_claim`; relative paths of the settings start there. No effect
+    otherwise."""
+    k8s_secret: str | None = None
+    """k8s: Secret whose keys become environment variables of all pods, for settings such as ${oc.env:NAME}; null: none.
+    No effect otherwise."""
+    k8s_shm_gib: int = 16
+    """k8s: shared memory (/dev/shm) of each pod, GiB, which counts as part of `memory_gib`. No effect otherwise."""
+    k8s_user: int = 1000
+    """k8s: number of the user and the group that all processes run as, not 0. No effect otherwise."""

@@ -39,11 +39,12 @@ class LoadedConfig:
     """Where each key was set last; a key that is not there has its default."""
 
 
-def load_config(files: Sequence[Path], overrides: Sequence[str]) -> LoadedConfig:
+def load_config(files: Sequence[Path], overrides: Sequence[str], *, files_here: bool = True) -> LoadedConfig:
     """Merges defaults, YAML files in their order and `key=value` overrides, later ones over earlier ones.
 
     A file may name another one, relative to itself, with the top-level key `base`; that one is merged before it.
-    Sections and mappings such as `data.task_args` are merged key by key, lists are replaced.
+    Sections and mappings such as `data.task_args` are merged key by key, lists are replaced. With `files_here` off,
+    what the settings name is on another machine and is not looked for: the model, the data and a checkpoint.
 
     Raises:
         ConfigError: With everything that is wrong. After a file that can not be read, missing values and ranges are
@@ -72,7 +73,7 @@ def load_config(files: Sequence[Path], overrides: Sequence[str]) -> LoadedConfig
         if wrong is not None and key not in reported:
             problems.append(wrong)
     config = _build(values)
-    problems += check(config, origin)
+    problems += check(config, origin, files_here=files_here)
     if problems:
         raise ConfigError(problems)
     return LoadedConfig(config=config, tree=tree, origin=origin)

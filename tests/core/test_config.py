@@ -360,6 +360,25 @@ OUT_OF_RANGE = [
     "ray.address=ray://head:10001",
     "ray.address=head",
     "cluster.sleep_level=3",
+    "cluster.interface='eth0; reboot'",
+    'launch.setup=["a\\nb"]',
+    "launch.setup=['']",
+    "launch.env={1a: x}",
+    'launch.env={A: "x\\ny"}',
+    "launch.env={A: true}",
+    "launch.env={A: [1]}",
+    "launch.env={RAY_AUTH_TOKEN: x}",
+    "launch.log_dir='a b'",
+    "launch.log_dir=-a",
+    "launch.log_dir=job-%j",
+    "launch.slurm_options=[partition=gpu]",
+    'launch.slurm_options=["--partition=gpu\\nreboot"]',
+    "launch.k8s_image='a b'",
+    "launch.k8s_claim=My_Claim",
+    "launch.k8s_secret=-a",
+    "launch.k8s_mount=data",
+    "launch.k8s_mount=/dev/shm",
+    "launch.k8s_mount='/a b'",
     "model.path=nope",
     "model.path=empty",
 ]
@@ -427,6 +446,9 @@ class TestChecks:
             ["sync.backend=nccl", "rollout.device=cuda", "learner.device=cuda"],
             ["sync.backend=ipc"],
             ["learner.grad_clip=0", "eval.every=0", "learner.warmup_steps=0"],
+            ["launch.setup=['module load cuda', 'ulimit -n 65536']", "launch.env={A_1: x y, B: 3, C: 0.5, D: ''}"],
+            ["launch.slurm_options=['--account=a', -p gpu]", "launch.log_dir=/a/b-c", "cluster.interface=ib0.1"],
+            ["launch.k8s_image=r.example.org:5000/a/b@sha256:0af", "launch.k8s_claim=a.b-1", "launch.k8s_mount=/a/b"],
         ],
         ids=" ".join,
     )
@@ -511,6 +533,20 @@ class TestChecks:
         rows = ["data.task=null", "data.train_file=rows.jsonl", "eval.at_end=false"]
         only_problem(*rows, "eval.at_start=true")
         only_problem(*rows, "eval.at_start=false", "eval.every=5")
+
+    def test_files_that_are_elsewhere_are_not_looked_for(self) -> None:
+        elsewhere = [
+            "model.path=nope",
+            "data.task=null",
+            "data.train_file=a",
+            "data.eval_file=b",
+            "checkpoint.resume=c",
+        ]
+        named = {"model.path", "data.train_file", "data.eval_file", "checkpoint.resume"}
+        assert {p.key for p in problems_of(*elsewhere)} == named
+        load_config([Path("good.yaml")], elsewhere, files_here=False)
+        with pytest.raises(ConfigError, match=r"run\.steps"):
+            load_config([Path("good.yaml")], [*elsewhere, "run.steps=0"], files_here=False)
 
     def test_a_wrong_value_is_not_blamed_twice(self) -> None:
         assert [len(p.settings) for p in problems_of("algorithm.minibatches=0", "algorithm.group_size=-1")] == [1, 1]

@@ -1,0 +1,45 @@
+"""What all submitted jobs have in common: what is checked before one is made, and how its driver goes on."""
+
+from __future__ import annotations
+
+import shutil
+
+from maxpo.config import Config
+from maxpo.errors import InputError
+
+RESUME = "checkpoint.resume=auto"
+"""Every attempt goes on from where the one before has saved."""
+
+
+def check_job(config: Config) -> None:
+    """Refuse settings that make sense for a run, but not for a job that may be started several times.
+
+    Raises:
+        InputError: one is found.
+    """
+    resume = config.checkpoint.resume
+    if resume not in ("never", "auto"):
+        raise InputError(
+            f"checkpoint.resume = {resume}: a submitted job goes on from the newest checkpoint of its own run folder "
+            "and starts anew where there is none; leave checkpoint.resume out, or set it to auto"
+        )
+    if "cuda" in (config.learner.device, config.rollout.device) and config.cluster.gpus_per_node is None:
+        raise InputError(
+            f"cluster.gpus_per_node is not set, but learner.device is {config.learner.device} and rollout.device is "
+            f"{config.rollout.device}: set the number of GPUs to ask for on each node, such as cluster.gpus_per_node=8"
+        )
+
+
+def need_program(name: str) -> str:
+    """The path of a program that hands jobs over.
+
+    Raises:
+        InputError: it is not there.
+    """
+    path = shutil.which(name)
+    if path is None:
+        raise InputError(
+            f"{name} is not on PATH, so nothing can be submitted from this machine; --dry-run prints what would be, to "
+            "be submitted elsewhere"
+        )
+    return path
