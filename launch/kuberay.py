@@ -154,7 +154,8 @@ def _pod(name: str, config: Config) -> dict[str, Any]:
     container = {
         "name": "ray",
         "image": launch.k8s_image,
-        "env": [{"name": key, "value": str(value)} for key, value in variables.items()],
+        # Kubernetes would put another variable in the place of $(NAME).
+        "env": [{"name": key, "value": str(value).replace("$(", "$$(")} for key, value in variables.items()],
         **({} if launch.k8s_secret is None else {"envFrom": [{"secretRef": {"name": launch.k8s_secret}}]}),
         "resources": {"limits": resources, "requests": dict(resources)},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},

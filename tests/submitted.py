@@ -43,7 +43,7 @@ LARGE = {
         "cpus_per_node": 64,
         "memory_gib": 900,
         "setup": ["module load cuda", 'source "$HOME/env/bin/activate"'],
-        "env": {"NCCL_DEBUG": "WARN", "NOTE": "it's $HOME; `x`"},
+        "env": {"NCCL_DEBUG": "WARN", "NOTE": "it's $HOME; `x` $(y)"},
         "slurm_options": ["--partition=gpu", "--account=lab"],
         "k8s_secret": "s3-key",
         "k8s_shm_gib": 64,

@@ -131,7 +131,7 @@ def test_several_nodes_with_gpus() -> None:
         resources = {"cpu": "64", "memory": "900Gi", "nvidia.com/gpu": "8"}
         assert container["resources"] == {"limits": resources, "requests": resources}
         assert container["envFrom"] == [{"secretRef": {"name": "s3-key"}}]
-        assert {"name": "NOTE", "value": "it's $HOME; `x`"} in container["env"]
+        assert {"name": "NOTE", "value": "it's $HOME; `x` $$(y)"} in container["env"]
         assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "64Gi"}} in pod["volumes"]
 
 

@@ -61,7 +61,13 @@ note("ray ended " + ("head" if "head" in options else "worker"))
     # Ends by itself with a code, or waits for a signal.
     "maxpo": r"""#!/bin/bash
 echo "maxpo $*" >>"$CALLS"
-for name in USR1 TERM; do trap "echo driver got $name >>\"\$CALLS\"; exit 75" "$name"; done
+stop() {
+  echo "driver got $1" >>"$CALLS"
+  sleep "${SAVING_S:-0}"
+  echo saved >>"$CALLS"
+  exit "${CODE_AFTER_STOP:-75}"
+}
+for name in USR1 TERM; do trap "stop $name" "$name"; done
 echo "mode $RAY_AUTH_MODE ${RAY_AUTH_TOKEN-unset} $(stat -c %a "$RAY_AUTH_TOKEN_PATH")" >>"$CALLS"
 cp "$RAY_AUTH_TOKEN_PATH" "$TOKENS"
 pwd >>"$CALLS"
@@ -264,6 +270,14 @@ class TestRun:
         job.check_nothing_is_left()
         assert "attempt 1 of 2 has ended, back to the queue" in output
 
+    def test_the_job_waits_while_the_run_saves_and_takes_its_own_exit_code(self, job: Job) -> None:
+        # Such as a run that was in its last step.
+        job.start(render(loaded(SMALL)), SAVING_S="1", CODE_AFTER_STOP="0")
+        code, _ = job.stop(signal.SIGUSR1)
+        assert (code, job.calls("scontrol")) == (0, [])
+        calls = job.calls()
+        assert calls.index("driver got USR1") < calls.index("saved") < calls.index("ray ended head")
+
     def test_the_last_attempt_is_not_queued_again(self, job: Job) -> None:
         job.start(render(loaded(SMALL)), SLURM_RESTART_COUNT="1")
         code, output = job.stop(signal.SIGUSR1)
@@ -303,7 +317,7 @@ class TestRun:
         assert code == 0
         job.check_nothing_is_left(nodes=2)
         assert load_config([job.logs() / "config.yaml"], [], files_here=False).config == given.config
-        assert job.calls("NOTE=") == ["NOTE=it's $HOME; `x`1 2"]
+        assert job.calls("NOTE=") == ["NOTE=it's $HOME; `x` $(y)1 2"]
         assert str(job.folder) in job.calls()
         head, worker = job.calls("ray start")
         assert "--head" in head and "--address=127.0.0.1:32000" in worker.split()
@@ -320,6 +334,19 @@ class TestRun:
         assert "no head today" in (job.logs() / "node-node1.log").read_text()
         assert not (job.logs() / "token").exists()
         assert not list(Path("/tmp").glob(f"maxpo-{job.number}-*"))
+
+    def test_a_setup_that_fails_is_the_end(self, job: Job) -> None:
+        code, _ = job.run(render(loaded(SMALL, "launch.setup=['(exit 9)', 'echo no >>\"$CALLS\"']")))
+        assert (code, job.calls()) == (9, [])
+        assert not (job.logs() / "token").exists()
+
+    def test_a_folder_in_tmp_that_is_there_already_is_not_used(self, job: Job) -> None:
+        # /tmp is everybody's: a folder of that name may be somebody else's.
+        taken = Path(f"/tmp/maxpo-{job.number}-1")
+        taken.mkdir()
+        (taken / "theirs").touch()
+        code, _ = job.run(render(loaded(SMALL)), DRIVER_CODE="0")
+        assert (code, job.calls("ray"), job.calls("maxpo")) == (1, [], [])
 
     def test_an_interface_that_is_not_there(self, job: Job) -> None:
         (job.folder / "bin/ip").write_text("#!/bin/bash\n")

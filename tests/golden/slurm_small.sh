@@ -34,12 +34,6 @@ logs=$log_dir/job-$SLURM_JOB_ID/attempt-$attempt
 mkdir -p "$logs"
 logs=$(cd "$logs" && pwd)
 echo "maxpo: attempt $attempt of $max_attempts on $SLURM_JOB_NUM_NODES node(s), logs in $logs"
-
-# The token is in a file that only this user can read, never in a command line or a log.
-export RAY_AUTH_TOKEN_PATH=$logs/token
-unset RAY_AUTH_TOKEN
-rm -f "$RAY_AUTH_TOKEN_PATH" "$logs/address"
-(umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")
 cat >"$logs/config.yaml" <<'MAXPO_END_OF_CONFIG_YAML'
 run:
   name: first
@@ -243,7 +237,7 @@ export MAXPO_TMP=/tmp/maxpo-$SLURM_JOB_ID-$attempt
 steps=() driver='' asked='' interrupted=''
 
 # What runs node.sh once on each of some nodes; srun itself and no function, so that signals reach it.
-on_nodes=(srun --export=ALL --ntasks-per-node=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0
+on_nodes=(srun --overlap --export=ALL --ntasks-per-node=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0
   "--output=$logs/node-%N.log" --open-mode=append)
 
 end() { # ends the cluster and removes the token; also where a command above has failed
@@ -257,9 +251,10 @@ end() { # ends the cluster and removes the token; also where a command above has
       sleep 0.2
     done
     kill -KILL "${steps[@]}" 2>/dev/null || true
-    "${on_nodes[@]}" "--nodes=$SLURM_JOB_NUM_NODES" "--ntasks=$SLURM_JOB_NUM_NODES" bash "$logs/node.sh" sweep || true
+    timeout --signal=KILL 60 "${on_nodes[@]}" "--nodes=$SLURM_JOB_NUM_NODES" "--ntasks=$SLURM_JOB_NUM_NODES" \
+      bash "$logs/node.sh" sweep || true
   fi
-  rm -f "$RAY_AUTH_TOKEN_PATH"
+  rm -f "$logs/token"
 }
 
 fail() {
@@ -276,6 +271,12 @@ forward() { # SIGNAL: the driver saves and exits with 75
 trap end EXIT
 trap 'forward USR1' USR1
 trap 'forward TERM' TERM
+
+# The token is in a file that only this user can read, never in a command line or a log.
+export RAY_AUTH_TOKEN_PATH=$logs/token
+unset RAY_AUTH_TOKEN
+rm -f "$RAY_AUTH_TOKEN_PATH" "$logs/address"
+(umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")
 
 "${on_nodes[@]}" --nodes=1 --ntasks=1 "--nodelist=$SLURMD_NODENAME" bash "$logs/node.sh" head &
 steps+=($!)
