@@ -56,6 +56,7 @@ def prepare_ray(settings: RayConfig) -> None:
         use_token(required=settings.require_token)
         os.environ |= EVERY_CLUSTER | {MODE: os.environ[MODE]}  # as use_token has set it
 
+
 def secure_own_cluster() -> None:
     """Prepare this process to start a Ray cluster of its own: authenticated, on loopback, at normal priority.
 
