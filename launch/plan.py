@@ -23,6 +23,8 @@ from maxpo.errors import InputError
 GIB = 2**30
 CONTEXT_GIB = 1.0
 """What CUDA, NCCL and the allocator's fragments take of a GPU beside all tensors."""
+KEPT = ("weights", "gradients", "master weights", "Adam's moments", "frozen reference", "buckets")
+"""What the learner holds between two updates, too."""
 GATHER_BYTES = 2 * (5 * 10**8)
 """DeepSpeed's default buckets for reducing and gathering, 5e8 elements together, in 16 bits."""
 
@@ -126,13 +128,18 @@ class Plan:
 
     @property
     def learner_limit(self) -> float:
-        """Bytes that the learner may take of its GPU."""
-        return self.gpu_bytes - CONTEXT_GIB * GIB - (sum(self.rollout.values()) if self.shared else 0)
+        """Bytes that the learner may take of its GPU; an engine that shares it sleeps meanwhile."""
+        return self.gpu_bytes - CONTEXT_GIB * GIB * (2 if self.shared else 1)
+
+    @property
+    def sampling(self) -> float:
+        """Bytes of a shared GPU that are taken while engines sample: theirs, and what the learner keeps."""
+        return sum(self.rollout.values()) + sum(self.learner.get(name, 0) for name in KEPT)
 
     @property
     def learner_fits(self) -> bool:
-        """Whether the learner has enough memory."""
-        return sum(self.learner.values()) <= self.learner_limit
+        """Whether the learner has enough memory, beside the engine too where they share."""
+        return max(sum(self.learner.values()), self.sampling if self.shared else 0) <= self.learner_limit
 
     @property
     def rollout_fits(self) -> bool:
@@ -201,7 +208,7 @@ def show_plan(config: Config, console: Console, *, gpus: int, gpu_gib: float) ->
     table.add_row("fits", *("yes" if fits else "NO" for fits in (plan.learner_fits, plan.rollout_fits)))
     n = shape.parameters
     size = f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.2f} M"
-    where = "learner and engine share one" if shared else f"{config.learner.ranks} for the learner"
+    where = "learner and engines share them" if shared else f"{config.learner.ranks} for the learner"
     console.print(
         f"{size} parameters; {gpus} x {gpu_gib:g} GiB of GPU: {where}, "
         f"ZeRO stage {config.learner.zero_stage}, {config.learner.dtype}; rollout.workers = {config.rollout.workers} x "
@@ -217,6 +224,13 @@ def show_plan(config: Config, console: Console, *, gpus: int, gpu_gib: float) ->
         highlight=False,
         soft_wrap=True,
     )
+    if shared:
+        console.print(
+            f"engines sleep while the learner trains; while they sample, it keeps some of its memory: together "
+            f"{plan.sampling / GIB:.2f} of {plan.learner_limit / GIB:.2f} GiB",
+            highlight=False,
+            soft_wrap=True,
+        )
     if plan.learner_fits and plan.rollout_fits:
         return 0
     found = remedies(config, shape, gpu_gib=gpu_gib, shared=shared)

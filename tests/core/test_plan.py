@@ -131,12 +131,18 @@ def test_the_command_says_what_fits_and_what_to_do(qwen: tuple[str, ModelShape])
     small.rollout.gpu_memory_utilization = 0.4
     code, text = said(small, 1, 80)
     assert code == 0
-    assert "learner and engine share one" in text
+    assert "learner and engines share them" in text
 
 
-def test_sharing_leaves_the_learner_what_the_engine_does_not_take(qwen: tuple[str, ModelShape]) -> None:
-    settings = config()
+def test_sharing_leaves_room_for_the_engine_beside_what_the_learner_keeps(qwen: tuple[str, ModelShape]) -> None:
+    settings = config(ranks=8, gradient_checkpointing=True)
     settings.rollout.gpu_memory_utilization = 0.4
     alone, shared = (make_plan(settings, qwen[1], gpu_gib=80, shared=s) for s in (False, True))
-    assert alone.learner_limit == 79 * GIB
-    assert shared.learner_limit == pytest.approx(79 * GIB - 0.4 * 80 * GIB)
+    assert (alone.learner_limit, shared.learner_limit) == (79 * GIB, 78 * GIB)
+    n = qwen[1].parameters
+    kept = 2 * n + (2 * n + 4 * n / 8) + 4 * n / 8 + 8 * n / 8 + 1e9 - 2 * n * 7 / 8
+    assert shared.sampling == pytest.approx(0.4 * 80 * GIB + kept)
+    assert shared.learner_fits
+    settings.rollout.gpu_memory_utilization = 0.6
+    assert not make_plan(settings, qwen[1], gpu_gib=80, shared=True).learner_fits
+    assert make_plan(settings, qwen[1], gpu_gib=80, shared=False).learner_fits
