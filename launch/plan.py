@@ -79,7 +79,7 @@ def learner_bytes(config: Config, shape: ModelShape) -> dict[str, float]:
     # Reduced gradients stay in float32; those of the layer at work come and go in the width of the weights.
     gradients = width * (n / ranks if c.zero_stage >= 2 else n) + (4 * states if c.zero_stage else 0)
     gradients += width * shape.largest_layer if c.zero_stage == 3 else 0
-    layer_tokens = c.token_budget * shape.hidden * width / 2
+    layer_tokens = c.token_budget / c.sequence_parallel * shape.hidden * width / 2
     activations = 34 * layer_tokens * (1 if c.gradient_checkpointing else shape.layers)
     activations += 2 * layer_tokens * shape.layers if c.gradient_checkpointing else 0
     return {
@@ -90,7 +90,7 @@ def learner_bytes(config: Config, shape: ModelShape) -> dict[str, float]:
         "frozen reference": width * n if config.algorithm.kl_coef else 0,
         "activations": activations,
         # Logits of a chunk, their softmax and their gradient, in float32.
-        "logits": 3 * 4 * min(c.logprob_chunk, c.token_budget) * shape.vocabulary,
+        "logits": 3 * 4 * min(c.logprob_chunk, c.token_budget // c.sequence_parallel) * shape.vocabulary,
         "buckets": GATHER_BYTES if c.zero_stage and ranks > 1 else 0,
         "weight sync": 2 * (config.sync.bucket_mib << 20),
     }

@@ -33,6 +33,17 @@ def check_model(config: Config) -> PreTrainedTokenizerBase:
         )
     if getattr(model, "sliding_window", None) and getattr(model, "use_sliding_window", True):
         problems.append(f"{path} uses sliding-window attention, which packed training does not support")
+    shared = config.learner.sequence_parallel
+    queries = getattr(model, "num_attention_heads", None) or 0
+    heads = {"attention": queries, "key and value": getattr(model, "num_key_value_heads", None) or queries}
+    problems += [
+        f"learner.sequence_parallel = {shared} does not divide the {count} {name} heads of {path}: each of the ranks "
+        "that share a row takes a part of them"
+        for name, count in heads.items()
+        if shared > 1 and (count == 0 or count % shared)
+    ]
+    if shared > 1 and set(getattr(model, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        problems.append(f"learner.sequence_parallel = {shared}: not every layer of {path} is full attention")
     if tokenizer.eos_token_id is None:
         problems.append(f"{path}: the tokenizer has no end-of-sequence token, so no completion could ever end")
     try:

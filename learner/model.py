@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from maxpo.batching import TrainBatch
 from maxpo.logprobs import token_logprobs
+
+if TYPE_CHECKING:  # it imports deepspeed, which must come after the environment is set
+    from learner.ulysses import SequenceGroup
 
 PACKED_ATTENTION = "maxpo_packed"
 
@@ -61,6 +64,7 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     row: RowLayout | None = None,
+    sequence: SequenceGroup | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each sequence of a packed row; nothing leaks from one sequence to another.
@@ -76,6 +80,7 @@ def packed_attention(
         scaling: factor of the scores before the softmax.
         dropout: attention dropout.
         row: where the sequences lie.
+        sequence: the ranks that share the row; T is then this rank's part of it.
         **kwargs: what else the model hands down; sliding windows, soft caps and attention sinks are refused.
     """
     unsupported = [name for name in ("sliding_window", "softcap", "s_aux") if kwargs.get(name) is not None]
@@ -83,6 +88,9 @@ def packed_attention(
         raise ValueError(
             f"packed attention is plain causal attention of a laid-out row; the model asks for {unsupported}"
         )
+    if sequence is not None:
+        sequence.attended += 1
+        query, key, value = (sequence.gather_tokens(x) for x in (query, key, value))
     grouped = query.shape[1] != key.shape[1]
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     pieces: list[Tensor] = []
@@ -95,7 +103,8 @@ def packed_attention(
             enable_gqa=grouped,
         )
         pieces.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(pieces)[row.inverse][None], None
+    out = torch.cat(pieces)[row.inverse][None]
+    return out if sequence is None else sequence.gather_heads(out), None
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
@@ -131,34 +140,54 @@ def enable_gradient_checkpointing(model: Any) -> None:
 class Policy(nn.Module):
     """A language model that answers with log-probabilities instead of logits."""
 
-    def __init__(self, lm: nn.Module) -> None:
-        """Wrap `lm`; its parameters keep their names under the prefix `lm.`."""
+    def __init__(self, lm: nn.Module, sequence: SequenceGroup | None = None) -> None:
+        """Wrap `lm`; its parameters keep their names under the prefix `lm.`. `sequence`: ranks that share rows."""
         super().__init__()
         self.lm = lm
+        self._sequence = sequence
 
     def forward(
         self, batch: TrainBatch, *, temperature: float, chunk: int, entropy_grad: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """[T] log-probabilities and entropies in nats, 0 where the loss mask is False."""
+        """[T] log-probabilities and entropies in nats, 0 where the loss mask is False.
+
+        Where ranks share the row, the mask is True for tokens that this rank predicts only, see `batching.own_part`.
+
+        Raises:
+            ValueError: the row is shared, and a layer of the model mixes tokens otherwise than by attention.
+        """
         lm: Any = self.lm
+        tokens, sequence = batch.token_ids.shape[0], self._sequence
+        start, end = (0, tokens) if sequence is None else sequence.span(tokens)
+        if sequence is not None:
+            sequence.attended = 0
         hidden = lm.base_model(
-            input_ids=batch.token_ids[None],
-            position_ids=batch.position_ids[None],
+            input_ids=batch.token_ids[None, start:end],
+            position_ids=batch.position_ids[None, start:end],
             use_cache=False,
             row=RowLayout.of(batch.lengths, batch.token_ids.device),
+            sequence=sequence,
         ).last_hidden_state[0]
+        if sequence is not None and sequence.attended != lm.config.num_hidden_layers:
+            raise ValueError(
+                f"learner.sequence_parallel = {sequence.size}: {sequence.attended} of the model's "
+                f"{lm.config.num_hidden_layers} layers are attention; all must be: set it to 1"
+            )
         # The head as a function of its weight, not as a module: under ZeRO-3 a module call gathers its parameters
         # together with all ranks, and ranks need not have equally many chunks.
         head = lm.get_output_embeddings()
-        return token_logprobs(
+        judged = slice(start, min(end + 1, tokens))  # the last state predicts the first token of the next rank's part
+        logprobs, entropy = token_logprobs(
             hidden,
             partial(F.linear, weight=head.weight, bias=head.bias),
-            batch.token_ids,
-            batch.loss_mask,
+            batch.token_ids[judged],
+            batch.loss_mask[judged],
             temperature=temperature,
             chunk=chunk,
             entropy_grad=entropy_grad,
         )
+        around = (start, tokens - judged.stop)
+        return F.pad(logprobs, around), F.pad(entropy, around)
 
 
 def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:

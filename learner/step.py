@@ -14,7 +14,7 @@ from torch import Tensor
 from learner.engine import TrainEngine
 from learner.model import Policy
 from maxpo.advantages import mixed, nonzero
-from maxpo.batching import Sample, TrainBatch, pack, plan_microbatches, reward_matrix, valid_samples
+from maxpo.batching import Sample, TrainBatch, own_part, pack, plan_microbatches, reward_matrix, valid_samples
 from maxpo.config import AlgorithmConfig, LearnerConfig
 from maxpo.losses import LOSSES, kl_estimate, truncated_importance_weights
 from maxpo.reductions import sequence_weight, weighted_sum
@@ -215,13 +215,16 @@ class Updater:
             total_sequences=batch.sampled_sequences / self._algorithm.minibatches,
             constant=self._constant,
         )
+        shared = self._learner.sequence_parallel
         plan = plan_microbatches(
-            [len(s.token_ids) for s in samples], self._learner.token_budget, self._engine.world_size
+            [len(s.token_ids) for s in samples], self._learner.token_budget, self._engine.world_size // shared
         )
-        return [
-            pack([samples[i] for i in row], advantages, lambda s: weight(s.loss_tokens)).to(self._engine.device)
-            for row in plan[self._rank]
+        mine, part = divmod(self._rank, shared)
+        rows = [
+            pack([samples[i] for i in row], advantages, lambda s: weight(s.loss_tokens), multiple=shared)
+            for row in plan[mine]
         ]
+        return [own_part(row, part, shared).to(self._engine.device) for row in rows]
 
     def _old_logprobs(self, packed: Sequence[Sequence[TrainBatch]]) -> list[Iterable[Tensor | None]]:
         """Log-probabilities at the start of the step; only needed where more than one optimizer step follows."""

@@ -62,6 +62,7 @@ class LearnerWorker:
         from learner.engine import TrainEngine
         from learner.model import Policy, enable_gradient_checkpointing, load_language_model
         from learner.step import Updater
+        from learner.ulysses import SequenceGroup
         from learner.weight_sender import WeightSender
 
         dtype = getattr(torch, learner.dtype)
@@ -70,11 +71,12 @@ class LearnerWorker:
         if learner.gradient_checkpointing:
             enable_gradient_checkpointing(lm)
         parameters = sum(p.numel() for p in lm.parameters())
-        self._engine = TrainEngine(Policy(lm), learner, device)
+        sequence = SequenceGroup(learner.sequence_parallel) if learner.sequence_parallel > 1 else None
+        self._engine = TrainEngine(Policy(lm, sequence), learner, device)
         reference = None
         if algorithm.kl_coef:
             frozen = load_language_model(model.path, dtype, trust_remote_code=model.trust_remote_code)
-            reference = Policy(frozen).to(device).eval().requires_grad_(False)
+            reference = Policy(frozen, sequence).to(device).eval().requires_grad_(False)
         self._updater = Updater(
             self._engine,
             reference,

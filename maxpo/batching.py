@@ -7,7 +7,7 @@ row, and which rank gets the row, changes nothing but speed: weights and denomin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -140,6 +140,7 @@ def pack(
     samples: Sequence[Sample],
     advantages: Float[Tensor, "G N"],
     weight_of: Callable[[Sample], float],
+    multiple: int = 1,
 ) -> TrainBatch:
     """One row of the samples, on the CPU. No samples give two tokens without loss, which keep ranks in step.
 
@@ -147,17 +148,11 @@ def pack(
         samples: what goes into the row.
         advantages: of all groups; each sample takes its own entry.
         weight_of: weight of each loss token of a sample.
+        multiple: tokens without loss follow until T is a multiple of this.
     """
-    if not samples:
-        samples = [
-            Sample(
-                group=0,
-                index=0,
-                token_ids=(0, 0),
-                loss_mask=(False,) * 2,
-                rollout_logprobs=(0.0,) * 2,
-            )
-        ]
+    samples = list(samples) or [_filler(2)]
+    if missing := -sum(len(s.token_ids) for s in samples) % multiple:
+        samples.append(_filler(missing))
     lengths = tuple(len(s.token_ids) for s in samples)
     repeats = torch.tensor(lengths)
     rows = torch.tensor([[s.group, s.index] for s in samples])
@@ -171,4 +166,26 @@ def pack(
         rollout_logprobs=torch.tensor([p for s in samples for p in s.rollout_logprobs], dtype=torch.float32),
         advantages=per_sample.repeat_interleave(repeats),
         token_weights=weights.repeat_interleave(repeats),
+    )
+
+
+def own_part(batch: TrainBatch, part: int, parts: int) -> TrainBatch:
+    """The row for one of `parts` ranks that share it: the loss of the tokens that its part of the row predicts.
+
+    That part is T / parts tokens, and each predicts the one that follows it.
+    """
+    each = batch.token_ids.shape[0] // parts
+    mask = torch.zeros_like(batch.loss_mask)
+    own = slice(part * each + 1, (part + 1) * each + 1)
+    mask[own] = batch.loss_mask[own]
+    return replace(batch, loss_mask=mask)
+
+
+def _filler(tokens: int) -> Sample:
+    return Sample(
+        group=0,
+        index=0,
+        token_ids=(0,) * tokens,
+        loss_mask=(False,) * tokens,
+        rollout_logprobs=(0.0,) * tokens,
     )

@@ -194,6 +194,9 @@ class LearnerConfig:
 
     ranks: int = 1
     """Learner processes, one GPU each (on CPU: one process each)."""
+    sequence_parallel: int = 1
+    """Ranks that share each packed row (DeepSpeed Ulysses), for long completions: activations of `token_budget` tokens
+    are spread over them. Must divide `ranks` and the model's attention heads, those of keys and values too."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the learner runs; auto: CUDA where torch has it."""
     cpu_threads: int = 1

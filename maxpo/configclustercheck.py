@@ -9,7 +9,7 @@ from typing import Any
 from maxpo.config import Config
 
 CLUSTER_POSITIVE = """
-    cluster.nodes cluster.gpus_per_node cluster.node_timeout_s ray.num_cpus
+    learner.sequence_parallel cluster.nodes cluster.gpus_per_node cluster.node_timeout_s ray.num_cpus
     launch.time_limit_min launch.stop_before_s launch.max_attempts launch.cpus_per_node launch.memory_gib
     launch.k8s_shm_gib launch.k8s_user
 """.split()
@@ -83,6 +83,11 @@ CLUSTER_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 """Key, what must hold for its value, and what is said otherwise."""
 
 CLUSTER_COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] = (
+    (
+        ("learner.sequence_parallel", "learner.ranks"),
+        lambda c: c.learner.ranks % c.learner.sequence_parallel == 0,
+        "learner.ranks must be a multiple of learner.sequence_parallel: so many of them share a row.",
+    ),
     (
         ("cluster.placement", "learner.ranks", "rollout.workers", "rollout.tensor_parallel_size"),
         lambda c: (

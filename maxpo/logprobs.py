@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint  # pyright: ignore
 
 
 def token_logprobs(
-    hidden: Float[Tensor, "T H"],
+    hidden: Float[Tensor, "S H"],
     head: Callable[[Tensor], Tensor],
     token_ids: Int[Tensor, " T"],
     mask: Bool[Tensor, " T"],
@@ -29,9 +29,9 @@ def token_logprobs(
     again in the backward pass, so [T, V] never exists; memory grows with chunk x V alone.
 
     Args:
-        hidden: last hidden states of a packed row of sequences.
+        hidden: last hidden states of a packed row of sequences, or of a part of it.
         head: the language-model head, [n, H] -> [n, V].
-        token_ids: the row's tokens.
+        token_ids: the row's tokens, T = S, or with the one that follows the part, T = S + 1.
         mask: True at tokens to judge; never at the first token of a sequence, which nothing precedes.
         temperature: > 0.
         chunk: positions at a time, >= 1.
@@ -43,7 +43,7 @@ def token_logprobs(
     targets = mask.nonzero().squeeze(1)
     if targets.numel() and int(targets[0]) == 0:
         raise ValueError("mask is True at token 0, which no position predicts")
-    logprobs = torch.zeros(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+    logprobs = torch.zeros(token_ids.shape[0], dtype=torch.float32, device=hidden.device)
     entropy = torch.zeros_like(logprobs)
     if not targets.numel():
         # Gradients of zero for everything, the head included: ranks must agree on which parameters have one.

@@ -23,7 +23,7 @@ MAY_IMPORT = {
 }
 HEAVY = {
     "vllm": {"rollout/engine.py", "rollout/weight_receiver.py", "rollout/plugin.py", "learner/weight_sender.py"},
-    "deepspeed": {"learner/engine.py", "learner/training_state.py"},
+    "deepspeed": {"learner/engine.py", "learner/training_state.py", "learner/ulysses.py"},
 }
 NOT_IN_CORE = {"ray", "vllm", "deepspeed", "transformers", "pebble"}
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from launch.preflight import check_model
 from learner.engine import deepspeed_config
-from learner.model import RowLayout, load_language_model, packed_attention
+from learner.model import Policy, RowLayout, load_language_model, packed_attention
 from learner.step import learning_rate
+from maxpo.batching import Sample, own_part, pack
 from maxpo.config import LearnerConfig
+from maxpo.configload import load_config
+from maxpo.errors import InputError
 
 
 def test_learning_rate_by_hand() -> None:
@@ -75,3 +81,61 @@ def test_the_users_deepspeed_settings_lie_below_those_of_the_run(tmp_path: Path)
     assert merged["wall_clock_breakdown"] is True
     assert merged["gradient_clipping"] == 0.5
     assert merged["train_batch_size"] == 4
+
+
+class _Alone:
+    """A sequence group of one rank: nothing to exchange."""
+
+    size, rank, attended = 1, 0, 0
+
+    def span(self, tokens: int) -> tuple[int, int]:
+        return 0, tokens
+
+    def gather_tokens(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def gather_heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_a_shared_row_needs_attention_in_every_layer() -> None:
+    lm: Any = load_language_model("configs/models/countdown-0.5m", torch.float32, trust_remote_code=False)
+    sample = Sample(group=0, index=0, token_ids=(5, 6, 7), loss_mask=(False, True, True), rollout_logprobs=(0.0,) * 3)
+    row = pack([sample], torch.ones(1, 1), lambda sample: 1.0, multiple=2)
+    assert row.lengths == (3, 1)
+    shared = Policy(lm, _Alone())  # type: ignore[arg-type]
+    logprobs, _ = shared(row, temperature=1.0, chunk=8)
+    assert torch.equal(logprobs, Policy(lm)(row, temperature=1.0, chunk=8)[0])
+    lm.config.num_hidden_layers += 1  # as if there were one that mixes tokens in another way
+    with pytest.raises(ValueError, match=r"learner.sequence_parallel = 1: 4 of the model's 5 layers are attention"):
+        shared(row, temperature=1.0, chunk=8)
+
+
+def test_the_parts_of_a_row_have_each_token_once() -> None:
+    sample = Sample(group=0, index=0, token_ids=(4,) * 7, loss_mask=(False,) + (True,) * 6, rollout_logprobs=(0.0,) * 7)
+    row = pack([sample], torch.ones(1, 1), lambda sample: 1.0, multiple=2)
+    parts = [own_part(row, part, 2).loss_mask.tolist() for part in range(2)]
+    assert parts == [[False, True, True, True, True, False, False, False], [False] * 5 + [True, True, False]]
+    assert torch.equal(own_part(row, 0, 1).loss_mask, row.loss_mask)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_attention_heads": 4, "num_key_value_heads": 2}, "= 4 does not divide the 2 key and value heads"),
+        ({"num_attention_heads": 6, "num_key_value_heads": 4}, "= 4 does not divide the 6 attention heads"),
+        (
+            {"num_key_value_heads": 4, "layer_types": ["linear_attention"] * 4},
+            "not every layer of .* is full attention",
+        ),
+    ],
+)
+def test_models_that_cannot_share_rows_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    demo = Path("configs/models/countdown-0.5m")
+    for file in demo.glob("*token*"):
+        shutil.copy(file, tmp_path)
+    settings = json.loads((demo / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | change))
+    overrides = [f"model.path={tmp_path}", "learner.ranks=4", "learner.sequence_parallel=4"]
+    with pytest.raises(InputError, match=message):
+        check_model(load_config([Path("configs/presets/demo.yaml")], overrides).config)

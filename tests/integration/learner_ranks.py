@@ -58,6 +58,7 @@ def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str,
     from learner.engine import TrainEngine
     from learner.model import Policy, enable_gradient_checkpointing, load_language_model, parameters_by_name
     from learner.step import Updater
+    from learner.ulysses import SequenceGroup
 
     results = []
     for job in jobs:
@@ -68,10 +69,11 @@ def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str,
         if learner.gradient_checkpointing:
             enable_gradient_checkpointing(lm)
         lm.model.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        engine = TrainEngine(Policy(lm), learner, torch.device("cpu"))
+        sequence = SequenceGroup(learner.sequence_parallel) if learner.sequence_parallel > 1 else None
+        engine = TrainEngine(Policy(lm, sequence), learner, torch.device("cpu"))
         reference = None
         if algorithm.kl_coef:
-            reference = Policy(load_language_model(model, torch.float32, trust_remote_code=False))
+            reference = Policy(load_language_model(model, torch.float32, trust_remote_code=False), sequence)
             reference.requires_grad_(False)
         poison = Poison(lm, active=rank == world - 1)
         updater = Updater(
@@ -152,7 +154,7 @@ def job(batches: list[StepBatch], *, budget: int = 10_000, stage: int = 2, **alg
         key: algorithm.pop(key)
         for key in (
             *("lr", "dtype", "logprob_chunk", "warmup_steps", "gradient_checkpointing", "deepspeed", "schedule"),
-            *("grad_clip", "on_nonfinite"),
+            *("grad_clip", "on_nonfinite", "sequence_parallel"),
         )
         if key in algorithm
     }

@@ -204,6 +204,15 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, untied: str) -> list[tup
     for drop in (True, False):
         settings = {"advantage": "pkpo_loo_minus_one", "minibatches": 2, "drop_zero_signal": drop}
         jobs.append(job([batch], aggregation="constant", budget=60, stage=3, **settings))
+    # Both ranks share each row. 45 tokens make rows of odd lengths and ones that a sequence is cut in.
+    shared = {"aggregation": "constant", "sequence_parallel": 2}
+    jobs += [
+        job([batch], **shared),
+        job([batch], **shared, budget=45, stage=3, gradient_checkpointing=True, logprob_chunk=3),
+        job([batch], aggregation="token_mean", entropy_coef=0.3, kl_coef=0.5, sequence_parallel=2)
+        | {"temperature": 0.7},
+        job([batch], **shared, advantage="pkpo_loo_minus_one", minibatches=2, budget=60),
+    ]
     return run_ranks(2, MODEL, jobs, str(tmp_path_factory.mktemp("ranks") / "two.pt"))
 
 
@@ -243,6 +252,19 @@ def test_k_of_each_group_mixing_and_objective_reach_the_loss(one_rank: Any) -> N
         return 0.75 * torch.cat(rows) + 0.25 * ADVANTAGES["rloo"](r, 1, valid)
 
     assert_same(one_rank[12][0], plain_gradients(make_batch(0), "constant", estimator=estimator))
+
+
+def test_ranks_that_share_rows_give_the_same_gradient(one_rank: Any, two_ranks: Any) -> None:
+    whole, cut, entropy_and_kl, minibatches = two_ranks[10:14]
+    assert_same(whole[0], one_rank[0][0])
+    assert_same(cut[0], one_rank[0][0])
+    assert_same(entropy_and_kl[0], one_rank[5][0])
+    assert_same(minibatches[0], two_ranks[9][0])
+    for got, want in ((whole, one_rank[0]), (cut, one_rank[1]), (entropy_and_kl, one_rank[5])):
+        names = ("train/loss", "train/grad_norm", "train/tokens", "policy/entropy", "mismatch/kl")
+        assert [got[2][0][name] for name in names] == pytest.approx([want[2][0][name] for name in names], rel=1e-4)
+    # One row of all tokens, of which each rank has half; with a row each there would be two.
+    assert (whole[2][0]["train/microbatches"], cut[2][0]["train/microbatches"] >= 8) == (1.0, True)
 
 
 def test_plain_policy_gradient_without_importance_weights(one_rank: Any) -> None:

@@ -1,0 +1,42 @@
+"""Sequence parallelism: ranks that share a packed row, each with a part of its tokens.
+
+DeepSpeed Ulysses (Jacobs et al. 2023, arXiv 2309.14509): every layer but attention sees tokens one by one, so each rank
+needs only its own; around attention two all-to-alls give each rank all tokens of a part of the heads, and back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from deepspeed.sequence.layer import _SeqAllToAll
+from torch import Tensor
+
+HEADS, TOKENS = 2, 1
+"""Dimensions of [1, T, heads, D]."""
+
+
+class SequenceGroup:
+    """The ranks that this one shares its rows with: `size` ranks in a row, which are on one node where it has room."""
+
+    def __init__(self, size: int) -> None:
+        """Collective over all ranks. `size` divides their number."""
+        world, rank = dist.get_world_size(), dist.get_rank()
+        groups = [dist.new_group(list(range(first, first + size))) for first in range(0, world, size)]
+        self.size, self.rank = size, rank % size
+        self._group: Any = groups[rank // size]
+        self.attended = 0
+        """Attention layers since it was set to 0."""
+
+    def span(self, tokens: int) -> tuple[int, int]:
+        """Begin and end of this rank's part of a row; `tokens` is a multiple of `size`."""
+        each = tokens // self.size
+        return self.rank * each, (self.rank + 1) * each
+
+    def gather_tokens(self, x: Tensor) -> Tensor:
+        """[1, heads, T / size, D] -> [1, heads / size, T, D]."""
+        return _SeqAllToAll.apply(self._group, x.transpose(1, 2), HEADS, TOKENS, 0).transpose(1, 2)  # pyright: ignore
+
+    def gather_heads(self, x: Tensor) -> Tensor:
+        """[1, T, heads / size, D] -> [1, T / size, heads, D]."""
+        return _SeqAllToAll.apply(self._group, x, TOKENS, HEADS, 0)  # pyright: ignore
