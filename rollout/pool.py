@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import ray
 
 from maxpo.config import Config
-from maxpo.deadline import SIGNAL_S, LateError, LearnerLostError, RemoteError, failure, ready_of, wait_for, waiting
+from maxpo.deadline import SIGNAL_S, LateError, LearnerLostError, RemoteError, failure, wait_for, waiting
 from maxpo.errors import RunError
 from maxpo.seeds import derive_seed
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, WeightManifest
-from rollout.crew import Crew, is_loss
+from rollout.crew import Crew, Place, Places, is_loss
 from rollout.reward_pool import RewardPool
 from rollout.worker import RolloutWorker
 
@@ -146,9 +148,12 @@ class RolloutPool:
             RemoteError: a request failed, or took longer than `rollout.generate_timeout_s` for a group.
             RunError: too many workers were lost, see `rollout.max_restarts`.
         """
-        per_worker = math.ceil(self._config.max_concurrent_sequences / group_size) + 1
+        places = Places(self._crew, math.ceil(self._config.max_concurrent_sequences / group_size) + 1)
         todo = deque(enumerate(prompts))
-        running: dict[Any, tuple[int, str, Any, float]] = {}
+        # In the order of their deadlines, since all have the same time.
+        running: dict[Future[Group], tuple[int, Place, float]] = {}
+        # Calls report themselves here: `ray.wait` would look at all that are running for each that has ended.
+        ended: SimpleQueue[Future[Group]] = SimpleQueue()
         groups: dict[int, Group] = {}
         # Above the worker's own limit, so that the worker's error, which knows more, comes first.
         limit = self._config.generate_timeout_s + 30
@@ -158,42 +163,43 @@ class RolloutPool:
             self._crew.poll()
             if not running:
                 self._await_serving()
-            load = Counter(name for _, name, _, _ in running.values())
-            while todo and self._crew.serving:
-                name, actor = min(self._crew.serving.items(), key=lambda item: load[item[0]])
-                if load[name] >= per_worker:
-                    break
-                load[name] += 1
+            while todo and (place := places.take()):
                 index, prompt = todo.popleft()
                 seed = derive_seed(self._seed, draw, prompt.prompt_id)
-                ref = actor.generate.remote(f"{draw}/{index}/{prompt.prompt_id}", prompt, group_size, seed)
-                running[ref] = index, name, actor, time.monotonic() + limit
+                ref = place.actor.generate.remote(f"{draw}/{index}/{prompt.prompt_id}", prompt, group_size, seed)
+                future = ref.future()
+                running[future] = index, place, time.monotonic() + limit
+                future.add_done_callback(ended.put)
 
-        def next_ready() -> Any:
+        def next_ended() -> Future[Group]:
             """The first call that has ended."""
             while True:
-                left = min(end for _, _, _, end in running.values()) - time.monotonic()
-                ready, _ = ready_of(ray, list(running), timeout=max(0.0, min(left, SIGNAL_S)))
+                left = next(end for _, _, end in running.values()) - time.monotonic()
+                try:
+                    future = ended.get(timeout=max(0.0, min(left, SIGNAL_S)))
+                except Empty:
+                    future = None
                 # Also where groups keep coming: they may come from another worker.
                 self._crew.check_health()
-                if ready:
-                    return ready[0]
-                late = sorted({name for _, name, _, end in running.values() if end <= time.monotonic()})
+                if future is not None:
+                    return future
+                late = sorted({place.name for _, place, end in running.values() if end <= time.monotonic()})
                 if late:
                     raise RemoteError(f"{', '.join(late)} did not return a group within {limit:g} s")
 
         while len(groups) < len(prompts):
             if todo:
                 dispatch()
-            with waiting("sampling", lambda: [name for _, name, _, _ in running.values()], limit):
-                ready = next_ready()
-            index, name, actor, _ = running.pop(ready)
+            with waiting("sampling", lambda: [place.name for _, place, _ in running.values()], limit):
+                future = next_ended()
+            index, place, _ = running.pop(future)
+            places.give_back(place)
             try:
-                groups[index] = ray.get(ready)
+                groups[index] = future.result()
             except Exception as error:
                 if not is_loss(error):
-                    raise failure(name, "generating", error) from error
-                self._crew.lost(name, actor, error)
+                    raise failure(place.name, "generating", error) from error
+                self._crew.lost(place.name, place.actor, error)
                 todo.appendleft((index, prompts[index]))
                 self._resampled += 1
                 continue

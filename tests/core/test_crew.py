@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError
 import rollout.crew
 from maxpo.config import RolloutConfig
 from maxpo.errors import RunError
-from rollout.crew import Crew, is_loss
+from rollout.crew import Crew, Places, is_loss
 from rollout.worker import EngineLostError
 
 
@@ -214,3 +214,42 @@ def test_a_worker_whose_engine_is_dead_says_so(fake: FakeRay, clock: list[float]
         if made[0].questions:
             made[0].questions[-1].append(RayActorError())
     assert fake.killed == [made[0]]
+
+
+def taken(places: Places) -> list[str]:
+    """Who gets the groups, until there is no place left."""
+    names: list[str] = []
+    while place := places.take():
+        names.append(place.name)
+    return names
+
+
+def test_the_emptiest_worker_gets_the_next_group(fake: FakeRay) -> None:
+    workers, _ = crew()
+    places = Places(workers, 2)
+    held = [places.take() for _ in range(4)]
+    assert [place.name for place in held if place] == ["rollout worker 0", "rollout worker 1"] * 2
+    assert places.take() is None
+    for i in (0, 3, 1):  # worker 0 keeps one group, worker 1 none
+        places.give_back(held[i])  # type: ignore[arg-type]
+    assert taken(places) == ["rollout worker 1", "rollout worker 0", "rollout worker 1"]
+
+
+def test_places_of_a_lost_worker_are_gone_and_its_replacement_has_its_own(fake: FakeRay) -> None:
+    workers, made = crew(version=0)
+    places = Places(workers, 2)
+    first = places.take()
+    assert first is not None and first.actor is made[0]
+    workers.lost("rollout worker 0", made[0], RayActorError())
+    places.give_back(first)
+    assert taken(places) == ["rollout worker 1"] * 2
+    made[2].started.append(1)
+    workers.poll()
+    place = places.take()
+    assert place is not None and place.actor is made[2]
+    assert taken(places) == ["rollout worker 0"]
+    # All at once: the replacement is lost too, and its own replacement serves before the next look.
+    workers.lost("rollout worker 0", made[2], RayActorError())
+    made[3].started.append(1)
+    workers.poll()
+    assert taken(places) == ["rollout worker 0"] * 2

@@ -1,0 +1,108 @@
+"""Sampling over all workers, with fake actors whose calls end when the test says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+
+import rollout.crew
+from maxpo.config import Config, RewardConfig, RolloutConfig
+from maxpo.deadline import RemoteError
+from maxpo.types import Group, Prompt
+from rollout.crew import Crew
+from rollout.pool import RolloutPool
+from tests.fakes import completion, prompt
+
+
+class FakeActor:
+    """Hands each call to `answer`, which ends its future now, later or never."""
+
+    def __init__(self, number: int, answer: Callable[[int, Prompt, Future[Group]], None]) -> None:
+        self.number, self.answer = number, answer
+        self.generate = SimpleNamespace(remote=self._generate)
+        self.start = SimpleNamespace(remote=lambda version: [])
+        self.sign_of_life = SimpleNamespace(remote=lambda: [])
+
+    def _generate(self, rollout_id: str, prompt: Prompt, n: int, seed: int) -> Any:
+        future: Future[Group] = Future()
+        self.answer(self.number, prompt, future)
+        return SimpleNamespace(future=lambda: future)
+
+
+def pool(
+    monkeypatch: pytest.MonkeyPatch, answer: Callable[[int, Prompt, Future[Group]], None], **settings: Any
+) -> RolloutPool:
+    monkeypatch.setattr(
+        rollout.crew, "ray", SimpleNamespace(kill=lambda actor: None, wait=lambda refs, **_: ([], refs))
+    )
+    settings = {"max_new_tokens": 1, "max_concurrent_sequences": 4} | settings
+    config = Config(rollout=RolloutConfig(**settings), reward=RewardConfig(verifier="exact"))
+    made = RolloutPool(config, "cpu", "gloo", [])
+    made._crew = Crew(lambda number: FakeActor(number, answer), 2, config.rollout, None)
+    return made
+
+
+def group(prompt: Prompt) -> Group:
+    return Group(prompt=prompt, completions=(completion(),))
+
+
+PROMPTS = [prompt(f"p{i}") for i in range(10)]
+
+
+def test_groups_come_in_the_order_of_the_prompts_and_workers_hold_what_they_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held: list[tuple[int, Prompt, Future[Group]]] = []
+    most = [0, 0]
+
+    def answer(number: int, prompt: Prompt, future: Future[Group]) -> None:
+        held.append((number, prompt, future))
+        load = sum(n == number for n, _, _ in held)
+        most[number] = max(most[number], load)
+        if len(held) == 6 or prompt is PROMPTS[-1]:  # all places are taken, or nothing more is to come
+            end = [held.pop() for _ in range(3 if prompt is not PROMPTS[-1] else len(held))]
+            for _, of, ends in end:
+                ends.set_result(group(of))
+
+    arrived: list[str] = []
+    groups = pool(monkeypatch, answer).generate(PROMPTS, 2, "x", lambda g: arrived.append(g.prompt.prompt_id))
+    assert [g.prompt for g in groups] == PROMPTS
+    assert sorted(arrived) == sorted(p.prompt_id for p in PROMPTS)
+    assert most == [3, 3]  # ceil(4 / 2) + 1
+
+
+def test_groups_of_a_lost_worker_are_sampled_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(number: int, prompt: Prompt, future: Future[Group]) -> None:
+        if number == 0:
+            future.set_exception(RayActorError())
+        else:
+            future.set_result(group(prompt))
+
+    rollouts = pool(monkeypatch, answer)
+    assert [g.prompt for g in rollouts.generate(PROMPTS, 2, "x")] == PROMPTS
+    assert rollouts._crew.restarts == 1
+    assert rollouts._resampled == 3
+
+
+def test_an_error_of_a_request_names_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(number: int, prompt: Prompt, future: Future[Group]) -> None:
+        if number == 1:
+            future.set_exception(ValueError("no such token"))
+
+    with pytest.raises(RemoteError, match="rollout worker 1 failed while generating: no such token"):
+        pool(monkeypatch, answer).generate(PROMPTS, 2, "x")
+
+
+def test_workers_that_are_late_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(number: int, prompt: Prompt, future: Future[Group]) -> None:
+        if number == 0:
+            future.set_result(group(prompt))
+
+    rollouts = pool(monkeypatch, answer, generate_timeout_s=-29.7, health_grace_s=1000.0)
+    with pytest.raises(RemoteError, match=r"^rollout worker 1 did not return a group within 0\.3 s"):
+        rollouts.generate(PROMPTS, 2, "x")
