@@ -1,0 +1,324 @@
+"""One case of `benchmarks/control_plane.py`: the fakes, and what is measured of the driver."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import pickle
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from launch.rayenv import secure_own_cluster
+from maxpo.types import Completion, Group, Prompt
+
+PROMPT_TOKENS = 32
+WARM_UP_GROUPS = 64
+STAGES = ("generate", "score", "update", "workers", "rest")
+"""generate and score: `Rollouts`; update: the batch into the object store; workers: what is asked of every worker in
+each step, before and after a sync and for the metrics; rest: the loop itself (advantages, metrics, log)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One setting."""
+
+    workers: int = 64
+    groups: int = 2000
+    """Of a step."""
+    group_size: int = 16
+    tokens: int = 16
+    """Of a completion."""
+    rate: float = 0.0
+    """Groups a second that all workers together return; 0: as fast as they can."""
+    steps: int = 1
+    hosts: int = 4
+    """Actors that answer for the workers."""
+    concurrent: int = 256
+    """`rollout.max_concurrent_sequences` of a worker."""
+    tensors: int = 300
+    """Of the model: every worker reports so many checksums after a sync."""
+
+    @property
+    def capacity(self) -> int:
+        """Groups that are with the workers at most."""
+        return min(self.groups, self.workers * (-(-self.concurrent // self.group_size) + 1))
+
+
+class Host:
+    """An actor that answers for many workers; answers cost it as little as can be."""
+
+    def __init__(self, case: Case) -> None:
+        draw = random.Random(0)
+        self._mean_s = case.capacity / case.rate if case.rate else 0.0
+        self._draw = draw
+        self._digests = {f"model.layers.{i}.weight": i for i in range(case.tensors)}
+        self._version = 0
+        self._answered: Counter[int] = Counter()
+        self._completions = tuple(
+            Completion(
+                text="word " * case.tokens + ("yes" if i % 4 == 0 else "no"),
+                token_ids=tuple(draw.randrange(150_000) for _ in range(case.tokens)),
+                logprobs=tuple(-draw.random() for _ in range(case.tokens)),
+                loss_mask=(True,) * case.tokens,
+                finish_reason="stop",
+                min_weight_version=0,
+                max_weight_version=0,
+            )
+            for i in range(case.group_size)
+        )
+
+    async def generate(self, worker: int, rollout_id: str, prompt: Prompt, n: int, seed: int) -> Group:
+        if self._mean_s:
+            await asyncio.sleep(self._draw.uniform(0.0, 2 * self._mean_s))
+        self._answered[worker] += 1
+        return Group(prompt=prompt, completions=self._completions)
+
+    async def start(self, worker: int, version: int | None) -> int:
+        return 0
+
+    async def set_version(self, version: int) -> None:
+        self._version = version
+
+    async def weights_state(self, worker: int) -> tuple[int, list[dict[str, int]]]:
+        return self._version, [self._digests]
+
+    async def check_engine(self, worker: int) -> None:
+        pass
+
+    async def sign_of_life(self, worker: int) -> None:
+        pass
+
+    async def memory_mib(self, worker: int) -> float:
+        return 0.0
+
+    async def answered(self) -> Counter[int]:
+        """Groups of each worker since this was asked last."""
+        found, self._answered = self._answered, Counter()
+        return found
+
+
+class Worker:
+    """Looks like the actor handle of a worker."""
+
+    def __init__(self, host: Any, number: int) -> None:
+        self.host, self.number = host, number
+
+    def __getattr__(self, method: str) -> Any:
+        return _Method(getattr(self.host, method), self.number)
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    method: Any
+    number: int
+
+    def remote(self, *args: Any) -> Any:
+        return self.method.remote(self.number, *args)
+
+
+class Meter:
+    """Seconds of each stage of each step: CPU of this process, CPU of its main thread, wall."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, list[float]]] = []
+        self.begin_step()
+
+    @staticmethod
+    def _now() -> list[float]:
+        return [time.process_time(), time.thread_time(), time.perf_counter()]
+
+    def begin_step(self) -> None:
+        self._step = {stage: [0.0] * 3 for stage in STAGES}
+        self._begun = self._now()
+
+    def end_step(self) -> None:
+        step, everything = self._step, [now - begun for now, begun in zip(self._now(), self._begun, strict=True)]
+        step["rest"] = [total - sum(step[stage][i] for stage in STAGES) for i, total in enumerate(everything)]
+        self.steps.append(step | {"all": everything})
+
+    @contextmanager
+    def stage(self, name: str) -> Generator[None]:
+        begun = self._now()
+        yield
+        for i, now in enumerate(self._now()):
+            self._step[name][i] += now - begun[i]
+
+
+def verify(prompt: str, text: str, reference: str) -> float:
+    """A verifier that is no work."""
+    return float(text.endswith(reference))
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Run a case in this process."""
+    secure_own_cluster()
+    import ray
+
+    from launch.placement import cluster
+    from maxpo.config import AlgorithmConfig, Config, EvalConfig, RayConfig, RewardConfig, RolloutConfig, RunConfig
+    from maxpo.data import PromptStream
+    from maxpo.loop import Observer, train
+    from maxpo.tracking import RunLog
+    from maxpo.types import Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
+    from rollout.crew import Crew
+    from rollout.pool import RolloutPool
+
+    meter = Meter()
+
+    class Pool(RolloutPool):
+        """The real one, with workers that are not."""
+
+        def __init__(self, config: Config, hosts: Sequence[Any], workers: int) -> None:
+            super().__init__(config, "cpu", "gloo", [])
+            self._crew = Crew(lambda i: Worker(hosts[i % len(hosts)], i), workers, config.rollout, None)
+
+        def generate(
+            self,
+            prompts: Sequence[Prompt],
+            group_size: int,
+            draw: str,
+            on_group: Callable[[Group], None] = lambda group: None,
+        ) -> list[Group]:
+            with meter.stage("generate"):
+                groups = super().generate(prompts, group_size, draw, on_group)
+            assert [group.prompt.prompt_id for group in groups] == [prompt.prompt_id for prompt in prompts]
+            return groups
+
+        def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
+            with meter.stage("score"):
+                return super().score(groups)
+
+        def receivers(self) -> list[Receiver]:
+            with meter.stage("workers"):
+                return super().receivers()
+
+        def confirm(self, manifest: WeightManifest) -> None:
+            with meter.stage("workers"):
+                super().confirm(manifest)
+
+        def metrics(self) -> dict[str, float]:
+            with meter.stage("workers"):
+                return super().metrics()
+
+    class Learner:
+        """Trains nothing."""
+
+        version = -1
+
+        def __init__(self, hosts: Sequence[Any], tensors: int) -> None:
+            self._hosts, self._names = hosts, tuple(f"model.layers.{i}.weight" for i in range(tensors))
+
+        def update(self, batch: StepBatch) -> StepResult:
+            with meter.stage("update"):
+                ray.put(batch)  # as `learner.group.LearnerGroup` does
+            return StepResult(metrics={"train/tokens": 1.0, "time/update_s": 1.0, "train/refused_steps": 0.0})
+
+        def publish(self, receivers: Sequence[Receiver], *, again: bool = False) -> WeightManifest:
+            self.version += not again
+            ray.get([host.set_version.remote(self.version) for host in self._hosts])
+            n = len(self._names)
+            digests = tuple(range(n))
+            return WeightManifest(
+                version=self.version, names=self._names, dtypes=("",) * n, shapes=((),) * n, digests=digests
+            )
+
+        def save(self, folder: Path, *, policy: bool) -> Callable[[], None]:
+            raise NotImplementedError
+
+        def load(self, folder: Path, version: int) -> None:
+            raise NotImplementedError
+
+        def export(self, target: Path) -> None:
+            raise NotImplementedError
+
+    class Watch(Observer):
+        """Notes times and memory at the end of each step."""
+
+        def __init__(self) -> None:
+            self.rss_mib: list[float] = []
+            self.metrics: list[dict[str, float]] = []
+
+        def step_done(self, step: int, metrics: dict[str, float]) -> None:
+            meter.end_step()
+            self.rss_mib.append(memory_mib("VmRSS"))
+            self.metrics.append(metrics)
+
+    def begin_step() -> bool:
+        meter.begin_step()
+        return False
+
+    with tempfile.TemporaryDirectory(prefix="maxpo-bench-") as folder:
+        config = Config(
+            run=RunConfig(name="control_plane", dir=folder, steps=1),
+            algorithm=AlgorithmConfig(group_size=case.group_size, prompts_per_step=min(WARM_UP_GROUPS, case.groups)),
+            rollout=RolloutConfig(max_new_tokens=case.tokens, max_concurrent_sequences=case.concurrent),
+            reward=RewardConfig(verifier="benchmarks.driver_case:verify", max_chars=10**9),
+            eval=EvalConfig(at_start=False, at_end=False),
+            ray=RayConfig(num_cpus=2, object_store_mib=4096),
+        )
+        ids = tuple(range(PROMPT_TOKENS))
+        prompts = [
+            Prompt(prompt_id=f"prompt-{i}", text="word " * PROMPT_TOKENS, token_ids=ids, reference="yes", source="none")
+            for i in range(case.groups)
+        ]
+        with cluster(config, Path(folder) / "log"):
+            remote: Any = ray.remote(Host)
+            options = {"num_cpus": 0.01, "max_concurrency": 100_000}
+            hosts = [remote.options(**options).remote(case) for _ in range(case.hosts)]
+            pool = Pool(config, hosts, case.workers)
+            try:
+                pool.begin_start()
+                pool.finish_start()
+                learner = Learner(hosts, case.tensors)
+                log = RunLog(Path(folder), tensorboard=False, save_rollouts=1)
+                train(config, PromptStream(prompts, 0), [], pool, learner, log, Observer())
+                ray.get([host.answered.remote() for host in hosts])
+                before = memory_mib("VmRSS")
+                config = replace(
+                    config,
+                    run=replace(config.run, steps=case.steps),
+                    algorithm=replace(config.algorithm, prompts_per_step=case.groups),
+                )
+                watch = Watch()
+                train(config, PromptStream(prompts, 0), [], pool, learner, log, watch, begin_step)
+                answered = sum(ray.get([host.answered.remote() for host in hosts]), Counter[int]())
+                group = ray.get(pool._crew.serving["rollout worker 0"].generate.remote("", prompts[0], 1, 0))
+            finally:
+                pool._rewards.shutdown()  # this process would wait for them for ever
+    assert answered.total() == case.groups * case.steps
+    assert all(metrics["groups/kept"] == case.groups for metrics in watch.metrics)
+    stages = {
+        kind: {stage: median(step[stage][i] for step in meter.steps) for stage in (*STAGES, "all")}
+        for i, kind in enumerate(("cpu_s", "main_thread_s", "wall_s"))
+    }
+    return {
+        "case": asdict(case) | {"capacity": case.capacity},
+        "bytes_per_group": len(pickle.dumps(group, 5)),
+        "groups_of_a_worker": [min(answered.values()), max(answered.values()), len(answered)],
+        "memory_mib": {"before": before, "after_each_step": watch.rss_mib, "peak": memory_mib("VmHWM")},
+        **stages,
+    }
+
+
+def memory_mib(field: str) -> float:
+    """Of this process, as Linux says it: VmRSS is now, VmHWM the most there ever was."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
+
+
+def run(case: Case) -> dict[str, Any]:
+    """Run a case in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(measure, case).result()
