@@ -166,7 +166,7 @@ def measure(case: Case) -> dict[str, Any]:
     secure_own_cluster()
     import ray
 
-    from launch.placement import cluster
+    from launch.cluster import cluster
     from maxpo.config import AlgorithmConfig, Config, EvalConfig, RayConfig, RewardConfig, RolloutConfig, RunConfig
     from maxpo.data import PromptStream
     from maxpo.loop import Observer, train
@@ -181,7 +181,8 @@ def measure(case: Case) -> dict[str, Any]:
         """The real one, with workers that are not."""
 
         def __init__(self, config: Config, hosts: Sequence[Any], workers: int) -> None:
-            super().__init__(config, "cpu", "gloo", [])
+            none = replace(config, rollout=replace(config.rollout, workers=0))
+            super().__init__(none, "cpu", "gloo", lambda number: {})
             self._crew = Crew(lambda i: Worker(hosts[i % len(hosts)], i), workers, config.rollout, None)
 
         def generate(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -17,6 +17,7 @@ from launch.placement import Placement, ResourceError
 from maxpo.config import Config
 from maxpo.configcluster import ClusterConfig
 from maxpo.deadline import SIGNAL_S, waiting
+from maxpo.errors import RunError
 
 CPU_SHARE = 0.01
 """CPUs that an actor asks Ray for: its processes share the cores of the node, and Ray must not queue them."""
@@ -125,9 +126,9 @@ class Room:
                 self._holders[engine] = remote.options(**options | {"num_cpus": 0}).remote()
             try:
                 return ray.get(self._holders[engine].gpus.remote(), timeout=self._timeout_s)
-            except RayActorError:
+            except (RayActorError, GetTimeoutError):
                 del self._holders[engine]
-        raise ResourceError(f"the GPUs of rollout worker {engine} cannot be reserved: their node is lost")
+        raise RunError(f"rollout worker {engine} and its learner ranks have no GPUs any more: their node is lost")
 
     def _no_room(self, name: str) -> str:
         nodes = [(node["NodeManagerAddress"], node["Resources"]) for node in ray.nodes() if node["Alive"]]

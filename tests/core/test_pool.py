@@ -40,9 +40,9 @@ def pool(
     monkeypatch.setattr(
         rollout.crew, "ray", SimpleNamespace(kill=lambda actor: None, wait=lambda refs, **_: ([], refs))
     )
-    settings = {"max_new_tokens": 1, "max_concurrent_sequences": 4} | settings
+    settings = {"workers": 0, "max_new_tokens": 1, "max_concurrent_sequences": 4} | settings
     config = Config(rollout=RolloutConfig(**settings), reward=RewardConfig(verifier="exact"))
-    made = RolloutPool(config, "cpu", "gloo", [])
+    made = RolloutPool(config, "cpu", "gloo", lambda number: {})
     made._crew = Crew(lambda number: FakeActor(number, answer), 2, config.rollout, None)
     return made
 

@@ -25,14 +25,29 @@ def test_digests_equal_those_of_the_cpu() -> None:
         assert int(tensor_digest(t.cuda())) == int(tensor_digest(t))
 
 
-@pytest.mark.parametrize("backend", ["ipc", "nccl"])
-def test_the_demo_trains_on_gpus(backend: str, tmp_path: Path) -> None:
-    if backend == "nccl" and torch.cuda.device_count() < 2:
-        pytest.skip("nccl needs two GPUs")
+SHARED = ("cluster.placement=colocated",)
+TWO = ("learner.ranks=2", "learner.zero_stage=3")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings"),
+    [
+        (1, SHARED),
+        (1, (*SHARED, "cluster.sleep_level=2")),
+        (2, ("cluster.placement=disaggregated",)),
+        (2, (*SHARED, *TWO, "rollout.workers=2")),
+        (2, (*SHARED, *TWO, "rollout.tensor_parallel_size=2")),
+        (3, (*TWO, "learner.sequence_parallel=2")),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_the_demo_trains_on_gpus(gpus: int, settings: tuple[str, ...], tmp_path: Path) -> None:
+    if torch.cuda.device_count() < gpus:
+        pytest.skip(f"needs {gpus} GPUs")
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     command = [
         str(Path(sys.executable).with_name("maxpo")), "train", "configs/presets/demo.yaml", f"run.dir={tmp_path}",
-        "run.steps=3", "eval.prompts=32", "learner.device=cuda", "rollout.device=cuda", f"sync.backend={backend}",
+        "run.steps=3", "eval.prompts=32", "learner.device=cuda", "rollout.device=cuda", *settings,
         "rollout.gpu_memory_utilization=0.3", "rollout.enforce_eager=true",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=env)

@@ -129,6 +129,23 @@ def test_a_wrong_digest_or_version_stops_the_run_naming_worker_and_tensor(stack:
         )
 
 
+def test_engines_that_rest_wake_up_for_the_next_weights(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where they share GPUs with the learner; on CPU an engine only stops, and keeps its memory."""
+    rollouts = stack.rollouts
+    before = [c.token_ids for g in rollouts.generate(stack.train[:2], 4, "rest") for c in g.completions]
+    rollouts.rest()  # nothing where they share nothing
+    rollouts.generate(stack.train[:1], 2, "awake")
+    monkeypatch.setattr(rollouts, "_sleep_level", 1)
+    rollouts.rest()
+    actor = next(iter(rollouts._crew.serving.values()))
+    asleep = actor.generate.remote("asleep", stack.train[0], 2, 0)
+    assert not ray.wait([asleep], timeout=2.0)[0]
+    rollouts.confirm(stack.learner.publish(rollouts.receivers(), again=True))
+    assert len(ray.get(asleep, timeout=60).completions) == 2
+    after = [c.token_ids for g in rollouts.generate(stack.train[:2], 4, "rest") for c in g.completions]
+    assert after == before
+
+
 def test_groups_sampled_during_a_sync_say_which_weights_made_them(stack: Stack) -> None:
     """A sync pauses what is running; its samples carry the versions before and after."""
     actor = stack.rollouts.receivers()[0].actor
