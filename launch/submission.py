@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+from launch.placement import gpus_described, place
 from maxpo.config import Config
 from maxpo.errors import InputError
 
@@ -15,7 +16,7 @@ def check_job(config: Config) -> None:
     """Refuse settings that make sense for a run, but not for a job that may be started several times.
 
     Raises:
-        InputError: one is found.
+        InputError: one is found, or the nodes have too few GPUs for the run.
     """
     resume = config.checkpoint.resume
     if resume not in ("never", "auto"):
@@ -28,6 +29,9 @@ def check_job(config: Config) -> None:
             f"cluster.gpus_per_node is not set, but learner.device is {config.learner.device} and rollout.device is "
             f"{config.rollout.device}: set the number of GPUs to ask for on each node, such as cluster.gpus_per_node=8"
         )
+    described = gpus_described(config.cluster)
+    if described is not None:
+        place(config, gpus=described)
 
 
 def need_program(name: str) -> str:

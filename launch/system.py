@@ -9,6 +9,7 @@ from pathlib import Path
 
 from launch.cluster import cluster
 from launch.placement import Placement, ResourceError, place
+from launch.rayenv import cluster_address
 from launch.room import Room, room_for
 from learner.group import LearnerGroup
 from maxpo.config import Config
@@ -39,12 +40,16 @@ class System:
 
 @contextmanager
 def system(config: Config, log_folder: Path) -> Iterator[System]:
-    """Start what a training needs, and end it whatever happens. The workers' output ends up in `log_folder`."""
+    """Start what a training needs, and end it whatever happens.
+
+    The workers' output ends up in `log_folder`; that on a running cluster stays in Ray's logs on each node.
+    """
     with cluster(config, log_folder) as gpus:
         places = place(config, gpus=gpus)
+        logs = None if cluster_address(config.ray) else log_folder
         with room_for(places, config) as room:
-            rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, room.engine, log_folder)
-            learner = LearnerGroup(config, places.learner_device, places.sync_backend, room.rank, log_folder)
+            rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, room.engine, logs)
+            learner = LearnerGroup(config, places.learner_device, places.sync_backend, room.rank, logs)
             try:
                 rollouts.begin_start()
                 if places.sync_backend == "ipc":

@@ -14,6 +14,7 @@ from launch.cluster import cluster, reach
 from launch.placement import place
 from launch.preflight import load_data
 from launch.progress import Terminal, comparison, counts, timing
+from launch.rayenv import cluster_address
 from launch.resume import describe_changes, find_checkpoint, go_back_to, locked, remote_store
 from launch.room import room_for
 from launch.signals import stop_on_signal
@@ -121,7 +122,8 @@ def _run(loaded: LoadedConfig, console: Console, train_prompts: list[Prompt], he
             result = with_restarts(attempt, source, checkpoints, restart, config, console)
         except RunError as error:
             checkpoints.abandon(timeout_s=10.0)
-            error.add_note(f"The output of the workers is in {folder / 'log'}.")
+            logs = "Ray's logs on their nodes" if cluster_address(config.ray) else folder / "log"
+            error.add_note(f"The output of the workers is in {logs}.")
             newest = checkpoints.newest_written()
             go_on = f"The newest checkpoint is {newest}; go on with: maxpo resume {folder}"
             error.add_note(go_on if newest else "There is no checkpoint to go on from.")

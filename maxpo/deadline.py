@@ -37,7 +37,8 @@ def failure(name: str, doing: str, error: Exception) -> RemoteError:
 def told(cause: BaseException, log_folder: Path | None, pid: int | None) -> str:
     """What is said of the death of a worker: the cause, cut short, and where the worker's output will be."""
     log = f"worker-*-{pid or '*'}.*"
-    return f"{textwrap.shorten(str(cause), 400)} (its output: {log_folder / log if log_folder else log})"
+    where = log_folder / log if log_folder else f"{log} in Ray's logs on its node"
+    return f"{textwrap.shorten(str(cause), 400)} (its output: {where})"
 
 
 def ready_of(ray: Any, refs: list[Any], **options: Any) -> tuple[list[Any], list[Any]]:

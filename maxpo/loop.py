@@ -96,7 +96,7 @@ class Observer:
         """A stage of the step begins; `total` groups are expected, 0 where there is nothing to count."""
 
     def advance(self) -> None:
-        """One more group of the stage is there."""
+        """One more group is there."""
 
     def step_done(self, step: int, metrics: dict[str, float]) -> None:
         """A training step is over."""
@@ -148,8 +148,7 @@ def train(
     for step in range(result.steps + 1, config.run.steps + 1):
         if should_stop():
             break
-        written = checkpoints.poll() if checkpoints else {}
-        started = time.perf_counter()
+        written, started = checkpoints.poll() if checkpoints else {}, time.perf_counter()
         batch, metrics = sample(config, stream, rates, rollouts, log, observer, step)
         if batch.groups:
             observer.stage("update")
@@ -169,6 +168,7 @@ def train(
             metrics |= publish(rollouts, learner)
             version = metrics["weights/version"]
             metrics["throughput/train_tokens_per_s"] = metrics["train/tokens"] / metrics["time/update_s"]
+        del batch  # else its groups would be kept while the next ones are sampled
         metrics |= rollouts.metrics() | written
         metrics |= {"data/epoch": stream.epoch, "time/step_s": time.perf_counter() - started}
         log.log(step, metrics)

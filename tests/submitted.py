@@ -7,11 +7,12 @@ the files below tests/golden anew; read the difference before it is committed.
 from __future__ import annotations
 
 import os
+import textwrap
 from pathlib import Path
 
 import yaml
 
-from maxpo.configload import LoadedConfig, load_config
+from maxpo.configload import LoadedConfig, load_config, to_yaml
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -63,8 +64,11 @@ def loaded(settings: dict[str, dict[str, object]], *overrides: str) -> LoadedCon
     return load_config([file], overrides, files_here=False)
 
 
-def check_golden(name: str, text: str) -> None:
-    """That the file holds the text."""
+def check_golden(name: str, text: str, settings: LoadedConfig) -> None:
+    """That the file holds the text, but for the settings in it, which other tests read back."""
+    for indent in ("", "    "):
+        text = text.replace(textwrap.indent(to_yaml(settings), indent), f"{indent}(all settings)\n")
+    assert "(all settings)" in text
     file = GOLDEN / name
     if os.environ.get("MAXPO_RENEW_GOLDEN"):
         file.parent.mkdir(exist_ok=True)

@@ -45,7 +45,8 @@ SCHEMA = yaml.safe_load((GOLDEN / "rayjob_schema.yaml").read_text())
 @pytest.mark.parametrize(("name", "settings"), [("small", SMALL), ("large", LARGE)])
 class TestBoth:
     def test_golden(self, name: str, settings: dict[str, Any]) -> None:
-        check_golden(f"k8s_{name}.yaml", render(loaded(settings, *K8S)))
+        given = loaded(settings, *K8S)
+        check_golden(f"k8s_{name}.yaml", render(given), given)
 
     def test_it_is_what_kuberay_takes(self, name: str, settings: dict[str, Any]) -> None:
         jsonschema.Draft202012Validator.check_schema(SCHEMA)

@@ -180,7 +180,8 @@ def job(tmp_path: Path) -> Iterator[Job]:
 class TestText:
     @pytest.mark.parametrize(("name", "settings"), [("small", SMALL), ("large", LARGE)])
     def test_golden(self, name: str, settings: dict[str, dict[str, object]]) -> None:
-        check_golden(f"slurm_{name}.sh", render(loaded(settings)))
+        given = loaded(settings)
+        check_golden(f"slurm_{name}.sh", render(given), given)
 
     @pytest.mark.parametrize("settings", [SMALL, LARGE])
     def test_shellcheck_finds_nothing(self, settings: dict[str, dict[str, object]]) -> None:
@@ -310,7 +311,7 @@ class TestRun:
         assert (code, job.calls("scontrol")) == (75, [f"scontrol requeue {job.number}"])
 
     def test_several_nodes_and_values_that_a_shell_would_read_otherwise(self, job: Job) -> None:
-        settings = {**LARGE, "run": SMALL["run"], "cluster": {"nodes": 2, "gpus_per_node": 8}}
+        settings = {**LARGE, "run": SMALL["run"], "cluster": {"nodes": 2, "gpus_per_node": 12}}
         settings["launch"] = {**LARGE["launch"], "setup": ["export FROM_SETUP=$UNSET'1 2'", 'NOTE="$NOTE$FROM_SETUP"']}
         given = loaded(settings)
         code, _ = job.run(render(given), DRIVER_CODE="0", SLURM_JOB_NUM_NODES="2", SLURM_GPUS_ON_NODE="8")
