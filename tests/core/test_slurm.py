@@ -92,7 +92,8 @@ class Job:
             (programs / name).write_text(text)
             (programs / name).chmod(0o755)
         self.folder, self.calls_file, self.token = folder, folder / "calls", folder / "token"
-        self.number = 44 + 45 * next(numbers)  # of one block of ports
+        block = os.getpid() % 45  # of ports, which the stand-in for Ray listens on
+        self.number, self.port = block + 45 * next(numbers), 10000 + block * 500
         self.environment = {
             "PATH": f"{programs}:{os.environ['PATH']}",
             "CALLS": str(self.calls_file),
@@ -235,9 +236,16 @@ class TestRun:
         assert (code, job.calls("scontrol")) == (0, [])
         job.check_nothing_is_left()
         (driver,) = job.calls("maxpo")
-        assert driver == f"maxpo train {job.logs()}/config.yaml ray.address=127.0.0.1:32000 checkpoint.resume=auto"
+        assert driver == f"maxpo train {job.logs()}/config.yaml ray.address=127.0.0.1:{job.port} checkpoint.resume=auto"
         (ray,) = job.calls("ray start")
-        for option in ("--head", "--port=32000", "--num-cpus=2", "--num-gpus=0", "--max-worker-port=32499", "--block"):
+        for option in (
+            "--head",
+            f"--port={job.port}",
+            "--num-cpus=2",
+            "--num-gpus=0",
+            f"--max-worker-port={job.port + 499}",
+            "--block",
+        ):
             assert option in ray.split()
         assert ray.endswith("auth=token")
         # The token: private, random, and nowhere else.
@@ -321,7 +329,7 @@ class TestRun:
         assert job.calls("NOTE=") == ["NOTE=it's $HOME; `x` $(y)1 2"]
         assert str(job.folder) in job.calls()
         head, worker = job.calls("ray start")
-        assert "--head" in head and "--address=127.0.0.1:32000" in worker.split()
+        assert "--head" in head and f"--address=127.0.0.1:{job.port}" in worker.split()
         assert all("--num-gpus=8" in ray and "--object-store-memory=1073741824" in ray for ray in (head, worker))
         steps = [call.split() for call in job.calls("srun")]
         assert [w for w in steps[0] if w.startswith("--node")] == ["--nodes=1", "--nodelist=node1"]
