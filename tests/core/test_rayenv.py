@@ -6,8 +6,11 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from launch.cluster import check_head, cluster
@@ -106,3 +109,46 @@ def test_more_nodes_than_an_own_cluster_has_are_refused(tmp_path: Path) -> None:
     settings = load_config([Path("configs/presets/demo.yaml")], ["cluster.nodes=2"]).config
     with pytest.raises(InputError, match="a run's own cluster has one node"), cluster(settings, tmp_path):
         pass
+
+
+class _Head(grpc.GenericRpcHandler):
+    """Answers the call that `check_head` makes, to those who have the token."""
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token
+
+    def service(self, call: Any) -> Any:
+        headers = dict(call.invocation_metadata)
+        let_in = self._token is None or headers.get("authorization") == f"Bearer {self._token}"
+
+        def answer(request: bytes, context: Any) -> bytes:
+            if not let_in:
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+            return b""
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+@pytest.mark.parametrize(
+    ("heads", "ours", "message"),
+    [
+        ("abc", "abc", None),
+        ("abc", "xyz", "does not accept this token"),
+        ("abc", None, "wants a token: set RAY_AUTH_TOKEN_PATH"),
+        (None, "abc", "lets everybody in, and whoever reaches it can run code there"),
+    ],
+)
+def test_who_is_let_in_by_a_head(heads: str | None, ours: str | None, message: str | None) -> None:
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[_Head(heads)])
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        if message is None:
+            check_head(address, ours, require_token=True)
+        else:
+            with pytest.raises(InputError, match=message):
+                check_head(address, ours, require_token=True)
+        if heads is None:
+            check_head(address, ours, require_token=False)
+    finally:
+        server.stop(None)
