@@ -11,6 +11,8 @@ from typing import Any, Literal
 from omegaconf import MISSING
 
 from maxpo.configcluster import ClusterConfig, LaunchConfig, RayConfig
+from maxpo.configdata import DataConfig
+from maxpo.configreward import RewardConfig
 
 ADVANTAGE_NAMES = (
     *("maxpo", "canonical", "pkpo", "pkpo_loo", "pkpo_loo_minus_one", "passk_training", "top1_gap"),
@@ -47,38 +49,6 @@ class ModelConfig:
     """Folder of a Hugging Face causal language model (config.json, safetensors, tokenizer)."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model folder. Off: such a model is refused."""
-
-
-@dataclass(kw_only=True)
-class DataConfig:
-    """Where the prompts come from."""
-
-    task: str | None = None
-    """Procedural task that makes the prompts, for example `countdown`. Exactly one of `task` and `train_file`."""
-    task_args: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Arguments of the procedural task."""
-    train_size: int = 6000
-    """Number of training problems that a procedural task makes. No effect with `train_file`."""
-    train_file: str | None = None
-    """JSON-lines file of training rows, each with `prompt` (text) and `answer`."""
-    eval_file: str | None = None
-    """JSON-lines file of evaluation rows. Needed with `train_file` unless `eval` is off: every, at_start and at_end."""
-    max_prompt_tokens: int = 512
-    """Prompts longer than this many tokens are refused before anything starts."""
-
-
-@dataclass(kw_only=True)
-class RewardConfig:
-    """How answers are judged."""
-
-    verifier: str = MISSING
-    """Name of the verifier, one of `maxpo.rewards.REWARDS`, or a function of your own as `package.module:function`."""
-    workers: int = 1
-    """Verifier processes."""
-    timeout_s: float = 5.0
-    """Seconds that one answer may take; then its process is killed and the sample is invalid (masked)."""
-    max_chars: int = 20000
-    """Longer answers are not parsed: they get reward 0 and are counted."""
 
 
 @dataclass(kw_only=True)

@@ -10,8 +10,7 @@ import types
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import maxpo.config
-import maxpo.configcluster
+from maxpo import config, configcluster, configdata, configreward
 from maxpo.config import Config
 
 
@@ -44,7 +43,7 @@ def sections() -> dict[str, type[Any]]:
 def _docstrings() -> dict[tuple[str, str], str]:
     """Reads the string below each field from the source, by class and field: Python does not keep it."""
     docs: dict[tuple[str, str], str] = {}
-    modules = (maxpo.config, maxpo.configcluster)
+    modules = (config, configcluster, configdata, configreward)
     for node in (node for module in modules for node in ast.parse(inspect.getsource(module)).body):
         if isinstance(node, ast.ClassDef):
             for field, below in zip(node.body, node.body[1:], strict=False):
