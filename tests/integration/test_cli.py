@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -112,47 +111,6 @@ def test_the_policy_has_learned_something_and_evaluates_as_it_did_in_training(ru
         # The same prompts, seeds and weights; a rounding difference may flip single tokens.
         assert result[f"eval/pass@{k}"] == pytest.approx(final[f"eval/pass@{k}"], abs=0.02)
     assert len((tmp_path / "e" / "rollouts" / "eval_000000.jsonl").read_text().splitlines()) == 48 * 16
-
-
-def test_ctrl_c_stops_after_the_step_and_leaves_a_usable_folder(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [
-            MAXPO,
-            "train",
-            "configs/presets/demo.yaml",
-            f"run.dir={tmp_path}",
-            *SMALL,
-            "run.steps=1000",
-            "eval.at_start=false",
-            "eval.every=0",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment(),
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    output: list[str] = []
-    for line in process.stdout:
-        output.append(line)
-        if line.startswith("step 2"):
-            # As a terminal does it: to every process of the group.
-            os.killpg(process.pid, signal.SIGINT)
-            break
-    output.append(process.stdout.read())
-    assert process.wait(timeout=120) == 130, "".join(output)
-    text = "".join(output)
-    assert "stopping after this step" in text
-    assert "stopped after step" in text
-    assert "Traceback" not in text
-    assert (tmp_path / "demo" / "policy" / "model.safetensors").is_file()
-    rows = [json.loads(line) for line in (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()]
-    steps = [row["step"] for row in rows if "time/step_s" in row]
-    assert steps == list(range(1, len(steps) + 1))
-    assert [row["step"] for row in rows if "time/checkpoint_s" in row] == [steps[-1]]
-    assert f"saved at step {steps[-1]}; go on with: maxpo resume {tmp_path}/demo" in text
-    assert 2 <= len(steps) < 1000
 
 
 def test_dry_run_checks_everything_and_starts_nothing(tmp_path: Path) -> None:

@@ -43,6 +43,35 @@ def wait_until(done: Callable[[], Any], run: subprocess.Popen[bytes], output: Pa
         time.sleep(0.2)
 
 
+def test_doctor_asks_every_node(cluster: Cluster, tmp_path: Path) -> None:
+    words = (
+        "maxpo",
+        "doctor",
+        "configs/presets/demo.yaml",
+        f"ray.address={cluster.address}",
+        f"run.dir={tmp_path}/runs",
+    )
+    model = f"model.path={Path('configs/models/countdown-0.5m').absolute()}"
+    found = cluster.run(*words, model, "cluster.nodes=2")
+    lines, ip = found.stdout.splitlines(), cluster.address.partition(":")[0]
+    assert found.returncode == 1  # there is one node of two
+    assert f"ok       Ray at {cluster.address}: connected" in lines
+    assert [line for line in lines if line.startswith("error")] == [
+        "error    cluster: 1 node; cluster.nodes = 2: start more of them (`ray start --address=...`)"
+    ]
+    (node,) = (line for line in lines if line[9:].startswith(f"node {ip}"))
+    assert "the same versions as here" in node or "open files" in node
+    assert "run.dir" not in node and list(tmp_path.iterdir()) == []
+    wrong = replace(cluster, env=cluster.env | {"RAY_AUTH_TOKEN": "wrong"}).run(*words, model)
+    assert wrong.returncode == 1
+    assert [line for line in wrong.stdout.splitlines() if line.startswith("error")] == [
+        f"error    Ray at {cluster.address}: the token was not accepted: use the one that the head was started with, "
+        "and RAY_AUTH_MODE=token"
+    ]
+    for said in (found, wrong):
+        assert cluster.env["RAY_AUTH_TOKEN"] not in said.stdout + said.stderr
+
+
 def test_every_actor_gets_the_gpus_of_its_bundle(cluster: Cluster) -> None:
     probe = cluster.run("python", "-m", "tests.integration.room_probe", cluster.address)
     assert probe.returncode == 0, probe.stderr

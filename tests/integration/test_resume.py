@@ -125,13 +125,20 @@ def test_killed_with_everything_it_started_and_resumed(whole: Path, tmp_path: Pa
         assert (refused.returncode, message in refused.stderr) == (2, True), refused.stderr
 
 
-def test_sigterm_saves_and_asks_to_be_started_again(whole: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_another_layout_goes_on(whole: Path, tmp_path: Path) -> None:
+    """SIGTERM, which asks for the same, reaches a real run in `test_cluster.py`."""
     run = tmp_path / "run"
     process = until_step(run, 2, tmp_path)
-    os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(timeout=120) == 75, (tmp_path / "output.txt").read_text()[-3000:]
+    # A second process cannot train the same run meanwhile.
+    refused = maxpo(*command(tmp_path), "run.overwrite=true")
+    assert refused.returncode == 2
+    assert f"{run} is in use by process {process.pid} on " in refused.stderr
+    # As a terminal does it: to every process of the group.
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=120) == 130, (tmp_path / "output.txt").read_text()[-3000:]
     text = (tmp_path / "output.txt").read_text()
-    assert "SIGTERM: stopping after this step" in text
+    assert "SIGINT: stopping after this step; Ctrl-C again stops at once" in text
+    assert (run / "policy" / "model.safetensors").is_file()
     assert "go on with: maxpo resume" in text
     assert "Traceback" not in text
     # A setting that may change is shown; the seed may not.
@@ -174,22 +181,6 @@ def test_a_learner_that_dies_is_started_again_until_that_was_often_enough(whole:
     again = ["configs/presets/demo.yaml", f"run.dir={tmp_path}", "run.name=run", *SETTINGS]
     done = maxpo("train", *again, f"checkpoint.resume={newest.resolve()}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert_same_run(run, whole)
-
-
-def test_a_learner_that_died_before_any_checkpoint_begins_again(whole: Path, tmp_path: Path) -> None:
-    """And a second process cannot train the same run meanwhile."""
-    run = tmp_path / "run"
-    process = start(tmp_path, "checkpoint.every=0")
-    until_output("step 2 ", tmp_path, process)
-    learner_of(process).kill()
-    refused = maxpo(*command(tmp_path), "run.overwrite=true")
-    assert refused.returncode == 2
-    assert f"{run} is in use by process {process.pid} on " in refused.stderr
-    assert process.wait(timeout=240) == 0, (tmp_path / "output.txt").read_text()[-3000:]
-    text = (tmp_path / "output.txt").read_text()
-    assert "starting the learner again; 2 restarts are left" in text
-    assert "going on from the beginning" in text
     assert_same_run(run, whole)
 
 
