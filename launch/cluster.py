@@ -19,7 +19,7 @@ import ray
 from ray.core.generated import gcs_service_pb2
 from ray.exceptions import AuthenticationError
 
-from launch.rayenv import cluster_address, use_token
+from launch.rayenv import LETS_EVERYBODY_IN, cluster_address, use_token
 from launch.signals import own_sigterm
 from maxpo.config import Config
 from maxpo.configcluster import RayConfig
@@ -46,7 +46,7 @@ def cluster(config: Config, log_folder: Path) -> Iterator[float]:
     """
     address = cluster_address(config.ray)
     if address is not None:
-        _connect(address)
+        _connect(address, config.ray)
         try:
             yield wait_for_nodes(config)
         finally:
@@ -91,12 +91,19 @@ def reach(settings: RayConfig) -> None:
         check_head(address, use_token(required=settings.require_token), require_token=settings.require_token)
 
 
-def _connect(address: str) -> None:
+def _connect(address: str, settings: RayConfig) -> None:
     try:
         with own_sigterm():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, AuthenticationError) as error:
         raise InputError(f"the Ray cluster at {address} cannot be used: {error}") from error
+    if address == "auto":  # what that is, only Ray could tell
+        found: Any = ray.get_runtime_context().gcs_address
+        try:
+            check_head(found, use_token(required=settings.require_token), require_token=settings.require_token)
+        except InputError:
+            ray.shutdown()
+            raise
 
 
 def check_head(address: str, token: str | None, *, require_token: bool) -> None:
@@ -115,10 +122,7 @@ def check_head(address: str, token: str | None, *, require_token: bool) -> None:
             "--head` run there, with this port, and may this machine reach it? maxpo doctor tells more"
         )
     if require_token and _ask_head(address, None) != denied:
-        raise InputError(
-            f"the Ray cluster at {address} lets everybody in, and whoever reaches it can run code there: start it with "
-            "RAY_AUTH_MODE=token, or accept that with ray.require_token=false"
-        )
+        raise InputError(f"the Ray cluster at {address} {LETS_EVERYBODY_IN}")
 
 
 def _ask_head(address: str, token: str | None) -> grpc.StatusCode | None:

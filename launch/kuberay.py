@@ -35,7 +35,7 @@ def render(loaded: LoadedConfig) -> str:
         InputError: a setting is missing or cannot be part of them.
     """
     config = loaded.config
-    check_job(config)
+    check_job(loaded)
     name = _name(config.run.name)
     documents = [_settings(name, to_yaml(loaded)), _job(name, config)]
     return yaml.dump_all(documents, Dumper=_Readable, sort_keys=False, explicit_start=True, width=120)

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.placement import place
 from maxpo.config import Config
+from maxpo.configclustercheck import CLUSTER_COMBINATIONS
 from maxpo.errors import InputError
 
 GIB = 2**30
@@ -176,10 +177,16 @@ def remedies(config: Config, shape: ModelShape, *, gpu_gib: float, shared: bool)
         "rollout.tensor_parallel_size": [n for n in powers[:3] if n > rollout.tensor_parallel_size],
         "rollout.gpu_memory_utilization": [0.9, 0.6, 0.5, 0.4, 0.3],
     }
+    if shared:  # no other number of GPUs than the run has, and room for both on each
+        del choices["learner.ranks"], choices["rollout.tensor_parallel_size"]
+        choices["rollout.gpu_memory_utilization"].remove(0.9)
     found: list[str] = []
     for key, values in choices.items():
         for value in values:
-            after = make_plan(_with(config, key, value), shape, gpu_gib=gpu_gib, shared=shared)
+            changed = _with(config, key, value)
+            if not all(holds(changed) for _, holds, _ in CLUSTER_COMBINATIONS):
+                continue
+            after = make_plan(changed, shape, gpu_gib=gpu_gib, shared=shared)
             if after.learner_fits and after.rollout_fits:
                 found.append(f"{key}={str(value).lower() if isinstance(value, bool) else value}")
                 break

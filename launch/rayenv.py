@@ -15,6 +15,10 @@ from maxpo.configcluster import RayConfig
 from maxpo.errors import InputError
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+LETS_EVERYBODY_IN = (
+    "lets everybody in, and whoever reaches it can run code there: start it with RAY_AUTH_MODE=token, or accept that "
+    "with ray.require_token=false"
+)
 EVERY_CLUSTER = {
     MODE: "token",
     "RAY_worker_niceness": "0",  # Ray's default of 15 starves its workers beside any other busy process
@@ -67,7 +71,7 @@ def secure_own_cluster() -> None:
         TOKEN: secrets.token_hex(32),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # off: Ray keeps to loopback instead of the machine's address
     }
-    os.environ.pop("RAY_ADDRESS", None)  # Ray would look for that cluster instead
+    os.environ["RAY_ADDRESS"] = "local"  # Ray would look for another cluster instead
     if all(os.environ.get(name) == value for name, value in settings.items() if name != TOKEN):
         return  # done before in this process
     if "ray" in sys.modules:

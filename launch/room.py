@@ -17,7 +17,6 @@ from launch.placement import Placement, ResourceError
 from maxpo.config import Config
 from maxpo.configcluster import ClusterConfig
 from maxpo.deadline import SIGNAL_S, waiting
-from maxpo.errors import RunError
 
 CPU_SHARE = 0.01
 """CPUs that an actor asks Ray for: its processes share the cores of the node, and Ray must not queue them."""
@@ -55,26 +54,33 @@ class Room:
         self._bundles = {name: [_without_zeros(b) for b in each] for name, each in bundles.items()}
         self._groups = {name: placement_group(each, strategy=strategy) for name, each in self._bundles.items()}
         self._order: dict[str, list[int]] = {}
-        self._nodes: dict[str, list[str]] = {}
+        self._gpus: list[list[str]] = []
         self._holders: dict[int, Any] = {}
 
-    def wait(self) -> None:
+    def wait(self, *, learner_only: bool = False) -> None:
         """Wait until every bundle has its place, also after nodes were lost.
+
+        Args:
+            learner_only: the engines may wait on for theirs; no difference where colocated.
 
         Raises:
             ResourceError: it has none after `cluster.node_timeout_s`.
         """
         end = time.monotonic() + self._timeout_s
         for name, group in self._groups.items():
+            if learner_only and name != "learner" and "learner" in self._groups:
+                continue
             with waiting("finding room", lambda name=name: [name], self._timeout_s):
                 while not group.wait(SIGNAL_S):
                     if time.monotonic() > end:
                         raise ResourceError(self._no_room(name))
-            # Neighbouring ranks on one node, whatever order Ray has placed them in.
-            address = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-            where = {b: address[node] for b, node in placement_group_table(group)["bundles_to_node_id"].items()}
-            self._order[name] = sorted(where, key=lambda bundle: (where[bundle], bundle))
-            self._nodes[name] = [where[bundle] for bundle in self._order[name]]
+            where = self._where(group)
+            # Neighbouring ranks on one node, whatever order Ray has placed them in. Engines keep their bundles, since
+            # those on other nodes than a lost one live on; ranks are all replaced together.
+            if name == "learner" or name not in self._order:
+                self._order[name] = sorted(where, key=lambda bundle: (where[bundle], bundle))
+        if self._places.colocated and self._on_gpus:
+            self._gpus = [self._ask_holder(engine, end) for engine in range(self._places.engines)]
 
     def rank(self, rank: int) -> dict[str, Any]:
         """Ray options of a learner rank's actor."""
@@ -83,24 +89,25 @@ class Room:
             return self._options("learner", rank, env, gpus=1 if self._places.learner_device == "cuda" else 0)
         engine, place = divmod(rank, self._ranks_each)
         if self._on_gpus:
-            env = env | _visible([self._gpus(engine)[place]])
+            env = env | _visible([self._gpus[engine][place]])
         return self._options("engines", engine, env, gpus=0)
 
     def engine(self, number: int) -> dict[str, Any]:
         """Ray options of a rollout worker's actor."""
         env, gpus = self._places.rollout_env, self._places.gpus_per_engine
         if self._places.colocated and self._on_gpus:
-            env, gpus = env | _visible(self._gpus(number)), 0
+            env, gpus = env | _visible(self._gpus[number]), 0
         return self._options("engines", number, env, gpus=gpus)
 
     def describe(self) -> str:
-        """Which actors each node has, as `wait` found it."""
+        """Which actors each node has."""
         places, found = self._places, defaultdict[str, list[str]](list)
+        where = {name: self._where(group) for name, group in self._groups.items()}
         for rank in range(places.ranks):
-            group, index = ("engines", rank // self._ranks_each) if places.colocated else ("learner", rank)
-            found[self._nodes[group][index]].append(f"learner rank {rank}")
+            name, index = ("engines", rank // self._ranks_each) if places.colocated else ("learner", rank)
+            found[where[name][self._order[name][index]]].append(f"learner rank {rank}")
         for engine in range(places.engines):
-            found[self._nodes["engines"][engine]].append(f"rollout worker {engine}")
+            found[where["engines"][self._order["engines"][engine]]].append(f"rollout worker {engine}")
         return "\n".join(f"{node}: {', '.join(actors)}" for node, actors in sorted(found.items()))
 
     def release(self) -> None:
@@ -117,7 +124,12 @@ class Room:
             "runtime_env": {"env_vars": env},
         }
 
-    def _gpus(self, engine: int) -> list[str]:
+    def _where(self, group: Any) -> dict[int, str]:
+        """The address of the node of each bundle."""
+        address = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+        return {b: address.get(node, "?") for b, node in placement_group_table(group)["bundles_to_node_id"].items()}
+
+    def _ask_holder(self, engine: int, end: float) -> list[str]:
         """The GPUs of an engine's bundle; asked of its holder, which is made anew where its node was lost."""
         for _ in range(2):
             if engine not in self._holders:
@@ -125,10 +137,10 @@ class Room:
                 remote: Any = ray.remote(_Holder)
                 self._holders[engine] = remote.options(**options | {"num_cpus": 0}).remote()
             try:
-                return ray.get(self._holders[engine].gpus.remote(), timeout=self._timeout_s)
+                return ray.get(self._holders[engine].gpus.remote(), timeout=max(1.0, end - time.monotonic()))
             except (RayActorError, GetTimeoutError):
-                del self._holders[engine]
-        raise RunError(f"rollout worker {engine} and its learner ranks have no GPUs any more: their node is lost")
+                ray.kill(self._holders.pop(engine))
+        raise ResourceError(f"the GPUs of rollout worker {engine} are not there: their node may be lost")
 
     def _no_room(self, name: str) -> str:
         nodes = [(node["NodeManagerAddress"], node["Resources"]) for node in ray.nodes() if node["Alive"]]

@@ -174,7 +174,7 @@ def render(loaded: LoadedConfig) -> str:
         InputError: a setting cannot be part of it.
     """
     config = loaded.config
-    check_job(config)
+    check_job(loaded)
     launch, cluster = config.launch, config.cluster
     if launch.cpus_per_node > MOST_CPUS:
         raise InputError(

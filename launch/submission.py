@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
+
+from omegaconf import OmegaConf
 
 from launch.placement import gpus_described, place
-from maxpo.config import Config
+from maxpo.configload import LoadedConfig
 from maxpo.errors import InputError
 
 RESUME = "checkpoint.resume=auto"
 """Every attempt goes on from where the one before has saved."""
 
 
-def check_job(config: Config) -> None:
+def check_job(loaded: LoadedConfig) -> None:
     """Refuse settings that make sense for a run, but not for a job that may be started several times.
 
     Raises:
         InputError: one is found, or the nodes have too few GPUs for the run.
     """
+    config = loaded.config
+    check_env(loaded)
     resume = config.checkpoint.resume
     if resume not in ("never", "auto"):
         raise InputError(
@@ -32,6 +37,21 @@ def check_job(config: Config) -> None:
     described = gpus_described(config.cluster)
     if described is not None:
         place(config, gpus=described)
+
+
+def check_env(loaded: LoadedConfig) -> None:
+    """Refuse what would put a secret of this machine into the job, where others can read it.
+
+    Raises:
+        InputError: a value of `launch.env` comes from the environment, or from another resolver.
+    """
+    written: Any = OmegaConf.to_container(loaded.tree.launch.env, resolve=False)
+    for name, value in (written if isinstance(written, dict) else {"": written}).items():
+        if "${" in str(value):
+            raise InputError(
+                f"launch.env.{name} = {value}: the value would be readable in the job; write it out where it is no "
+                "secret, and give secrets to the processes of the cluster by its own means"
+            )
 
 
 def need_program(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +30,12 @@ class System:
 
     def restart_learner(self) -> None:
         """After LearnerLostError: a learner as it was at the start, and engines that can take its weights."""
-        self.rollouts.learner_restarts()
+        self.learner.shutdown()
         try:
-            self.room.wait()
+            self.room.wait(learner_only=True)
         except ResourceError as error:
             raise RunError(str(error)) from error
+        self.rollouts.learner_restarts()
         self.learner.restart()
 
 
@@ -47,19 +48,17 @@ def system(config: Config, log_folder: Path) -> Iterator[System]:
     with cluster(config, log_folder) as gpus:
         places = place(config, gpus=gpus)
         logs = None if cluster_address(config.ray) else log_folder
-        with room_for(places, config) as room:
+        with room_for(places, config) as room, ExitStack() as ending:
             rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, room.engine, logs)
+            ending.callback(rollouts.shutdown)
             learner = LearnerGroup(config, places.learner_device, places.sync_backend, room.rank, logs)
-            try:
-                rollouts.begin_start()
-                if places.sync_backend == "ipc":
-                    # vLLM measures the free memory of a GPU while it starts, so nothing else may come or go on it.
-                    rollouts.finish_start()
-                learner.begin_start()
-                parameters = learner.finish_start()
+            ending.callback(learner.shutdown)
+            rollouts.begin_start()
+            if places.sync_backend == "ipc":
+                # vLLM measures the free memory of a GPU while it starts, so nothing else may come or go on it.
                 rollouts.finish_start()
-                rollouts.republish = lambda receivers: learner.publish(receivers, again=True)
-                yield System(rollouts=rollouts, learner=learner, places=places, room=room, parameters=parameters)
-            finally:
-                learner.shutdown()
-                rollouts.shutdown()
+            learner.begin_start()
+            parameters = learner.finish_start()
+            rollouts.finish_start()
+            rollouts.republish = lambda receivers: learner.publish(receivers, again=True)
+            yield System(rollouts=rollouts, learner=learner, places=places, room=room, parameters=parameters)

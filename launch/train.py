@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -34,6 +36,9 @@ from maxpo.tracking import METRICS_FILE, RunLog
 from maxpo.types import Prompt
 from rollout.pool import RolloutPool
 
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the environment of a job's driver."""
+
 
 def banner(config: Config, train_prompts: int) -> str:
     """What one step means, in numbers."""
@@ -50,14 +55,33 @@ def banner(config: Config, train_prompts: int) -> str:
     )
 
 
+def for_all_nodes(config: Config) -> Config:
+    """The settings as processes on other nodes need them: they start in other folders, except those of a job."""
+    if cluster_address(config.ray) is None or JOB in os.environ:
+        return config
+    deepspeed = config.learner.deepspeed
+    return replace(
+        config,
+        model=replace(config.model, path=str(Path(config.model.path).absolute())),
+        learner=replace(config.learner, deepspeed=deepspeed and str(Path(deepspeed).absolute())),
+    )
+
+
+def resume_command(folder: Path) -> str:
+    """How a run goes on: a job's settings and files are only there for as long as it runs."""
+    return (
+        "the command that submitted it, and checkpoint.resume=auto" if JOB in os.environ else f"maxpo resume {folder}"
+    )
+
+
 def run_training(loaded: LoadedConfig, console: Console) -> int:
     """Train as configured; returns the exit code. Prints the tables at the end."""
-    config = loaded.config
+    config = for_all_nodes(loaded.config)
     reach(config.ray)
     train_prompts, held_out = load_data(config)
     console.print(banner(config, len(train_prompts)), highlight=False, soft_wrap=True)
     with locked(Path(config.run.dir), config.run.name, console):
-        return _run(loaded, console, train_prompts, held_out)
+        return _run(replace(loaded, config=config), console, train_prompts, held_out)
 
 
 def _run(loaded: LoadedConfig, console: Console, train_prompts: list[Prompt], held_out: list[Prompt]) -> int:
@@ -125,7 +149,7 @@ def _run(loaded: LoadedConfig, console: Console, train_prompts: list[Prompt], he
             logs = "Ray's logs on their nodes" if cluster_address(config.ray) else folder / "log"
             error.add_note(f"The output of the workers is in {logs}.")
             newest = checkpoints.newest_written()
-            go_on = f"The newest checkpoint is {newest}; go on with: maxpo resume {folder}"
+            go_on = f"The newest checkpoint is {newest}; go on with: {resume_command(folder)}"
             error.add_note(go_on if newest else "There is no checkpoint to go on from.")
             raise
     if result.evaluations:
@@ -140,7 +164,7 @@ def _run(loaded: LoadedConfig, console: Console, train_prompts: list[Prompt], he
     if result.stopped:
         console.print(f"stopped after step {result.steps} of {config.run.steps}", highlight=False)
         if result.saved_step:
-            console.print(f"saved at step {result.saved_step}; go on with: maxpo resume {folder}", highlight=False)
+            console.print(f"saved at step {result.saved_step}; go on with: {resume_command(folder)}", highlight=False)
         return asked.exit_code
     return 0
 
@@ -226,6 +250,7 @@ def _open(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None, Ch
 
 def run_evaluation(config: Config, model: Path, output: Path | None, console: Console) -> EvalReport:
     """Evaluate the model in a Hugging Face folder on the held-out prompts of the configuration."""
+    config = for_all_nodes(config)
     reach(config.ray)
     _, held_out = load_data(config, evaluation=True)
     folder = output or Path(config.run.dir) / f"{config.run.name}-eval"
@@ -234,7 +259,8 @@ def run_evaluation(config: Config, model: Path, output: Path | None, console: Co
     with cluster(config, folder / "log") as gpus:
         places = place(config, gpus=gpus, with_learner=False)
         with room_for(places, config) as room:
-            rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, room.engine, folder / "log")
+            logs = None if cluster_address(config.ray) else folder / "log"
+            rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, room.engine, logs)
             try:
                 rollouts.begin_start(version=0)
                 rollouts.finish_start()

@@ -117,7 +117,11 @@ def load_language_model(path: str, dtype: torch.dtype, *, trust_remote_code: boo
         ValueError: a model whose logits are more than its head applied to its hidden states.
     """
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, attn_implementation=PACKED_ATTENTION, trust_remote_code=trust_remote_code
+        path,
+        dtype=dtype,
+        attn_implementation=PACKED_ATTENTION,
+        trust_remote_code=trust_remote_code,
+        local_files_only=True,
     )
     for key in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
         if getattr(model.config, key, None) not in (None, 1, 1.0):

@@ -6,6 +6,7 @@ needs only its own; around attention two all-to-alls give each rank all tokens o
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
@@ -19,10 +20,11 @@ HEADS, TOKENS = 2, 1
 class SequenceGroup:
     """The ranks that this one shares its rows with: `size` ranks in a row, which are on one node where it has room."""
 
-    def __init__(self, size: int) -> None:
-        """Collective over all ranks. `size` divides their number."""
+    def __init__(self, size: int, timeout_s: float) -> None:
+        """Collective over all ranks. `size` divides their number; `timeout_s` is the limit of an exchange."""
         world, rank = dist.get_world_size(), dist.get_rank()
-        groups = [dist.new_group(list(range(first, first + size))) for first in range(0, world, size)]
+        limit = timedelta(seconds=timeout_s)
+        groups = [dist.new_group(list(range(first, first + size)), limit) for first in range(0, world, size)]
         self.size, self.rank = size, rank % size
         self._group: Any = groups[rank // size]
         self.attended = 0

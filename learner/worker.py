@@ -71,7 +71,8 @@ class LearnerWorker:
         if learner.gradient_checkpointing:
             enable_gradient_checkpointing(lm)
         parameters = sum(p.numel() for p in lm.parameters())
-        sequence = SequenceGroup(learner.sequence_parallel) if learner.sequence_parallel > 1 else None
+        shared = learner.sequence_parallel
+        sequence = SequenceGroup(shared, learner.step_timeout_s) if shared > 1 else None
         self._engine = TrainEngine(Policy(lm, sequence), learner, device)
         reference = None
         if algorithm.kl_coef:

@@ -58,8 +58,8 @@ class LaunchConfig:
     memory_gib: int | None = None
     """Memory of each node, GiB; null: the scheduler's default."""
     setup: list[str] = field(default_factory=list[str])
-    """Shell lines that every node runs first, such as `source /shared/maxpo/.venv/bin/activate`. No effect on k8s:
-    there the image holds all that is needed."""
+    """Lines of bash that every node runs first, such as `source /shared/maxpo/.venv/bin/activate`; with `submit ray`
+    only the driver does, nodes stay as they were started. No effect on k8s: the image holds all that is needed."""
     env: dict[str, Any] = field(default_factory=dict[str, Any])
     """Environment variables of all processes. Secrets do not belong here: the job's script shows them."""
     log_dir: str = "jobs"

@@ -13,7 +13,7 @@ NAMES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def use_interface(address: str, interface: str | None) -> str:
-    """Have gloo and NCCL of this process, and of those that it starts, use one interface; its IPv4 or IPv6 address.
+    """Have gloo and NCCL of this process, and of those that it starts, use one interface; its IPv4 address.
 
     Left to themselves they may take another than their peers, and wait for each other for ever.
 
@@ -25,7 +25,7 @@ def use_interface(address: str, interface: str | None) -> str:
         InputError: there is no such interface, or none has the address.
     """
     found = {
-        name: [a.address.partition("%")[0] for a in addresses if a.family in (socket.AF_INET, socket.AF_INET6)]
+        name: [a.address for a in addresses if a.family == socket.AF_INET]
         for name, addresses in psutil.net_if_addrs().items()
     }
     if interface is None:
@@ -37,8 +37,8 @@ def use_interface(address: str, interface: str | None) -> str:
         return address
     if not found.get(interface):
         raise InputError(
-            f"cluster.interface = {interface}: {socket.gethostname()} has no such interface with an address; it has "
-            f"{', '.join(sorted(name for name, addresses in found.items() if addresses))}"
+            f"cluster.interface = {interface}: {socket.gethostname()} has no such interface with an IPv4 address; it "
+            f"has {', '.join(sorted(name for name, addresses in found.items() if addresses))}"
         )
     os.environ |= {NAMES[0]: interface, NAMES[1]: f"={interface}"}
     return address if address in found[interface] else found[interface][0]

@@ -101,6 +101,11 @@ class Crew:
         self._starting[name] = actor, actor.start.remote(self._version), end
         self.restarts += 1
 
+    def replace_all(self) -> None:
+        """Replace every worker, in whatever state it is."""
+        for name in self._numbers:
+            self.replace(name)
+
     def poll(self, timeout_s: float = 0.0) -> None:
         """Take in the replacements that have started; waits for the first of them at most `timeout_s` seconds.
 
@@ -159,9 +164,28 @@ class Crew:
                 self.lost(name, actor, TimeoutError(f"no sign of life for {now - since:.0f} s"))
 
     def wait_for_one(self) -> None:
-        """Wait until an engine runs, with weights or without."""
-        with waiting("starting its engine again", lambda: self._starting, self._config.start_timeout_s):
-            while not self.started:
+        """Wait until an engine runs, with weights or without.
+
+        Raises:
+            RunError: none does within `rollout.start_timeout_s`; see also `lost`.
+        """
+        self._wait(lambda: bool(self.started))
+
+    def wait_for_all(self) -> None:
+        """Wait until every engine runs; raises as `wait_for_one`."""
+        self._wait(lambda: not self._starting)
+
+    def _wait(self, enough: Callable[[], bool]) -> None:
+        limit = self._config.start_timeout_s
+        end = time.monotonic() + limit
+        with waiting("starting its engine again", lambda: self._starting, limit):
+            while not enough():
+                if time.monotonic() > end:
+                    losses = "\n".join(text for _, text in self._losses)
+                    raise RunError(
+                        f"{', '.join(self._starting)} did not start within rollout.start_timeout_s = {limit:g} s; "
+                        f"where a node was lost, there may be no room for it:\n{losses}"
+                    )
                 self.poll(1.0)
 
     def admit(self) -> None:

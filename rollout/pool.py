@@ -120,11 +120,17 @@ class RolloutPool:
         return True
 
     def learner_restarts(self) -> None:
-        """Called before the learner is started again: engines that it left in the middle of a sync are replaced."""
-        if self._syncing:
+        """Called before the learner is started again: engines that it left in the middle of a sync are replaced.
+
+        Those that share its GPUs are all replaced, and first: vLLM measures the free memory while it starts.
+        """
+        if self._sleep_level:
+            self._crew.replace_all()
+            self._crew.wait_for_all()
+        elif self._syncing:
             for name in list(self._crew.started):
                 self._crew.replace(name)
-        self._syncing = False
+        self._syncing = self._asleep = False
 
     def generate(
         self,
@@ -213,6 +219,7 @@ class RolloutPool:
     def rest(self) -> None:
         """Where engines share the GPUs of the learner, they sleep until the next `receivers`, and it has the memory."""
         if self._sleep_level:
+            self._crew.wait_for_all()  # one that started while the learner trains would find its memory taken
             self._ask("sleep", "going to sleep", self._sleep_level)
             self._asleep = True
 

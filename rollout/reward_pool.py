@@ -40,7 +40,8 @@ _judge: Judge | None = None  # of a worker process, set once at its start
 def _start(verifier: str) -> None:
     """Runs first in a worker process: import the verifier, and forget the cluster's token."""
     global _judge
-    os.environ.pop("RAY_AUTH_TOKEN", None)
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        os.environ.pop(name, None)
     _judge = find_verifier(verifier)
 
 

@@ -82,7 +82,9 @@ class RolloutWorker:
 
         from rollout.engine import Engine
 
-        self._tokenizer = AutoTokenizer.from_pretrained(self._model_path, trust_remote_code=self._trust_remote_code)
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            self._model_path, trust_remote_code=self._trust_remote_code, local_files_only=True
+        )
         self._engine = Engine(
             self._model_path,
             self._config,

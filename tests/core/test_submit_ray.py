@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -18,7 +21,8 @@ from rich.console import Console
 
 import launch.submit_ray
 from launch.cli import main
-from launch.submit_ray import LIMIT_MIB, check_dashboard, dashboard, packed
+from launch.packing import LIMIT_MIB, packed
+from launch.submit_ray import check_dashboard, dashboard, entrypoint
 from maxpo.configload import LoadedConfig, load_config
 from maxpo.errors import InputError, RunError
 
@@ -63,10 +67,13 @@ class TestPacked:
         assert "hunter2" not in text and yaml.safe_load(text)["ray"]["address"] == "auto"
         assert not folder.exists()
 
-    @pytest.mark.parametrize("path", ["../secret", "nowhere", "link"])
+    @pytest.mark.parametrize("path", ["../secret", "nowhere", "link", "model"])
     def test_what_is_not_there_or_leads_out_is_refused(self, path: str, here: Path) -> None:
         (here.parent / "secret").mkdir()
+        (here.parent / "secret" / "key").touch()
         (here / "link").symlink_to(here.parent / "secret")
+        (here / "model").mkdir()
+        (here / "model" / "key").symlink_to(here.parent / "secret" / "key")
         settings = load_config([DEMO], [f"model.path={path}"], files_here=False)
         refusal = pytest.raises(InputError, match=rf"model.path = {path}: relative paths go along.*absolute path")
         with refusal, packed(settings):
@@ -78,7 +85,10 @@ class TestPacked:
         words = ["data.task=null", "data.train_file=train.jsonl", "data.eval_file=/e", f"run.dir={here}"]
         code = main(["submit", "ray", "--address", URL, str(DEMO), f"model.path={MODEL}", *words])
         assert code == 2
-        assert f"{LIMIT_MIB + 2} MiB; allowed are {LIMIT_MIB} MiB" in capsys.readouterr().err
+        assert (
+            f"data.train_file = train.jsonl has {LIMIT_MIB + 1} MiB; {LIMIT_MIB} MiB may go along"
+            in capsys.readouterr().err
+        )
 
 
 class TestDryRun:
@@ -86,8 +96,37 @@ class TestDryRun:
         words = [str(DEMO), f"model.path={MODEL}", "run.dir=/shared", "launch.setup=['. env.sh']", "launch.env={A: 1}"]
         assert main(["submit", "ray", "--address", f"{URL}/", *words, "--dry-run"]) == 0
         said = capsys.readouterr().out
-        assert f"to {URL}: . env.sh && exec python -m launch.cli train config.yaml" in said
+        assert f"to {URL}: exec bash -c 'set -e\n. env.sh\nexec python -m launch.cli train config.yaml'" in said
         assert "environment: {'A': '1', 'RAY_JOB_STOP_WAIT_TIME_S': '360'}" in said
+
+    def test_setup_runs_in_bash_and_its_failure_is_the_jobs(self, here: Path) -> None:
+        (here / "env.sh").write_text("export GREETING=hello\n")
+        (here / "python").write_text('#!/bin/sh\necho "$GREETING $*"\n')
+        (here / "python").chmod(0o755)
+        env = {"PATH": f"{here}:{os.environ['PATH']}"}
+        for setup, code, said in (
+            (["source env.sh  # the greeting", "[[ -n $GREETING ]]"], 0, "hello -m launch.cli train config.yaml\n"),
+            (["false", "source env.sh"], 1, ""),
+        ):
+            command = entrypoint(loaded(f"launch.setup={json.dumps(setup)}").config)
+            done = subprocess.run(["sh", "-c", command], env=env, capture_output=True, text=True)
+            assert (done.returncode, done.stdout) == (code, said), done.stderr
+
+    def test_secrets_and_paths_that_only_this_machine_knows_are_refused(
+        self, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("MAXPO_SECRET", "hunter2")
+        words = ["submit", "ray", "--address", URL, str(DEMO), f"model.path={MODEL}", "run.dir=/shared", "--dry-run"]
+        for override, message in (
+            (
+                "launch.env={KEY: '${oc.env:MAXPO_SECRET}'}",
+                "launch.env.KEY = ${oc.env:MAXPO_SECRET}: the value would be",
+            ),
+            ("checkpoint.resume=runs/x/checkpoints/step_000001", "a checkpoint on the cluster needs its absolute path"),
+        ):
+            assert main([*words, override]) == 2
+            said = capsys.readouterr()
+            assert message in said.err and "hunter2" not in said.out + said.err
 
     def test_a_run_folder_that_would_be_thrown_away_is_refused(
         self, here: Path, capsys: pytest.CaptureFixture[str]
@@ -119,6 +158,7 @@ class TestDashboard:
             ({"Bearer good": 200, None: 401}, "bad", "does not accept this token"),
             ({None: 401}, None, "wants a token: set RAY_AUTH_TOKEN_PATH"),
             ({"Bearer good": 200, None: 200}, "good", "lets everybody in"),
+            ({"Bearer good": 302}, "good", "is no Ray dashboard that takes jobs: it answers 302"),
             ({"Bearer good": 404}, "good", "is no Ray dashboard that takes jobs: it answers 404"),
         ],
     )
@@ -161,7 +201,9 @@ def answering(codes: dict[str | None, int]) -> Iterator[str]:
 class Job:
     """A client whose streams break as they are told to; each is what the log held then, in pieces."""
 
-    def __init__(self, streams: list[list[str] | Exception], states: list[str], code: int | None = 0) -> None:
+    def __init__(
+        self, streams: list[list[str | float] | Exception], states: list[str | Exception], code: int | None = 0
+    ) -> None:
         self.streams, self.states, self.code = iter(streams), iter(states), code
 
     async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
@@ -169,10 +211,15 @@ class Job:
         if isinstance(pieces, Exception):
             raise pieces
         for piece in pieces:
-            yield piece
+            if isinstance(piece, float):
+                await asyncio.sleep(piece)
+            else:
+                yield piece
 
     def get_job_info(self, job: str) -> Any:
         state = next(self.states)
+        if isinstance(state, Exception):
+            raise state
         status = SimpleNamespace(value=state, is_terminal=lambda: state not in ("PENDING", "RUNNING"))
         return SimpleNamespace(status=status, driver_exit_code=self.code, message="no such interpreter")
 
@@ -188,22 +235,30 @@ class TestFollow:
 
     def test_a_broken_stream_is_read_again_without_what_was_printed(self, capsys: pytest.CaptureFixture[str]) -> None:
         streams = [["one\n", "tw"], RuntimeError("closed"), ["one\ntwo\n", "three\n"], ["one\ntwo\nthree\n", "four\n"]]
-        job = Job(streams, ["RUNNING", "RUNNING", "SUCCEEDED"])
+        job = Job(streams, ["RUNNING", "RUNNING", "RUNNING", "SUCCEEDED"])
         assert self.follow(job) == 0
         assert capsys.readouterr().out == "one\ntwo\nthree\nfour\n"
 
-    @pytest.mark.parametrize(("state", "code", "want"), [("FAILED", 3, 3), ("STOPPED", None, 75), ("SUCCEEDED", 0, 0)])
+    def test_a_stream_that_is_silent_or_broken_does_not_hide_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(launch.submit_ray, "SILENCE_S", 0.1)
+        assert self.follow(Job([["x", 5.0]], ["SUCCEEDED"])) == 0
+        assert self.follow(Job([RuntimeError("closed")], ["FAILED"], 3)) == 3
+
+    @pytest.mark.parametrize(
+        ("state", "code", "want"), [("FAILED", 3, 3), ("FAILED", -9, 137), ("STOPPED", None, 75), ("SUCCEEDED", 0, 0)]
+    )
     def test_the_exit_code(self, state: str, code: int | None, want: int) -> None:
         assert self.follow(Job([[]], [state], code)) == want
 
     def test_a_job_that_never_started(self) -> None:
-        with pytest.raises(RunError, match="job job-1 did not start: no such interpreter"):
+        with pytest.raises(RunError, match="job job-1 failed: no such interpreter"):
             self.follow(Job([[]], ["FAILED"], None))
 
     def test_contact_that_is_lost_for_long_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         clock = iter(range(0, 10_000, 50))
         monkeypatch.setattr(launch.submit_ray.time, "monotonic", lambda: float(next(clock)))
-        job = Job([["x"], *(OSError("no route to host") for _ in range(9))], ["RUNNING"])
+        gone = [OSError("no route to host") for _ in range(9)]
+        job = Job([["x"], *gone], ["RUNNING", *gone])
         with pytest.raises(RunError, match=r"no word from the cluster .*job-1 may still be running: no route to host"):
             self.follow(job)
 
@@ -235,4 +290,4 @@ def test_the_commands_that_are_printed(
     assert "good" not in json.dumps(asked) and {"config.yaml", "launch", "maxpo"} <= set(asked["files"])
     assert f"ray job stop --address {url} --no-wait {job}\n" in said
     assert f"maxpo submit ray --address {url} {DEMO} model.path={MODEL} run.dir=/shared 'run.name=a b' " in said
-    assert said.endswith(" checkpoint.resume=must\n") and "resume=auto" not in said and "--detach" not in said
+    assert said.endswith(" checkpoint.resume=auto\n") and said.count("resume=auto") == 1 and "--detach" not in said

@@ -69,7 +69,8 @@ def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str,
         if learner.gradient_checkpointing:
             enable_gradient_checkpointing(lm)
         lm.model.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        sequence = SequenceGroup(learner.sequence_parallel) if learner.sequence_parallel > 1 else None
+        shared = learner.sequence_parallel
+        sequence = SequenceGroup(shared, learner.step_timeout_s) if shared > 1 else None
         engine = TrainEngine(Policy(lm, sequence), learner, torch.device("cpu"))
         reference = None
         if algorithm.kl_coef:

@@ -124,7 +124,7 @@ def test_a_job_is_followed_stopped_and_resumed(cluster: Cluster, tmp_path: Path)
     assert f"saved at step {last}" in said and (folder / "checkpoints" / f"step_{last:06d}").is_dir()
     (line,) = [line for line in said.splitlines() if line.startswith("resume ")]
     again = line.split()[1:]  # as it is printed, but for its end
-    assert again == [*submit[:5], submit[5], *settings, "run.steps=300", "checkpoint.resume=must"]
+    assert again == [*submit[:5], submit[5], *settings, "run.steps=300", "checkpoint.resume=auto"]
     done = cluster.run(*again, f"run.steps={last + 1}", timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert steps_of(folder) == list(range(1, last + 2)) and (folder / "policy" / "model.safetensors").is_file()

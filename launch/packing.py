@@ -1,0 +1,93 @@
+"""What goes along with a job of `maxpo submit ray`: the code, the settings, and the files of relative paths."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+import maxpo
+from maxpo.configload import LoadedConfig, to_yaml
+from maxpo.errors import InputError
+
+PACKAGES = ("maxpo", "rollout", "learner", "launch")
+PATHS = ("model.path", "data.train_file", "data.eval_file", "learner.deepspeed")
+LIMIT_MIB = 100
+"""Most that a file or folder may have; Ray keeps what goes along in the head's memory."""
+
+
+@contextmanager
+def packed(loaded: LoadedConfig) -> Iterator[tuple[Path, list[str]]]:
+    """A folder with the code, the settings and the files of relative paths, and what of them is worth telling.
+
+    Raises:
+        InputError: a relative path is not there, or leads out of this folder.
+    """
+    config, sent = loaded.config, [f"maxpo {maxpo.__version__}", "config.yaml"]
+    with tempfile.TemporaryDirectory(prefix="maxpo-submit-") as made:
+        folder = Path(made)
+        for package in PACKAGES:
+            source = Path(__file__).resolve().parents[1] / package
+            shutil.copytree(source, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        _copy_metadata(folder)
+        tree = loaded.tree.copy()
+        OmegaConf.update(tree, "ray.address", "auto")
+        settings = LoadedConfig(config=config, tree=tree, origin=loaded.origin)
+        (folder / "config.yaml").write_text(to_yaml(settings), encoding="utf-8")
+        for key in PATHS:
+            section, name = key.split(".")
+            path = getattr(getattr(config, section), name)
+            if path is not None and not Path(path).is_absolute():
+                _copy(Path(path), folder, f"{key} = {path}")
+                sent.append(path)
+        verifier = config.reward.verifier.partition(":")[0] if ":" in config.reward.verifier else None
+        if verifier and (own := _own_module(verifier.partition(".")[0])):
+            _copy(own, folder, f"reward.verifier = {config.reward.verifier}")
+            sent.append(str(own))
+        yield folder, sent
+
+
+def _copy(source: Path, folder: Path, what: str) -> None:
+    here = Path.cwd().resolve()
+    files = [source, *source.rglob("*")] if source.is_dir() else [source]
+    if not source.exists() or not all(here in file.resolve().parents for file in files):
+        raise InputError(
+            f"{what}: relative paths go along with the job, so they must be inside {here}, with all that they link to; "
+            "what the cluster has itself needs an absolute path"
+        )
+    size = sum(file.stat().st_size for file in files if file.is_file()) / 2**20
+    if size > LIMIT_MIB:
+        raise InputError(
+            f"{what} has {size:.0f} MiB; {LIMIT_MIB} MiB may go along with a job: put it on storage that the "
+            "whole cluster sees, and give its absolute path"
+        )
+    target = folder / source
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copy(source, target)
+
+
+def _own_module(name: str) -> Path | None:
+    """The file or folder of a module in the current folder; None where the module is from elsewhere."""
+    for candidate in (Path(name), Path(f"{name}.py")):
+        if candidate.exists():
+            return candidate
+    return None
+
+
+def _copy_metadata(folder: Path) -> None:
+    """What makes vLLM find the weight receivers, also where the cluster has no maxpo of its own."""
+    found = importlib.metadata.distribution("maxpo")
+    target = folder / f"maxpo-{found.version}.dist-info"
+    target.mkdir()
+    for name in ("METADATA", "entry_points.txt"):
+        (target / name).write_text(found.read_text(name) or "", encoding="utf-8")
