@@ -253,3 +253,23 @@ def test_places_of_a_lost_worker_are_gone_and_its_replacement_has_its_own(fake: 
     made[3].started.append(1)
     workers.poll()
     assert taken(places) == ["rollout worker 0"] * 2
+
+
+def test_waiting_for_an_engine_that_never_starts_ends_and_names_it(fake: FakeRay) -> None:
+    workers, made = crew(start_timeout_s=0.05)
+    for i in range(2):
+        workers.lost(f"rollout worker {i}", made[i], RayActorError())
+    message = r"(?s)rollout worker 0, rollout worker 1 did not start within rollout.start_timeout_s = 0.05 s; where"
+    with pytest.raises(RunError, match=message):
+        workers.wait_for_one()
+
+
+def test_all_are_replaced_those_that_start_too(fake: FakeRay) -> None:
+    workers, made = crew()
+    workers.lost("rollout worker 1", made[1], RayActorError())
+    workers.replace_all()
+    assert [actor.number for actor in fake.killed] == [1, 0, 1] and workers.started == {}
+    for actor in made[3:]:
+        actor.started.append(1)
+    workers.wait_for_all()
+    assert [actor for _, actor in sorted(workers.ready.items())] == made[3:]

@@ -106,3 +106,20 @@ def test_workers_that_are_late_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
     rollouts = pool(monkeypatch, answer, generate_timeout_s=-29.7, health_grace_s=1000.0)
     with pytest.raises(RemoteError, match=r"^rollout worker 1 did not return a group within 0\.3 s"):
         rollouts.generate(PROMPTS, 2, "x")
+
+
+def test_engines_that_share_gpus_all_run_before_they_rest_and_before_the_learner_starts_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rollouts, said = pool(monkeypatch, lambda *_: None), list[str]()
+    for name in ("wait_for_all", "replace_all", "replace"):
+        monkeypatch.setattr(rollouts._crew, name, lambda *args, name=name: said.append(name))
+    monkeypatch.setattr(rollouts, "_ask", lambda method, doing, *args: said.append(f"{method} {args}"))
+    rollouts.rest()
+    rollouts.learner_restarts()
+    assert said == []
+    rollouts._sleep_level = 2
+    rollouts.rest()
+    rollouts.learner_restarts()
+    assert said == ["wait_for_all", "sleep (2,)", "replace_all", "wait_for_all"]
+    assert not rollouts._asleep  # the new ones are awake
