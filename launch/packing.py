@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 import maxpo
 from maxpo.configload import LoadedConfig, to_yaml
 from maxpo.errors import InputError
+from maxpo.rewards import names_in_use
 
 PACKAGES = ("maxpo", "rollout", "learner", "launch")
 PATHS = ("model.path", "data.train_file", "data.eval_file", "learner.deepspeed")
@@ -45,10 +46,11 @@ def packed(loaded: LoadedConfig) -> Iterator[tuple[Path, list[str]]]:
             if path is not None and not Path(path).is_absolute():
                 _copy(Path(path), folder, f"{key} = {path}")
                 sent.append(path)
-        verifier = config.reward.verifier.partition(":")[0] if ":" in config.reward.verifier else None
-        if verifier and (own := _own_module(verifier.partition(".")[0])):
-            _copy(own, folder, f"reward.verifier = {config.reward.verifier}")
-            sent.append(str(own))
+        for verifier in sorted(name for name in names_in_use(config.reward) if ":" in name):
+            own = _own_module(verifier.partition(":")[0].partition(".")[0])
+            if own and str(own) not in sent:
+                _copy(own, folder, f"verifier {verifier}")
+                sent.append(str(own))
         yield folder, sent
 
 

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from maxpo.config import Config
 from maxpo.data import load_prompts
 from maxpo.errors import InputError
-from maxpo.rewards import find_verifier
+from maxpo.rewards import find_judge
 from maxpo.types import Prompt
 
 
@@ -47,7 +47,7 @@ def check_model(config: Config) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         problems.append(f"{path}: the tokenizer has no end-of-sequence token, so no completion could ever end")
     try:
-        find_verifier(config.reward.verifier)
+        find_judge(config.reward)
     except ValueError as error:
         problems.append(f"reward.verifier: {error}")
     if problems:
@@ -64,9 +64,13 @@ def load_data(config: Config, *, evaluation: bool = False) -> tuple[list[Prompt]
     """
     tokenizer = check_model(config)
     wants_eval = evaluation or config.eval.at_start or config.eval.at_end or config.eval.every
-    return load_prompts(
+    train, held_out = load_prompts(
         config.data,
         seed=config.run.seed,
         eval_size=config.eval.prompts if wants_eval else 0,
         encode=tokenizer.encode,
     )
+    sources = {prompt.source for prompt in (*train, *held_out)}
+    if unknown := sorted(set(config.reward.by_source) - sources):
+        raise InputError(f"reward.by_source: no prompt is from {', '.join(unknown)}; sources are {sorted(sources)}")
+    return train, held_out

@@ -19,10 +19,10 @@ from omegaconf import MISSING
 from maxpo.config import ADVANTAGE_NAMES, Config
 from maxpo.configclustercheck import CLUSTER_COMBINATIONS, CLUSTER_POSITIVE, CLUSTER_RANGES
 from maxpo.configestimator import ESTIMATOR_COMBINATIONS, is_objective
+from maxpo.configrewardcheck import REWARD_KEYS, VERIFIERS, reward_problems
 from maxpo.configschema import describe, get, schema
 from maxpo.manifest import MANIFEST
 from maxpo.objective import OBJECTIVES
-from maxpo.rewards import REWARDS
 from maxpo.tasks import TASKS
 
 DEFAULT = "default"
@@ -98,10 +98,9 @@ def _is_json_object(path: str) -> bool:
         return False
 
 
-_VERIFIER = "reward.verifier"
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.task": tuple(TASKS),
-    _VERIFIER: tuple(REWARDS),
+    "reward.verifier": VERIFIERS,
     "algorithm.advantage": ADVANTAGE_NAMES,
     "algorithm.mix_with": ADVANTAGE_NAMES,
     "algorithm.shadow": ADVANTAGE_NAMES,
@@ -146,12 +145,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     *(
         (key, lambda v, names=names: set(_names(v)) <= set(names), f"Must be {allowed(key)}.")
         for key, names in CHOICES.items()
-        if key != _VERIFIER
-    ),
-    (
-        _VERIFIER,
-        lambda v: v in CHOICES[_VERIFIER] or ":" in v,
-        f"Must be {allowed(_VERIFIER)}, or a function of your own as package.module:function.",
+        if key != "reward.verifier"  # or a function of one's own
     ),
     *((key, lambda value: value > 0, "Must be more than 0.") for key in _POSITIVE),
     *((key, lambda value: value >= 0, "Must be 0 or more.") for key in _NOT_NEGATIVE),
@@ -312,5 +306,8 @@ def check(config: Config, origin: Mapping[str, Setting], *, files_here: bool = T
             report((key,), message)
     for involved, holds, message in COMBINATIONS:
         if unusable.isdisjoint(involved) and not holds(config):
+            report(involved, message)
+    if unusable.isdisjoint(REWARD_KEYS):
+        for involved, message in reward_problems(config.reward):
             report(involved, message)
     return problems

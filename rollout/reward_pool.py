@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from maxpo.background import Background
 from maxpo.config import RewardConfig
 from maxpo.deadline import waiting
 from maxpo.errors import RunError
-from maxpo.rewards import Judge, Score, find_verifier
+from maxpo.rewards import Score, find_judge, unread
 from maxpo.types import Group, Prompt, ScoredGroup
 
 Verdict = tuple[str, Score | None]
@@ -34,15 +34,15 @@ class VerifierError(RunError):
     """A verifier raised on every answer it was given."""
 
 
-_judge: Judge | None = None  # of a worker process, set once at its start
+_judge: Callable[[Prompt, str], Score] | None = None  # of a worker process, set once at its start
 
 
-def _start(verifier: str) -> None:
-    """Runs first in a worker process: import the verifier, and forget the cluster's token."""
+def _start(config: RewardConfig) -> None:
+    """Runs first in a worker process: import the verifiers, and forget the cluster's token."""
     global _judge
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         os.environ.pop(name, None)
-    _judge = find_verifier(verifier)
+    _judge = find_judge(config)
 
 
 def _verdicts(prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
@@ -51,7 +51,7 @@ def _verdicts(prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
     verdicts: list[Verdict] = []
     for text in texts:
         try:
-            verdicts.append(("ok", _judge(prompt.text, text, prompt.reference)))
+            verdicts.append(("ok", _judge(prompt, text)))
         except Exception as error:
             # The boundary to code that is not ours; counted, and written beside the sample.
             verdicts.append((f"error: prompt {prompt.prompt_id}: {type(error).__name__}: {error}", None))
@@ -75,7 +75,7 @@ class RewardPool:
     def __init__(self, config: RewardConfig) -> None:
         """Start the processes; they import the verifiers only."""
         self._config = config
-        find_verifier(config.verifier)  # an error here, not in every worker process
+        find_judge(config)  # an error here, not in every worker process
         self._pool = self._new_pool()
         self._stall_s = config.timeout_s + STALL_S
 
@@ -84,7 +84,7 @@ class RewardPool:
             max_workers=self._config.workers,
             context=multiprocessing.get_context("spawn"),
             initializer=_start,
-            initargs=[self._config.verifier],
+            initargs=[self._config],
         )
 
     def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
@@ -100,7 +100,7 @@ class RewardPool:
                 if completion.finish_reason == "abort":
                     verdicts[g][i] = ("abort", None)
                 elif len(completion.text) > self._config.max_chars:
-                    verdicts[g][i] = ("too_long", Score(reward=0.0))
+                    verdicts[g][i] = ("too_long", unread(self._config, group.prompt.source))
             open_indices = tuple(i for i, verdict in enumerate(verdicts[g]) if verdict is None)
             if open_indices:
                 whole.append(_Task(g, open_indices))

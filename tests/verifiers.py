@@ -30,3 +30,7 @@ def wrong_type(prompt: str, text: str, reference: Any) -> str:
 
 def secret(prompt: str, text: str, reference: Any) -> float:
     return float("RAY_AUTH_TOKEN" in os.environ)
+
+
+def starts(prompt: str, text: str, reference: Any, letter: str = "y") -> float:
+    return float(text.startswith(letter))

@@ -1,18 +1,24 @@
 """Verifiers: pure functions from an answer's text and the reference to a reward.
 
 They run in killable processes (`rollout/reward_pool.py`), so this package imports nothing heavy.
-A verifier judges any text without raising; a reference that makes no sense raises.
+A verifier judges any text without raising; a reference that makes no sense raises. Its arguments that can be given by
+name alone are settings (`reward.args`). `docs/verifiers.md` has a table.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
+import importlib.util
 import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
+
+from maxpo.configreward import COMBINED, RewardConfig
+from maxpo.types import Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,42 +30,123 @@ class Score:
     """Named numbers for the log, for example whether the format was right."""
 
 
-Verifier = Callable[[str, Any], Score]
+Verifier = Callable[..., Score]
+"""Called with text and reference, and settings by name."""
 
 # Below the definitions because the verifiers import `Score` from here.
-from maxpo.rewards import countdown, exact, numeric  # noqa: E402
+from maxpo.rewards import choice, countdown, exact, json_schema, layout, length, maths, numeric, regex  # noqa: E402
+from maxpo.rewards.arguments import mistakes  # noqa: E402
 
 REWARDS: dict[str, Verifier] = {
     "countdown": countdown.countdown,
     "exact": exact.exact,
     "numeric": numeric.numeric,
+    "math": maths.maths,
+    "choice": choice.choice,
+    "regex": regex.regex,
+    "json_schema": json_schema.json_schema,
+    "format": layout.layout,
+    "length": length.length,
 }
+
+NEEDS: Mapping[str, tuple[str, str]] = {
+    "math": ("math_verify", 'pip install "maxpo[math]"'),
+    "json_schema": ("jsonschema", "pip install jsonschema"),
+}
+"""What a verifier imports that the core does not, and how to get it."""
 
 
 Judge = Callable[[str, str, Any], Score]
 """Prompt, answer and reference to the verdict: how the pool calls every verifier."""
+_NONE: Mapping[str, Any] = {}
 
 
-def find_verifier(name: str) -> Judge:
-    """A verifier of `REWARDS`, or a function of your own as `package.module:function`.
+def find_verifier(name: str, args: Mapping[str, Any] = _NONE, parts: Mapping[str, float] = _NONE) -> Judge:
+    """A verifier of `REWARDS`, a function of your own as `package.module:function`, or `combined`: several of them.
 
     Your own is called with (prompt text, completion text, reference), sync or async, and returns a number, or a dict
     of named parts that add up to the reward and are logged one by one. It must be pure: it runs in other processes.
 
+    Args:
+        name: The verifier.
+        args: Settings of each verifier, by its name.
+        parts: Weights of the verifiers that `combined` adds up.
+
     Raises:
-        ValueError: there is no such verifier; the message lists what is allowed.
+        ValueError: there is no such verifier, it does not take these settings, or what it imports is not installed.
     """
-    if name in REWARDS:
-        verifier = REWARDS[name]
-        return lambda prompt, text, reference: verifier(text, reference)
+    if name == COMBINED:
+        if not parts or COMBINED in parts:
+            raise ValueError(f"{COMBINED} needs weights of other verifiers, got {sorted(parts)}")
+        judges = {part: find_verifier(part, args) for part in parts}
+        return lambda prompt, text, reference: _combine(
+            {part: judge(prompt, text, reference) for part, judge in judges.items()}, parts
+        )
+    function = REWARDS[name] if name in REWARDS else _own(name)
+    if wrong := mistakes(name, function, args.get(name, _NONE)):
+        raise ValueError(" ".join(wrong))
+    call = functools.partial(function, **args.get(name, _NONE))
+    if name not in REWARDS:
+        return lambda prompt, text, reference: _as_score(call(prompt, text, reference))
+    if name in NEEDS:
+        module, how = NEEDS[name]
+        if importlib.util.find_spec(module) is None:
+            raise ValueError(f"verifier {name} needs the package {module}, which is not installed: {how}")
+        importlib.import_module(module)  # now, and not in the time limit of the first answer
+    return lambda prompt, text, reference: call(text, reference)
+
+
+def find_judge(reward: RewardConfig) -> Callable[[Prompt, str], Score]:
+    """What judges an answer to a prompt: the verifier of its source in `reward.by_source`, else `reward.verifier`.
+
+    Raises:
+        ValueError: as `find_verifier` does.
+    """
+    usual = find_verifier(reward.verifier, reward.args, reward.parts)
+    special = {source: find_verifier(name, reward.args, reward.parts) for source, name in reward.by_source.items()}
+    return lambda prompt, text: special.get(prompt.source, usual)(prompt.text, text, prompt.reference)
+
+
+def unread(reward: RewardConfig, source: str) -> Score:
+    """The score of an answer over `reward.max_chars`, which is not read: 0, and of `length` the whole penalty.
+
+    Otherwise an answer would escape its penalty by being longer still.
+    """
+    scores = {name: Score(reward=-1.0 if name == "length" else 0.0) for name in (*REWARDS, *reward.parts)}
+    name = reward.by_source.get(source, reward.verifier)
+    if name == COMBINED:
+        return _combine({part: scores[part] for part in reward.parts}, reward.parts)
+    return scores.get(name, Score(reward=0.0))
+
+
+def names_in_use(reward: RewardConfig) -> set[str]:
+    """Every verifier that may judge an answer, `combined` taken apart."""
+    named = {reward.verifier, *reward.by_source.values()}
+    return (named - {COMBINED}) | set(reward.parts if COMBINED in named else ())
+
+
+def _combine(scores: Mapping[str, Score], weights: Mapping[str, float]) -> Score:
+    """The weighted sum. Its parts are each verifier's own reward, unweighted, and below that name its parts."""
+    parts: dict[str, float] = {}
+    for name, score in scores.items():
+        shown = name.replace(":", ".")  # as in the name of a metric
+        parts[shown] = score.reward
+        parts |= {f"{shown}/{part}": value for part, value in score.parts.items()}
+    return Score(reward=sum(weights[name] * score.reward for name, score in scores.items()), parts=parts)
+
+
+def _own(name: str) -> Callable[..., Any]:
     module, separator, function = name.partition(":")
     if not separator:
-        raise ValueError(f"no verifier is called {name!r}: use one of {sorted(REWARDS)}, or package.module:function")
+        known = sorted([*REWARDS, COMBINED])
+        raise ValueError(f"no verifier is called {name!r}: use one of {known}, or package.module:function")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"verifier {name!r} cannot be imported: {error}") from error
-    return lambda prompt, text, reference: _as_score(found(prompt, text, reference))
+    if not callable(found):
+        raise ValueError(f"verifier {name!r} is no function")
+    return found
 
 
 def _as_score(value: Any) -> Score:

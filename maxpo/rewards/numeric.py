@@ -18,18 +18,18 @@ _NUMBER = re.compile(
 _THOUSANDS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})*+")
 _LONGEST = 64
 """Characters of the longest number that is read."""
-_RELATIVE_TOLERANCE = 1e-6
 
 
-def numeric(text: str, reference: Any) -> Score:
+def numeric(text: str, reference: Any, *, tolerance: float = 1e-6) -> Score:
     """Reward 1 if the last number in the text equals the reference, otherwise 0.
 
     Numbers are ASCII decimals: `42`, `-1.5`, `.5`, `1,234`, `2e3`; a full stop or unit after it does no harm.
-    Equal means |number - reference| <= 1e-6 |reference|, so a reference of 0 must be met exactly.
+    Equal means |number - reference| <= tolerance |reference|, so a reference of 0 must be met exactly.
 
     Args:
         text: The answer; any string. A last number of more than 64 characters is not read.
         reference: A finite number, or its text (`"1,234"`).
+        tolerance: Relative to the reference.
 
     Returns:
         The reward, and the part `format`: 1 if the text has a number that could be read, otherwise 0.
@@ -44,7 +44,7 @@ def numeric(text: str, reference: Any) -> Score:
     if number is None or len(number) > _LONGEST:
         return Score(reward=0.0, parts={"format": 0.0})
     got = float(number)  # 1e999 becomes inf, which equals no finite reference
-    equal = abs(got - wanted) <= _RELATIVE_TOLERANCE * abs(wanted)
+    equal = abs(got - wanted) <= tolerance * abs(wanted)
     return Score(reward=float(equal), parts={"format": 1.0})
 
 

@@ -89,9 +89,9 @@ def test_metrics_md_is_what_the_registry_says() -> None:
 
 
 def test_metric_names_are_matched_whole() -> None:
-    examples = {"k": "8", "part": "format", "objective": "pass", "estimator": "dr_grpo"}
+    examples = {"k": "8", "part": "format", "objective": "pass", "estimator": "dr_grpo", "verifier": "math"}
     check_names([name.format(**examples) for name in METRICS])
-    for wrong in ("reward/mean2/x", "time/step_s ", "xreward/mean", "eval/pass@8/mid"):
+    for wrong in ("reward/mean2/x/y", "time/step_s ", "xreward/mean", "eval/pass@8/mid"):
         with pytest.raises(KeyError):
             check_names([wrong])
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from maxpo.config import Config
 from maxpo.configcheck import COMBINATIONS, RANGES, ConfigError, Problem, Setting, check
 from maxpo.configload import LoadedConfig, explain, load_config, to_yaml
-from maxpo.configschema import get, schema
+from maxpo.configschema import get, leaf_of, schema
 
 GOOD = {
     "run": {"name": "first", "steps": 3},
@@ -219,6 +219,8 @@ class TestValues:
             "run.seed=${${oc.env:TOKEN}}",
             "learner.betas=['${oc.env:TOKEN}', 0.9]",
             "reward.verifier=${oc.env:TOKEN}",
+            "reward.args={numeric: {tolerance: '${oc.env:TOKEN}'}}",
+            "reward.by_source={a: '${oc.env:TOKEN}'}",
         ],
     )
     def test_an_error_does_not_show_the_environment(self, override: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,6 +309,7 @@ class TestFiles:
         )
 
 
+COMBINED = "reward.verifier=combined"
 K_KEYS = "algorithm.k algorithm.group_size algorithm.advantage algorithm.k_schedule"
 VALUES_KEYS = "algorithm.k_values algorithm.k_schedule algorithm.group_size algorithm.advantage algorithm.mix_with"
 OUT_OF_RANGE = [
@@ -400,6 +403,70 @@ class TestChecks:
         problem = only_problem(override)
         assert [s.key for s in problem.settings] == [override.partition("=")[0]]
         assert problem.settings[0].where == "command line"
+
+    @pytest.mark.parametrize(
+        ("overrides", "keys", "message"),
+        [
+            (["reward.verifier=maths"], "reward.verifier", "function. Did you mean math?"),
+            (["reward.verifier=combined"], "reward.parts reward.verifier", "needs weights, such as"),
+            (["reward.parts={math: 1}"], "reward.parts reward.verifier", "with reward.verifier combined only"),
+            (
+                [COMBINED, "reward.parts={numerik: 1}"],
+                "reward.parts",
+                "verifier numerik to be added up. Did you mean nu",
+            ),
+            ([COMBINED, "reward.parts={combined: 1}"], "reward.parts", "no verifier combined to be added up."),
+            ([COMBINED, "reward.parts={math: much}"], "reward.parts", "weight of math must be a finite number."),
+            ([COMBINED, "reward.parts={math: true}"], "reward.parts", "weight of math must be a finite number."),
+            ([COMBINED, "reward.parts={math: .inf}"], "reward.parts", "weight of math must be a finite number."),
+            (["reward.args={numerik: {}}"], "reward.args", "no verifier numerik to be set up. Did you mean numeric?"),
+            (["reward.args={numeric: 3}"], "reward.args", "numeric takes a mapping of arguments"),
+            (["reward.args.exact.x=3"], "reward.args", "exact has no argument x: it has none."),
+            (["reward.args.numeric.tolerence=3"], "reward.args", "it has tolerance. Did you mean tolerance?"),
+            (["reward.args.numeric.tolerance=x"], "reward.args", "numeric: tolerance must be a number."),
+            (["reward.args.numeric.tolerance=.nan"], "reward.args", "numeric: tolerance must be a number."),
+            (["reward.args.numeric.tolerance=1"], "reward.args", "numeric: tolerance must be at least 0 and below 1."),
+            (["reward.args.math.boxed=1"], "reward.args", "math: boxed must be true or false."),
+            (["reward.args.math.longest=0"], "reward.args", "math: longest must be 1 to 2000."),
+            (["reward.args.math.longest=true"], "reward.args", "math: longest must be a whole number."),
+            (["reward.args.regex.pattern='('"], "reward.args", "regex: pattern must be one of Python's re."),
+            (["reward.args.regex.mode=match"], "reward.args", "regex: mode must be one of fullmatch, search."),
+            (["reward.args.format.closing=''"], "reward.args", "format: closing must not be empty"),
+            (["reward.args.format.closing=3"], "reward.args", "format: closing must be text."),
+            (
+                ["reward.args.length={start: 5, cap: 5}"],
+                "reward.args",
+                "length: start must be at least 0 and below cap.",
+            ),
+            (
+                ["reward.verifier=length", "reward.max_chars=100"],
+                "reward.args reward.max_chars",
+                "cap of length must be",
+            ),
+            (["reward.by_source={a: maths}"], "reward.by_source", "The verifier of a must be one of"),
+            (["reward.by_source={a: 3}"], "reward.by_source", "The verifier of a must be one of"),
+            (["reward.by_source={a: combined}"], "reward.parts reward.verifier", "needs weights"),
+        ],
+    )
+    def test_mistakes_of_verifiers(self, overrides: list[str], keys: str, message: str) -> None:
+        problem = only_problem(*overrides)
+        assert " ".join(leaf_of(s.key) for s in problem.settings) == keys
+        assert message in problem.message
+
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            [COMBINED, "reward.parts={math: 1, format: 0.2, 'tests.verifiers:moody': -1}"],
+            ["reward.by_source={a: combined, b.c: 'x:y'}", "reward.parts={exact: 0}"],
+            ["reward.args={'x:y': {z: 1}, numeric: {tolerance: 0}, regex: {pattern: null}}"],
+            ["reward.verifier=length", "reward.max_chars=100", "reward.args.length={start: 0, cap: 100}"],
+            ["reward.verifier=exact", "reward.max_chars=100"],
+        ],
+    )
+    def test_settings_of_verifiers(self, overrides: list[str]) -> None:
+        loaded = load(*overrides)
+        Path("again.yaml").write_text(to_yaml(loaded))
+        assert load(file="again.yaml").config.reward == loaded.config.reward
 
     def test_every_range_is_tried(self) -> None:
         tried = {override.partition("=")[0] for override in OUT_OF_RANGE}

@@ -24,15 +24,24 @@ HOSTILE = [
 ]
 
 
+REFERENCES = {
+    "countdown": {"numbers": [3, 7, 2], "target": 13},
+    "regex": "4(2)",
+    "json_schema": {"type": "object"},
+    "choice": "B",
+}
+
+
 @pytest.mark.parametrize("name", sorted(REWARDS))
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_no_verifier_raises_or_rewards_hostile_text(name, text):
-    reference = {"countdown": {"numbers": [3, 7, 2], "target": 13}, "exact": "42", "numeric": 42}[name]
-    assert REWARDS[name](text, reference).reward == 0.0
+    assert REWARDS[name](text, REFERENCES.get(name, 42)).reward in ((0.0, -1.0) if name == "length" else (0.0,))
 
 
 def test_the_registry_is_complete():
-    assert sorted(REWARDS) == ["countdown", "exact", "numeric"]
+    assert {"choice", "countdown", "exact", "format", "json_schema", "length", "math", "numeric", "regex"} <= set(
+        REWARDS
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,6 +100,22 @@ def test_numeric_accepts(text, reference):
 )
 def test_numeric_refuses(text, reference):
     assert numeric(text, reference) == Score(reward=0.0, parts={"format": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "tolerance", "reward"),
+    [
+        ("42.04", 42, 1e-3, 1.0),  # 0.042 is allowed
+        ("42.05", 42, 1e-3, 0.0),
+        ("-41.96", -42, 1e-3, 1.0),
+        ("42.0000001", 42, 0.0, 0.0),
+        ("42.0", 42, 0.0, 1.0),
+        ("0.001", 0, 0.5, 0.0),  # relative to the reference
+        ("1e999", 1e308, 0.9, 0.0),
+    ],
+)
+def test_numeric_with_a_tolerance(text, reference, tolerance, reward):
+    assert numeric(text, reference, tolerance=tolerance).reward == reward
 
 
 @pytest.mark.parametrize("text", ["", "none", "forty-two", "-", ".", "4" * 65])

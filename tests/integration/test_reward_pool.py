@@ -12,7 +12,9 @@ import psutil
 import pytest
 
 from maxpo.config import RewardConfig
-from maxpo.types import Group
+from maxpo.judge import sampling_metrics
+from maxpo.metrics import check_names
+from maxpo.types import Group, Prompt
 from rollout.reward_pool import RewardPool, VerifierError
 from tests.fakes import completion, prompt
 
@@ -127,6 +129,40 @@ def test_custom_rewards_may_be_async_and_never_see_the_clusters_token(
         pool.shutdown()
 
 
+def test_each_source_may_have_a_verifier_of_its_own_and_unread_answers_keep_their_penalty() -> None:
+    config = RewardConfig(
+        verifier="combined",
+        parts={"exact": 2.0, "length": 0.5, "tests.verifiers:moody": 1.0},
+        args={"length": {"start": 2, "cap": 6}},
+        by_source={"other": "numeric"},
+        max_chars=10,
+    )
+    pool = RewardPool(config)
+    try:
+        other = Prompt(prompt_id="o", text="o", token_ids=(1,), reference=3, source="other")
+        usual, special = pool.score(
+            [group("yes", "no", "x" * 11), Group(prompt=other, completions=(completion("3"), completion("x" * 11)))]
+        )
+    finally:
+        pool.shutdown()
+    # yes: 2 - 0.5 / 4 + 1.25. no: moody's 0.25 alone. The long one is not read, so it has the whole penalty alone.
+    assert usual.rewards == (3.125, 0.25, -0.5)
+    assert usual.outcomes == ("ok", "ok", "too_long")
+    assert usual.reward_parts == {
+        "exact": (1.0, 0.0, 0.0),
+        "length": (-0.25, 0.0, -1.0),
+        "tests.verifiers.moody": (1.25, 0.25, 0.0),
+        "tests.verifiers.moody/right": (1.0, 0.0, 0.0),
+        "tests.verifiers.moody/short": (0.25, 0.25, 0.0),
+    }
+    assert special.rewards == (1.0, 0.0)
+    assert special.reward_parts == {"format": (1.0, 0.0)}
+    scored = sampling_metrics([usual, special], 1, 1.0)
+    check_names(list(scored))
+    assert scored["reward/tests.verifiers.moody/right"] == 1 / 3
+    assert scored["reward/format"] == 0.5
+
+
 def test_a_reward_that_always_fails_stops_the_run_with_its_prompt() -> None:
     pool = RewardPool(RewardConfig(verifier="tests.verifiers:wrong_type"))
     try:
@@ -134,5 +170,7 @@ def test_a_reward_that_always_fails_stops_the_run_with_its_prompt() -> None:
             pool.score([group("yes", "no")])
     finally:
         pool.shutdown()
-    with pytest.raises(ValueError, match=r"no verifier is called 'nope': use one of \['countdown'"):
+    with pytest.raises(
+        ValueError, match=r"no verifier is called 'nope': use one of \['choice', 'combined', 'countdown'"
+    ):
         RewardPool(RewardConfig(verifier="nope"))

@@ -1,0 +1,34 @@
+r"""Finds the last `\boxed{...}` of a text, which is not worth a LaTeX parser."""
+
+from __future__ import annotations
+
+_OPENING = "\\boxed{"
+
+
+def last_boxed(text: str, longest: int) -> str | None:
+    r"""What is in the last `\boxed{...}`, braces matched, a backslash keeping its next character from counting.
+
+    Args:
+        text: Any string.
+        longest: Characters that are looked at after the brace, so a text full of braces costs no more than this.
+
+    Returns:
+        The content; None if there is no box, or the last one does not end within `longest` characters.
+    """
+    found = text.rfind(_OPENING)
+    if found < 0:
+        return None
+    start = found + len(_OPENING)
+    depth, escaped = 1, False
+    for position, character in enumerate(text[start : start + longest + 1], start):
+        if escaped:
+            escaped = False
+        elif character == "\\":
+            escaped = True
+        elif character == "{":
+            depth += 1
+        elif character == "}":
+            depth -= 1
+            if depth == 0:
+                return text[start:position]
+    return None

@@ -1,0 +1,58 @@
+"""The verifier for multiple choice."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from maxpo.rewards import Score
+from maxpo.rewards.boxed import last_boxed
+
+_LONGEST = 60
+"""Characters of a letter with everything that may stand around it."""
+# Letters spelt out: ignoring case would also take dotless i and other scripts' look-alikes.
+_LETTER = re.compile(
+    r"[\s:*$]*+(?:\\(?:text|textbf|mathrm|mathbf)\{)?+\s*+"
+    r"(?:\((?P<inside>[A-Ja-j])\)|(?P<bare>[A-Ja-j])\)?)"
+    r"\s*+\}?+[\s.*$]*+"
+)
+_PHRASE = re.compile(r"(?:[Aa]nswer|ANSWER)(?: is\b|:)")
+
+
+def choice(text: str, reference: Any, *, boxed: bool = False) -> Score:
+    r"""Reward 1 if the letter chosen is the reference, otherwise 0.
+
+    The letter, A to J in either case, is what the last `\boxed{}` holds; without a box what follows the last
+    "answer is" or "answer:", to the end of that line; without either the whole text. Nothing else may stand there
+    but parentheses, stars, dollar signs, `\text{}` and a full stop, so "A or B" is no choice.
+
+    Args:
+        text: The answer; any string.
+        reference: A letter, such as `"B"` or `"(b)"`.
+        boxed: Only a letter in `\boxed{}` counts.
+
+    Returns:
+        The reward, and the part `format`: 1 if one letter was chosen, otherwise 0.
+
+    Raises:
+        ValueError: The reference is not such a letter.
+    """
+    wanted = _letter(str(reference))
+    if wanted is None:
+        raise ValueError(f"choice: the reference must be a letter from A to J, got {reference!r}")
+    chosen = _letter(_candidate(text, boxed))
+    return Score(reward=float(chosen == wanted), parts={"format": float(chosen is not None)})
+
+
+def _candidate(text: str, boxed: bool) -> str:
+    if boxed or "\\boxed" in text:
+        return last_boxed(text, _LONGEST) or ""
+    after = max((phrase.end() for phrase in _PHRASE.finditer(text)), default=None)
+    return text.strip() if after is None else text[after : after + _LONGEST + 1].partition("\n")[0]
+
+
+def _letter(candidate: str) -> str | None:
+    if len(candidate) > _LONGEST:
+        return None
+    match = _LETTER.fullmatch(candidate)
+    return (match["inside"] or match["bare"]).upper() if match else None

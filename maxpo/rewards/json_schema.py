@@ -1,0 +1,74 @@
+"""The verifier for JSON that must fit a schema."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from functools import lru_cache
+from typing import Any, NoReturn
+
+from maxpo.rewards import Score
+
+_FENCE = re.compile(r"^```(json)?[ \t\r]*$", re.MULTILINE)
+
+
+def json_schema(text: str, reference: Any) -> Score:
+    """Reward 1 if the text, or its last fenced json block, is JSON that is valid against the schema, otherwise 0.
+
+    NaN and Infinity are not JSON. The schema's `format` is not checked, and `$ref` finds only what is in the schema:
+    nothing is fetched.
+
+    Args:
+        text: The answer; any string.
+        reference: A JSON schema, as a mapping or as its text; draft 2020-12 where it names no other.
+
+    Returns:
+        The reward, and the part `format`: 1 if it is JSON at all, otherwise 0.
+
+    Raises:
+        ValueError: The reference is not a schema.
+    """
+    validator = _validator(reference if isinstance(reference, str) else json.dumps(reference, sort_keys=True))
+    try:
+        value = json.loads(_json_text(text), parse_constant=_refuse)
+    except (ValueError, RecursionError):  # Not JSON, numbers of too many digits, or nested too deeply.
+        return Score(reward=0.0, parts={"format": 0.0})
+    try:
+        valid = validator.is_valid(value)
+    except (ArithmeticError, RecursionError):  # A recursive schema, or 1e999 asked for its multiples.
+        valid = False
+    return Score(reward=float(valid), parts={"format": 1.0})
+
+
+def _json_text(text: str) -> str:
+    """The content of the last fenced json block; without one the whole text."""
+    start: int | None = None
+    last: tuple[int, int] | None = None
+    for fence in _FENCE.finditer(text):
+        if fence[1]:
+            start = fence.end()
+        elif start is not None:
+            last, start = (start, fence.start()), None
+    return text[slice(*last)] if last else text
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+@lru_cache(maxsize=1024)
+def _validator(schema: str) -> Any:
+    jsonschema: Any = importlib.import_module("jsonschema")  # here, so that others need not have it
+    registry: Any = importlib.import_module("referencing").Registry()
+    try:
+        content: Any = json.loads(schema)
+        if not isinstance(content, dict | bool):
+            raise ValueError("it is neither an object nor true or false")
+        kind = jsonschema.validators.validator_for(content, default=jsonschema.Draft202012Validator)
+        kind.check_schema(content)
+    except jsonschema.SchemaError as error:
+        raise ValueError(f"json_schema: the reference must be a JSON schema: {error.message}") from error
+    except ValueError as error:
+        raise ValueError(f"json_schema: the reference must be a JSON schema: {error}") from error
+    return kind(content, registry=registry)  # jsonschema's own default fetches what a $ref names

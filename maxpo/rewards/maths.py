@@ -1,0 +1,99 @@
+"""The verifier for mathematical answers in LaTeX; math-verify compares them.
+
+Not called `math.py`: a module of that name would take the place of Python's own in `maxpo.rewards`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from functools import cache, lru_cache
+from typing import Any
+
+from maxpo.rewards import Score
+from maxpo.rewards.boxed import last_boxed
+
+_LONGEST_REFERENCE = 2000
+"""Characters of a reference; whoever wrote the data means them, so more than of an answer."""
+
+
+def maths(text: str, reference: Any, *, boxed: bool = True, longest: int = 300) -> Score:
+    r"""Reward 1 if the last boxed answer equals the reference, otherwise 0.
+
+    Equal is what math-verify 0.9 says with its strict comparison: 1/2, 0.5 and `\frac12`; sets in any order; intervals;
+    expressions that simplify to the same. Numbers with a decimal point are compared to 6 digits after it. Units are
+    left out, and 50 equals 50%. An answer that is not worked out, such as 2+3 for 5, is equal too.
+
+    There is no time limit in here (math-verify's own needs the main thread): what takes too long is killed with its
+    process. At most `longest` characters are parsed.
+
+    Args:
+        text: The answer; any string.
+        reference: LaTeX or a number, with or without dollar signs or a box.
+        boxed: Only an answer in `\boxed{}` counts. Otherwise one that follows the words "answer" or "final answer is"
+            within the last `longest` characters counts too, where the text has no box at all.
+        longest: Characters of the box; a longer one is not read.
+
+    Returns:
+        The reward, and the part `format`: 1 if there is an answer that could be parsed, otherwise 0.
+
+    Raises:
+        ValueError: The reference cannot be parsed.
+    """
+    gold = _gold(str(reference))
+    content = last_boxed(text, longest)
+    if content is not None:
+        answer = _parse(content)
+    elif boxed or "\\boxed" in text:
+        answer = []
+    else:
+        answer = _parse_anchored(text[-longest:])
+    if not answer:
+        return Score(reward=0.0, parts={"format": 0.0})
+    return Score(reward=float(_library().verify(gold, answer, timeout_seconds=None)), parts={"format": 1.0})
+
+
+@lru_cache(maxsize=4096)
+def _gold(reference: str) -> list[Any]:
+    """The parsed reference, once for the N answers of a group and for every later epoch."""
+    content = last_boxed(reference, _LONGEST_REFERENCE) if "\\boxed{" in reference else reference.strip()
+    gold = _parse(content) if content and len(content) <= _LONGEST_REFERENCE else []
+    if not gold:
+        raise ValueError(f"math: the reference must be LaTeX or a number, got {reference[:80]!r}")
+    return gold
+
+
+@cache
+def _library() -> Any:
+    """math-verify, which has no types and pulls in sympy: loaded when it is needed."""
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of its time limit, which is off
+    return importlib.import_module("math_verify")
+
+
+@cache
+def _latex() -> Any:
+    r"""What is read as LaTeX: a box, or what an anchor introduces; never just any formula of the text."""
+    normalization: Any = importlib.import_module("latex2sympy2_extended").NormalizationConfig
+    return _library().LatexExtractionConfig(
+        try_extract_without_anchor=False,
+        boxed_match_priority=0,
+        # malformed_operators reads `\frac12` and `\sqrt3`, which is good LaTeX. nits mends what is not.
+        normalization_config=normalization(
+            basic_latex=True, units=True, malformed_operators=True, nits=False, boxed="all", equations=False
+        ),
+    )
+
+
+def _parse(content: str) -> list[Any]:
+    return _extract("\\boxed{" + content + "}", [_latex()])
+
+
+def _parse_anchored(tail: str) -> list[Any]:
+    return _extract(tail, [_latex(), _library().ExprExtractionConfig(try_extract_without_anchor=False)])
+
+
+def _extract(text: str, targets: list[Any]) -> list[Any]:
+    """The rightmost match of the first kind that there is, if it can be parsed; never its text instead."""
+    return _library().parse(
+        text, targets, fallback_mode="no_fallback", extraction_mode="first_match", parsing_timeout=None
+    )
