@@ -15,6 +15,8 @@ from maxpo.rewards.boxed import last_boxed
 
 _LONGEST_REFERENCE = 2000
 """Characters of a reference; whoever wrote the data means them, so more than of an answer."""
+_DEEPEST = 11
+"""Brackets around brackets, those of the box included."""
 
 
 def maths(text: str, reference: Any, *, boxed: bool = True, longest: int = 300) -> Score:
@@ -24,6 +26,7 @@ def maths(text: str, reference: Any, *, boxed: bool = True, longest: int = 300) 
     expressions that simplify to the same. Numbers with a decimal point are compared to 6 digits after it. Units are
     left out, and 50 equals 50%. An answer that is not worked out, such as 2+3 for 5, is equal too.
 
+    Brackets that are nested more than 10 deep are not read: the parser's time doubles with each.
     There is no time limit in here (math-verify's own needs the main thread): what takes too long is killed with its
     process. At most `longest` characters are parsed.
 
@@ -51,6 +54,18 @@ def maths(text: str, reference: Any, *, boxed: bool = True, longest: int = 300) 
     if not answer:
         return Score(reward=0.0, parts={"format": 0.0})
     return Score(reward=float(_library().verify(gold, answer, timeout_seconds=None)), parts={"format": 1.0})
+
+
+def _depth(text: str) -> int:
+    """How deep brackets of any kind are nested, whether or not they match."""
+    depth = deepest = 0
+    for character in text:
+        if character in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in ")]}":
+            depth = max(0, depth - 1)
+    return deepest
 
 
 @lru_cache(maxsize=4096)
@@ -94,6 +109,8 @@ def _parse_anchored(tail: str) -> list[Any]:
 
 def _extract(text: str, targets: list[Any]) -> list[Any]:
     """The rightmost match of the first kind that there is, if it can be parsed; never its text instead."""
+    if _depth(text) > _DEEPEST:
+        return []
     return _library().parse(
         text, targets, fallback_mode="no_fallback", extraction_mode="first_match", parsing_timeout=None
     )

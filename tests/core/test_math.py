@@ -50,6 +50,7 @@ MALFORMED = Score(reward=0.0, parts={"format": 0.0})
         (r"\text{Monday}", r"\text{Monday}"),
         ("0.333333", "1/3"),
         (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1 & 2 \\ 3 & 4\end{pmatrix}"),
+        ("(" * 9 + r"\frac{84}{2}" + ")" * 9, "42"),
         ("2+3", "5"),  # not worked out, but equal
     ],
 )
@@ -105,6 +106,8 @@ def test_not_equal(content, reference):
         "\\boxed{42\x00}",
         "\\boxed{\ud800}",
         r"\boxed{" + "4" * 301 + "}",
+        r"\boxed{" + "(" * 11 + "42" + ")" * 11 + "}",
+        r"\boxed{" + "[{(" * 4 + "42" + "}",
         r"\boxed{" + "{" * 10_000 + "42" + "}" * 10_000 + "}",
     ],
 )
