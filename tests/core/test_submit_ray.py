@@ -53,7 +53,12 @@ class TestPacked:
         (here / "data" / "train.jsonl").write_text("{}\n")
         (here / "private.txt").write_text("not for others")
         settings = loaded(
-            *("reward.verifier=judge:check", "data.task=null", "data.train_file=data/train.jsonl"),
+            *(
+                "reward.verifier=combined",
+                "reward.parts={math: 1, 'judge:check': 1}",
+                "data.task=null",
+                "data.train_file=data/train.jsonl",
+            ),
             *("data.eval_file=/shared/eval.jsonl", "checkpoint.remote_options={key: '${oc.env:MAXPO_SECRET}'}"),
         )
         with packed(settings) as (folder, sent):

@@ -141,7 +141,10 @@ def test_each_source_may_have_a_verifier_of_its_own_and_unread_answers_keep_thei
     try:
         other = Prompt(prompt_id="o", text="o", token_ids=(1,), reference=3, source="other")
         usual, special = pool.score(
-            [group("yes", "no", "x" * 11), Group(prompt=other, completions=(completion("3"), completion("x" * 11)))]
+            [
+                group("yes", "no", "x" * 11),
+                Group(prompt=other, completions=(completion("3"), completion("4"), completion("x" * 11))),
+            ]
         )
     finally:
         pool.shutdown()
@@ -155,12 +158,12 @@ def test_each_source_may_have_a_verifier_of_its_own_and_unread_answers_keep_thei
         "tests.verifiers.moody/right": (1.0, 0.0, 0.0),
         "tests.verifiers.moody/short": (0.25, 0.25, 0.0),
     }
-    assert special.rewards == (1.0, 0.0)
-    assert special.reward_parts == {"format": (1.0, 0.0)}
+    assert special.rewards == (1.0, 0.0, 0.0)
+    assert special.reward_parts == {"format": (1.0, 1.0, 0.0)}
     scored = sampling_metrics([usual, special], 1, 1.0)
     check_names(list(scored))
     assert scored["reward/tests.verifiers.moody/right"] == 1 / 3
-    assert scored["reward/format"] == 0.5
+    assert scored["reward/format"] == 2 / 3
 
 
 def test_a_reward_that_always_fails_stops_the_run_with_its_prompt() -> None:
