@@ -48,6 +48,7 @@ from launch.rayenv import cluster_address, use_token
 from maxpo.config import Config
 from maxpo.configload import load_config
 from maxpo.errors import InputError
+from maxpo.rewards.code import cannot_run
 
 CONNECT_S, TASK_S = 20, 20
 """Seconds for `ray.init`, and for a task on every node: a worker process has to start there first."""
@@ -172,7 +173,9 @@ def _room(here: dict[str, Any], config: Config | None, *, own_cluster: bool) -> 
         with suppress(OSError):
             digits = len(Path("/proc/sys/kernel/pid_max").read_text().strip())
         yield check_tmpdir(temporary, digits)
-    yield Line("ok", f"bubblewrap: {shutil.which('bwrap') or 'not installed, nothing needs it'}")
+    bwrap = shutil.which("bwrap") or "not installed, only the verifier code needs it"
+    cannot = None if config is None else cannot_run(config.reward.verifier)
+    yield Line("error", f"sandbox: {cannot}") if cannot else Line("ok", f"bubblewrap: {bwrap}")
     if config is None:
         return
     yield check_disk("run.dir", config.run.dir, here["folder_disk"], 20 * GIB)

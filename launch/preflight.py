@@ -7,7 +7,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from maxpo.config import Config
 from maxpo.data import load_prompts
 from maxpo.errors import InputError
-from maxpo.rewards import find_judge
+from maxpo.rewards import find_judge, names_in_use
+from maxpo.rewards.code import cannot_run
 from maxpo.types import Prompt
 
 
@@ -50,6 +51,9 @@ def check_model(config: Config) -> PreTrainedTokenizerBase:
         find_judge(config.reward)
     except ValueError as error:
         problems.append(f"reward.verifier: {error}")
+    for name in names_in_use(config.reward):
+        if (cannot := cannot_run(name)) is not None:
+            problems.append(f"verifier {name}: {cannot}")
     if problems:
         raise InputError("; ".join(problems))
     return tokenizer

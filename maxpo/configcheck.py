@@ -18,6 +18,7 @@ from omegaconf import MISSING
 
 from maxpo.config import ADVANTAGE_NAMES, Config
 from maxpo.configclustercheck import CLUSTER_COMBINATIONS, CLUSTER_POSITIVE, CLUSTER_RANGES
+from maxpo.configcodecheck import CODE_COMBINATIONS, CODE_POSITIVE, CODE_RANGES
 from maxpo.configestimator import ESTIMATOR_COMBINATIONS, is_objective
 from maxpo.configrewardcheck import REWARD_KEYS, VERIFIERS, reward_problems
 from maxpo.configschema import describe, get, schema
@@ -132,6 +133,7 @@ _POSITIVE = (
     checkpoint.keep_last checkpoint.stop_within_s eval.prompts eval.samples
 """.split()
     + CLUSTER_POSITIVE
+    + CODE_POSITIVE
 )
 
 _NOT_NEGATIVE = """
@@ -203,6 +205,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("checkpoint.remote", lambda v: "://" in v, "Must be a URL, such as s3://bucket/prefix or file:///folder."),
     ("eval.k", lambda v: all(k >= 1 for k in v), "Each must be 1 or more."),
     *CLUSTER_RANGES,
+    *CODE_RANGES,
 )
 """Key, what must hold for its value, and what is said otherwise. Null is never asked: the type allows it or not."""
 
@@ -214,6 +217,7 @@ COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] 
     ),
     *ESTIMATOR_COMBINATIONS,
     *CLUSTER_COMBINATIONS,
+    *CODE_COMBINATIONS,
     (
         ("algorithm.prompts_per_step", "algorithm.minibatches"),
         lambda c: c.algorithm.prompts_per_step % c.algorithm.minibatches == 0,

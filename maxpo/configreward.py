@@ -32,3 +32,10 @@ class RewardConfig:
     """Seconds that one answer may take; then its process is killed and the sample is invalid (masked)."""
     max_chars: int = 20000
     """Longer answers are not parsed: they get reward 0 (of `length` its whole penalty) and are counted."""
+    code_case_s: float = 4.0
+    """Seconds (of the clock, and rounded up of processor time) that a program may take for one test case. Only for the
+    verifier `code`, as the next two."""
+    code_memory_mib: int = 1024
+    """Memory (address space, MiB) of a program."""
+    code_max_cases: int = 20
+    """Test cases of a reference that are run, the first ones."""

@@ -17,6 +17,7 @@ from maxpo.config import RewardConfig
 from maxpo.deadline import waiting
 from maxpo.errors import RunError
 from maxpo.rewards import Score, find_judge, unread
+from maxpo.rewards.code import configure
 from maxpo.types import Group, Prompt, ScoredGroup
 
 Verdict = tuple[str, Score | None]
@@ -42,6 +43,7 @@ def _start(config: RewardConfig) -> None:
     global _judge
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         os.environ.pop(name, None)
+    configure(config)
     _judge = find_judge(config)
 
 

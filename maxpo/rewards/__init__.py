@@ -34,10 +34,12 @@ Verifier = Callable[..., Score]
 """Called with text and reference, and settings by name."""
 
 # Below the definitions because the verifiers import `Score` from here.
-from maxpo.rewards import choice, countdown, exact, json_schema, layout, length, maths, numeric, regex  # noqa: E402
+from maxpo.rewards import choice, code, countdown, exact, json_schema, layout, length, maths, numeric, regex  # noqa: E402
 from maxpo.rewards.arguments import mistakes  # noqa: E402
 
 REWARDS: dict[str, Verifier] = {
+    "code": code.code,
+    "code_unsafe_no_sandbox": code.code_unsafe_no_sandbox,
     "countdown": countdown.countdown,
     "exact": exact.exact,
     "numeric": numeric.numeric,

@@ -203,7 +203,7 @@ class TestValues:
         assert [p.key for p in caught.value.problems] == mandatory
         assert "run.name" in mandatory
         assert all(p.settings[0].where == "not set" for p in caught.value.problems)
-        assert "one of countdown, exact, numeric" in str(caught.value)
+        assert "one of code, code_unsafe_no_sandbox, countdown, exact, numeric" in str(caught.value)
 
     def test_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("STEPS", raising=False)
@@ -355,6 +355,7 @@ OUT_OF_RANGE = [
     "algorithm.tis_cap=0",
     "algorithm.aggregation_constant=0",
     "reward.verifier=judge",
+    "reward.code_memory_mib=64",
     "data.task=chess",
     "data.train_file=nope.jsonl",
     "data.eval_file=nope.jsonl",
@@ -638,6 +639,7 @@ class TestChecks:
                 ["algorithm.advantage=grpo", "algorithm.mix_with=maxpo", "algorithm.objective=min"],
                 ["data.task=null", "data.train_file=rows.jsonl", "eval.at_start=false", "eval.at_end=false"],
                 ["sync.backend=gloo"],
+                ["reward.verifier=code", "reward.timeout_s=100"],
             )
         ]
         for involved, holds, _ in COMBINATIONS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from maxpo.rewards import REWARDS, Score
+from maxpo.rewards.code import cannot_run
 from maxpo.rewards.exact import exact
 from maxpo.rewards.numeric import numeric
 
@@ -29,19 +30,22 @@ REFERENCES = {
     "regex": "4(2)",
     "json_schema": {"type": "object"},
     "choice": "B",
+    "code": {"inputs": [""], "outputs": ["42"]},
+    "code_unsafe_no_sandbox": {"inputs": [""], "outputs": ["42"]},
 }
 
 
 @pytest.mark.parametrize("name", sorted(REWARDS))
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_no_verifier_raises_or_rewards_hostile_text(name, text):
+    if (cannot := cannot_run(name)) is not None:
+        pytest.skip(cannot)
     assert REWARDS[name](text, REFERENCES.get(name, 42)).reward in ((0.0, -1.0) if name == "length" else (0.0,))
 
 
 def test_the_registry_is_complete():
-    assert {"choice", "countdown", "exact", "format", "json_schema", "length", "math", "numeric", "regex"} <= set(
-        REWARDS
-    )
+    text = {"choice", "countdown", "exact", "format", "json_schema", "length", "math", "numeric", "regex"}
+    assert text | {"code", "code_unsafe_no_sandbox"} <= set(REWARDS)
 
 
 @pytest.mark.parametrize(

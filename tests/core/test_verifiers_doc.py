@@ -16,7 +16,7 @@ from maxpo.configrewardcheck import reward_problems
 from maxpo.rewards import REWARDS, find_verifier
 
 TEXT = Path("docs/verifiers.md").read_text(encoding="utf-8")
-CODE = {"code"}
+CODE = {"code", "code_unsafe_no_sandbox"}
 """Verifiers that have a page of their own."""
 
 

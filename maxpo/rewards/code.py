@@ -1,0 +1,149 @@
+"""The verifier of Python programs: runs them against tests, in a sandbox (docs/code-sandbox.md)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from maxpo.configreward import RewardConfig
+from maxpo.rewards import Score
+from maxpo.rewards.codetests import CodeTests, read_tests, same_output, same_value
+from maxpo.rewards.sandbox import GRACE_S, CaseError, Sandbox, problem
+from maxpo.rewards.sandbox_wire import encode
+
+CODE_VERIFIERS = ("code", "code_unsafe_no_sandbox")
+"""Names of the verifiers here."""
+_LANGUAGES = ("", "python", "py", "python3")
+_limits = RewardConfig()  # of this process, set once at its start
+
+
+def configure(config: RewardConfig) -> None:
+    """Sets the limits of the programs that this process runs."""
+    global _limits
+    _limits = config
+
+
+def cannot_run(verifier: str) -> str | None:
+    """Why a verifier of programs cannot work on this machine; None: it can, or is another verifier."""
+    return problem(unsafe=verifier != "code") if verifier in CODE_VERIFIERS else None
+
+
+def code(text: str, reference: Any) -> Score:
+    """Reward 1 if the Python program in the text passes all tests of the reference, otherwise 0.
+
+    The program is that of `extract_program`. A program that fails, crashes or passes a limit has failed the case; after
+    a case that takes too long the others are not run and count as failed.
+
+    Args:
+        text: The answer; any string.
+        reference: The tests, in one of the layouts that `read_tests` knows.
+
+    Returns:
+        The reward, and the parts `passed`: the share of the cases that passed, and `ran`: 1 if every case came to its
+        end by itself, without an error, otherwise 0.
+
+    Raises:
+        ValueError: The reference makes no sense.
+        SandboxError: The sandbox failed before the program ran.
+    """
+    return _score(text, reference, unsafe=False)
+
+
+def code_unsafe_no_sandbox(text: str, reference: Any) -> Score:
+    """As `code`, with its limits, but without the sandbox: programs can read what the user of the run can."""
+    return _score(text, reference, unsafe=True)
+
+
+def extract_program(text: str) -> str:
+    """The last fenced block of Python or of no language, else the whole text.
+
+    A block that is not closed reaches to the end.
+    """
+    found: list[str] | None = None
+    block: list[str] | None = None
+    wanted = False
+    for line in text.split("\n"):
+        mark = line.strip()
+        if not mark.startswith("```"):
+            if block is not None:
+                block.append(line)
+        elif block is None:
+            block, wanted = [], mark.strip("`").strip().lower() in _LANGUAGES
+        else:
+            found, block = (block if wanted else found), None
+    if block is not None and wanted:
+        found = block
+    return text if found is None else "\n".join(found)
+
+
+def _score(text: str, reference: Any, *, unsafe: bool) -> Score:
+    tests = read_tests(reference).first(_limits.code_max_cases)
+    program = extract_program(text).encode(errors="replace").decode()  # JSON has no lone surrogates
+    count = len(tests.asserts or tests.inputs)
+    verdicts = [*(_run_asserts if tests.asserts else _run_cases)(program, tests, unsafe=unsafe)]
+    passed = sum(right for right, _ in verdicts) / count
+    ran = len(verdicts) == count and all(ended for _, ended in verdicts)
+    return Score(reward=float(passed == 1), parts={"passed": passed, "ran": float(ran)})
+
+
+def _run_cases(program: str, tests: CodeTests, *, unsafe: bool) -> Iterator[tuple[bool, bool]]:
+    """For each case whether it is right, and whether it ended by itself; as many as were run."""
+    if tests.function is None:
+        job: dict[str, Any] = {"cases": list(tests.inputs)}
+    else:
+        job = {"cases": [encode(arguments) for arguments in tests.inputs], "function": tests.function}
+    kind = "stdin" if tests.function is None else "call"
+    with Sandbox(kind, _limits, unsafe=unsafe, code=program, **job) as box:
+        for wanted in tests.outputs:
+            try:
+                status, data = box.frame(_limits.code_case_s + GRACE_S)
+            except CaseError:
+                return  # the program has stopped or killed what watches it
+            right = status == "ok" and (
+                same_output(data.decode(errors="replace"), wanted) if kind == "stdin" else _is_value(data, wanted)
+            )
+            yield right, status == "ok"
+
+
+def _is_value(data: bytes, wanted: tuple[Any, ...]) -> bool:
+    """Whether a value from the sandbox is one of those wanted. It may be anything: programs can write it themselves."""
+    try:
+        tree = json.loads(data)
+        return any(same_value(tree, value) for value in wanted)
+    except (ValueError, TypeError, IndexError, KeyError, RecursionError, OverflowError):
+        return False
+
+
+def _run_asserts(program: str, tests: CodeTests, *, unsafe: bool) -> Iterator[tuple[bool, bool]]:
+    """The same where the tests are code: they run in a sandbox of their own, and reach the program through a pipe."""
+    count = len(tests.asserts)
+    with contextlib.ExitStack() as stack:
+        fds = [*os.pipe(), *os.pipe()]
+        calls_out, calls_in, values_out, values_in = fds
+        closes = stack.enter_context(contextlib.ExitStack())
+        for fd in fds:
+            closes.callback(os.close, fd)
+        serving = Sandbox("serve", _limits, unsafe=unsafe, channel=(calls_out, values_in), code=program, count=count)
+        stack.enter_context(serving)
+        judging = Sandbox(
+            "judge",
+            _limits,
+            unsafe=unsafe,
+            channel=(values_out, calls_in),
+            setup=tests.setup,
+            tests=list(tests.asserts),
+            count=count,
+        )
+        stack.enter_context(judging)
+        closes.close()  # so that each side sees the other one's end
+        for _ in range(count):
+            try:
+                status, data = judging.frame(_limits.code_case_s + GRACE_S)
+            except CaseError:
+                return
+            if status == "unsupported":
+                raise ValueError(f"code: {data.decode(errors='replace')}")
+            yield status == "ok", status in ("ok", "wrong")

@@ -1,0 +1,315 @@
+"""Programs that nobody has read, in a bubblewrap sandbox: starts `sandbox_driver.py` and reads its frames."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from maxpo.configreward import RewardConfig
+from maxpo.rewards.sandbox_driver import NOBODY
+from maxpo.rewards.sandbox_wire import OUTPUT_BYTES
+from maxpo.rewards.seccomp import filter_program
+
+START_S = 10.0
+"""Seconds in which a sandbox must be ready."""
+GRACE_S = 1.0
+"""Seconds beyond the time limit of a case after which the whole sandbox is killed from outside."""
+LEAST_MEMORY_MIB = 128
+"""Below that the interpreter and its modules do not fit."""
+FOLDER_BYTES = 64 << 20
+"""Size of the program's work folder, which lies in memory."""
+_HEADER_BYTES = 64
+# The texts of these modules go in as an argument: no file of this machine, and so no permission on one, is needed.
+_MODULES = ("sandbox_wire", "sandbox_judge", "sandbox_driver")
+_BOOTSTRAP = """
+import sys, types
+for name, text in {parts!r}.items():
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    exec(compile(text, name, "exec"), module.__dict__)
+module.main()
+"""
+_PYTHON_OPTIONS = ("-S", "-s", "-P", "-B", "-X", "utf8")
+# Sets print in the same order each time; threads do not each reserve 64 MiB of the memory limit.
+_ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
+
+
+class SandboxError(RuntimeError):
+    """The sandbox could not be started: nothing is known of the program."""
+
+
+class CaseError(Exception):
+    """A case did not come to its end; `args[0]` is timeout, error or output."""
+
+
+@functools.cache
+def _driver() -> str:
+    here = Path(__file__)
+    parts = {f"maxpo.rewards.{name}": here.with_name(f"{name}.py").read_text(encoding="utf-8") for name in _MODULES}
+    return _BOOTSTRAP.format(parts=parts)
+
+
+def worst_s(config: RewardConfig) -> float:
+    """Most seconds that one answer can take."""
+    return START_S + config.code_max_cases * config.code_case_s + 2 * GRACE_S
+
+
+def runtime_paths() -> list[str]:
+    """What of this machine is seen in the sandbox: the interpreter, its library, and the system's libraries."""
+    wanted = [os.path.realpath(sys.executable)]
+    wanted += [f"{base}/{name}" for base in ("", "/usr", sys.base_prefix) for name in ("lib", "lib64")]
+    return list(dict.fromkeys(path for path in wanted if os.path.lexists(path)))
+
+
+def bwrap_arguments(*, root: bool) -> list[str]:
+    """Arguments of bubblewrap up to the program.
+
+    Args:
+        root: it is started by root, and `_map_users` gives its namespace two users.
+    """
+    arguments = "--unshare-user --unshare-ipc --unshare-pid --unshare-net --unshare-uts --unshare-cgroup-try".split()
+    arguments += ["--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
+    arguments += ["--hostname", "sandbox"]
+    if root:
+        arguments += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]  # the driver becomes nobody with them
+    else:
+        arguments += ["--uid", str(NOBODY), "--gid", str(NOBODY)]
+    devices = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")]
+    # bubblewrap would make folders on the way that only their owner may enter, which with root is not the program.
+    for folder in dict.fromkeys(str(p) for x in (*runtime_paths(), *devices) for p in [*Path(x).parents][-2::-1]):
+        arguments += ["--perms", "0755", "--dir", folder]
+    for path in runtime_paths():
+        if os.path.islink(path):  # noqa: PTH114
+            arguments += ["--symlink", os.readlink(path), path]  # noqa: PTH115
+        else:
+            arguments += ["--ro-bind", path, path]
+    packages = f"{sysconfig.get_path('stdlib')}/site-packages"
+    if Path(packages).is_dir():
+        arguments += ["--tmpfs", packages, "--remount-ro", packages]
+    for device in devices:
+        arguments += ["--dev-bind", device, device]
+    # No /proc: it tells of the machine, and is a way into other processes of the sandbox.
+    arguments += ["--symlink", "/tmp/stdin", "/dev/stdin"]
+    arguments += ["--perms", "1777", "--size", str(FOLDER_BYTES), "--tmpfs", "/tmp"]
+    arguments += ["--remount-ro", "/", "--chdir", "/tmp"]
+    return arguments + [word for name, value in _ENVIRONMENT.items() for word in ("--setenv", name, value)]
+
+
+def _first_process(told: int) -> int | None:
+    """Number of the first process in the sandbox, as bubblewrap tells; None where it gives up before."""
+    text = b""
+    while select.select([told], [], [], START_S)[0] and (chunk := os.read(told, 4096)):
+        text += chunk
+        if text.rstrip().endswith(b"}"):
+            return json.loads(text)["child-pid"]
+    return None
+
+
+def _map_users(process: int) -> None:
+    """Root and nobody, in the user namespace of a process.
+
+    Mapped alone, root would be root of the machine in there: no limit on processes holds for it, and root's files are
+    open to it. So the driver has a second user to become, as soon as bubblewrap has reached the files it mounts.
+    """
+    for kind in ("uid_map", "gid_map"):
+        Path(f"/proc/{process}/{kind}").write_text(f"0 0 1\n{NOBODY} {NOBODY} 1\n")
+
+
+class Sandbox:
+    """A sandbox and the driver in it, from its start to the death of everything in it."""
+
+    def __init__(
+        self, kind: str, config: RewardConfig, *, unsafe: bool, channel: tuple[int, int] | None = None, **job: Any
+    ) -> None:
+        """Start it and wait until it is ready to run the program.
+
+        Args:
+            kind: stdin, call, serve (the program's side of tests) or judge (the tests' side).
+            config: limits.
+            unsafe: without isolation, with the limits only.
+            channel: descriptors that serve and judge read from and write to each other; they stay the caller's.
+            job: what the driver needs for this kind.
+
+        Raises:
+            SandboxError: it is not ready in time, or says what is wrong.
+        """
+        self._buffer = bytearray()
+        self._init: int | None = None
+        self._folder = tempfile.mkdtemp(prefix="maxpo-code-") if unsafe else None
+        self._process: subprocess.Popen[bytes] | None = None
+        job |= {"kind": kind, "case_s": config.code_case_s, "memory_bytes": config.code_memory_mib << 20}
+        job |= {"seccomp": filter_program().hex(), "unsafe": unsafe, "parent": os.getpid(), "folder": self._folder}
+        job |= {"root": not unsafe and os.geteuid() == 0}
+        job |= dict(zip(("reads", "writes"), channel or (), strict=False))
+        try:
+            self._start(job, channel or ())
+            status, message = self._frame(time.monotonic() + START_S)
+            if status != "ready":
+                said = f"{message.decode(errors='replace')} {self._said()}"
+                raise SandboxError(f"the sandbox does not work here: {said}")
+        except CaseError as error:
+            said = self._said() or f"the driver said nothing ({error})"
+            self.close()
+            raise SandboxError(f"the sandbox does not start: {said}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, job: dict[str, Any], channel: tuple[int, ...]) -> None:
+        python = [os.path.realpath(sys.executable), *_PYTHON_OPTIONS, "-c", _driver()]
+        with contextlib.ExitStack() as stack:
+            # A file in memory: nobody waits for the other one to read or write.
+            given = stack.enter_context(os.fdopen(os.memfd_create("job"), "w+b"))
+            given.write(json.dumps(job).encode())
+            given.seek(0)
+            if job["unsafe"]:
+                self._process = subprocess.Popen(
+                    python,
+                    stdin=given,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    pass_fds=channel,
+                    env=_ENVIRONMENT,
+                    start_new_session=True,
+                )
+                return
+            bwrap = shutil.which("bwrap")
+            if bwrap is None:
+                raise SandboxError("bubblewrap (bwrap) is not installed")
+            arguments = bwrap_arguments(root=job["root"])
+            told, tells = os.pipe()
+            block, unblock = os.pipe()
+            stack.callback(os.close, told)
+            stack.callback(os.close, unblock)
+            if job["root"]:
+                arguments += ["--userns-block-fd", str(block)]
+            try:
+                self._process = subprocess.Popen(
+                    [bwrap, *arguments, "--info-fd", str(tells), "--", *python],
+                    stdin=given,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    pass_fds=[*channel, tells, block],
+                    cwd="/",
+                )
+            finally:
+                os.close(tells)
+                os.close(block)
+            child = _first_process(told)
+            if child is None:  # it has said why
+                return
+            self._init = os.pidfd_open(child)
+            if job["root"]:
+                _map_users(child)
+                os.write(unblock, b"\n")
+
+    def _said(self) -> str:
+        """The end of what bubblewrap or the driver wrote to its standard error."""
+        assert self._process is not None and self._process.stderr is not None
+        error = self._process.stderr
+        ready = select.select([error], [], [], 0.5)[0]
+        text = os.read(error.fileno(), 1 << 14).decode(errors="replace").strip() if ready else ""
+        return text.splitlines()[-1] if text else ""
+
+    def frame(self, seconds: float) -> tuple[str, bytes]:
+        """The next frame: status and data.
+
+        Raises:
+            CaseError: none came in that time, the sandbox has ended, or it was no frame.
+        """
+        return self._frame(time.monotonic() + seconds)
+
+    def _frame(self, deadline: float) -> tuple[str, bytes]:
+        while b"\n" not in self._buffer:
+            if len(self._buffer) > _HEADER_BYTES:
+                raise CaseError("error")
+            self._read(deadline)
+        header, _, rest = bytes(self._buffer).partition(b"\n")
+        status, _, length = header.partition(b" ")
+        if not length.isdigit() or len(length) > 9 or int(length) > OUTPUT_BYTES:
+            raise CaseError("error")
+        self._buffer = bytearray(rest)
+        while len(self._buffer) < int(length):
+            self._read(deadline)
+        data, self._buffer = bytes(self._buffer[: int(length)]), self._buffer[int(length) :]
+        return status.decode(errors="replace"), data
+
+    def _read(self, deadline: float) -> None:
+        assert self._process is not None and self._process.stdout is not None
+        out = self._process.stdout
+        if not select.select([out], [], [], max(deadline - time.monotonic(), 0))[0]:
+            raise CaseError("timeout")
+        chunk = os.read(out.fileno(), 1 << 16)
+        if not chunk:
+            raise CaseError("error")
+        self._buffer += chunk
+
+    def close(self) -> None:
+        """Kill everything in it, and wait until it is gone."""
+        process = self._process
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                if process.poll() is None:
+                    if self._folder is not None:
+                        os.killpg(process.pid, signal.SIGKILL)
+                    elif self._init is not None:
+                        # The first process of the namespace: the kernel kills the others before it lets this one go,
+                        # and bubblewrap ends after that.
+                        signal.pidfd_send_signal(self._init, signal.SIGKILL)
+                    else:
+                        process.kill()
+            try:
+                process.wait(5.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            for stream in (process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+        if self._init is not None:
+            os.close(self._init)
+            self._init = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@functools.cache
+def problem(*, unsafe: bool = False) -> str | None:
+    """Why programs cannot be run here, and what to do about it; None: they can."""
+    try:
+        with Sandbox("stdin", RewardConfig(), unsafe=unsafe, code="print(input())", cases=["1"]) as box:
+            status, data = box.frame(START_S)
+        if (status, data) == ("ok", b"1\n"):
+            return None
+        said = f"a program that prints one line ended with {status} and {data!r}"
+    except (SandboxError, CaseError, OSError, ValueError) as error:
+        said = str(error)
+    if unsafe:
+        return said
+    return (
+        f"{said}. Install bubblewrap 0.8 or newer (`apt install bubblewrap`) and allow user namespaces: sysctl "
+        "user.max_user_namespaces above 0, kernel.unprivileged_userns_clone=1 (Debian), an AppArmor profile for bwrap "
+        "or kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu), a seccomp profile that allows them (Docker). "
+        "docs/code-sandbox.md has the details; there is no fallback"
+    )

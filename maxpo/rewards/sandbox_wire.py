@@ -1,0 +1,76 @@
+"""What the two sides of a sandbox say to each other. Runs inside too: the standard library only."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, cast
+
+OUTPUT_BYTES = 4 << 20
+"""Longest output of a case, and longest line between the tests and the program."""
+
+
+class UnsupportedError(Exception):
+    """A test passes something that is not plain data to the program."""
+
+
+class _Opaque:
+    """Stands for a value that is not plain data; equal to nothing but itself."""
+
+
+def encode(value: Any, *, strict: bool = False) -> Any:
+    """Plain data as JSON that keeps Python's types apart; subclasses become their base.
+
+    Raises:
+        UnsupportedError: with `strict`, for anything else; otherwise it is only marked.
+    """
+    if value is None or isinstance(value, bool | float | str):
+        return (
+            value if value is None or isinstance(value, bool) else (float if isinstance(value, float) else str)(value)
+        )
+    if isinstance(value, int):
+        return ["i", hex(value)]  # decimal digits of large numbers are slow, and limited
+    if isinstance(value, list | tuple | set | frozenset):
+        items = cast("list[Any]", value)
+        kind = "l" if isinstance(value, list) else "t" if isinstance(value, tuple) else "s"
+        return [kind, *(encode(item, strict=strict) for item in items)]
+    if isinstance(value, dict):
+        pairs = cast("dict[Any, Any]", value).items()
+        return ["d", *([encode(k, strict=strict), encode(v, strict=strict)] for k, v in pairs)]
+    if isinstance(value, complex):
+        return ["c", value.real, value.imag]
+    if isinstance(value, bytes):
+        return ["b", value.hex()]
+    if strict:
+        raise UnsupportedError(f"a test passes {type(value).__name__} to the program: only plain data can be passed")
+    return ["?"]
+
+
+def decode(tree: Any) -> Any:
+    """The value of `encode`."""
+    if not isinstance(tree, list):
+        return tree
+    kind, *items = cast("list[Any]", tree)
+    if kind == "i":
+        return int(items[0], 16)
+    if kind == "l":
+        return [decode(item) for item in items]
+    if kind == "t":
+        return tuple(decode(item) for item in items)
+    if kind == "s":
+        return {decode(item) for item in items}
+    if kind == "d":
+        return {decode(key): decode(value) for key, value in items}
+    if kind == "c":
+        return complex(*items)
+    return bytes.fromhex(items[0]) if kind == "b" else _Opaque()
+
+
+def write(fd: int, data: bytes) -> None:
+    """Writes all of it."""
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def frame(fd: int, status: str, data: bytes = b"") -> None:
+    """Writes a frame: a line `status length`, then the data."""
+    write(fd, f"{status} {len(data)}\n".encode() + data)

@@ -1,0 +1,355 @@
+"""The verifier of programs: layouts of tests, comparison, the command, and where it refuses to start."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maxpo.config import Config, RewardConfig
+from maxpo.configcheck import check
+from maxpo.rewards import sandbox
+from maxpo.rewards.code import cannot_run, code, code_unsafe_no_sandbox, extract_program
+from maxpo.rewards.codetests import read_tests, same_output, same_value
+from maxpo.rewards.sandbox_wire import UnsupportedError, decode, encode
+from maxpo.rewards.seccomp import MACHINES, filter_program
+
+HUMAN_EVAL = """
+METADATA = {"author": "x"}
+
+def check(candidate):
+    for n in range(3):
+        assert candidate(n, by=2) == n + 2
+    try:
+        candidate("x", by=1)
+        assert False
+    except TypeError:
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        ("print(1)", "print(1)"),
+        ("Here:\n```python\nprint(1)\n```\nDone.", "print(1)"),
+        ("```python\na\n```\n```py\nb\n```", "b"),
+        ("```python\na\n```\n```json\n{}\n```", "a"),
+        ("```json\n{}\n```", "```json\n{}\n```"),
+        ("```\na\n```", "a"),
+        ("x\n  ```Python3\na\n  b\n```", "a\n  b"),
+        ("```python\na\n", "a\n"),  # cut off
+        ("```python\n```", ""),
+        ("", ""),
+    ],
+)
+def test_the_last_python_block_is_the_program(text: str, program: str) -> None:
+    assert extract_program(text) == program
+
+
+@pytest.mark.parametrize(
+    ("reference", "inputs", "outputs", "function"),
+    [
+        ({"inputs": ["1\n"], "outputs": ["2\n"]}, ("1\n",), ("2\n",), None),
+        ({"inputs": [["1", "2"]], "outputs": [["3"]], "fn_name": None}, ("1\n2",), ("3",), None),
+        ('{"inputs": ["1"], "outputs": ["2"]}', ("1",), ("2",), None),
+        ({"input_output": '{"inputs": ["1"], "outputs": ["2"]}', "x": 1}, ("1",), ("2",), None),
+        ([{"input": "1", "output": "2", "testtype": "stdin"}], ("1",), ("2",), None),
+        ({"inputs": [[1, [2]]], "outputs": [3], "fn_name": "f"}, ([1, [2]],), ((3,),), "f"),
+        ({"inputs": ['1\n"a"'], "outputs": ["[3]"], "fn_name": "f"}, ([1, "a"],), (([3],),), "f"),
+        ({"inputs": [[1]], "outputs": [[3]], "fn_name": "f"}, ([1],), (([3], 3),), "f"),
+        ({"inputs": [[1]], "outputs": ["yes"], "fn_name": "f"}, ([1],), (("yes",),), "f"),
+    ],
+)
+def test_layouts_of_cases(reference: Any, inputs: Any, outputs: Any, function: str | None) -> None:
+    tests = read_tests(reference)
+    assert (tests.inputs, tests.outputs, tests.function, tests.asserts) == (inputs, outputs, function, ())
+
+
+def test_layouts_of_asserts() -> None:
+    mbpp = read_tests({"test_list": ["assert f(1)", "assert f(2)"], "test_setup_code": "import math", "text": "x"})
+    assert (mbpp.asserts, mbpp.setup) == (("assert f(1)", "assert f(2)"), "import math")
+    plus = read_tests({"test_list": ["assert f(1)"], "test_imports": ["import a", "import b"]})
+    assert plus.setup == "import a\nimport b"
+    assert read_tests({"assert_case": ["assert f(1)"]}).asserts == ("assert f(1)",)
+    assert read_tests({"test": "assert f(1)"}).asserts == ("assert f(1)",)
+    (text,) = read_tests({"test": HUMAN_EVAL, "entry_point": "add", "prompt": "def add"}).asserts
+    assert text.endswith("check(add)\n")
+    assert read_tests({"test_list": ["a", "b", "c"]}).first(2).asserts == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("x", "not JSON"),
+        (3, "must be an object"),
+        ({}, "must have `inputs` and `outputs`"),
+        ([], "no test cases"),
+        ({"inputs": [], "outputs": []}, "no test cases"),
+        ({"inputs": ["1"], "outputs": []}, "same length"),
+        ({"inputs": [1], "outputs": ["2"]}, "texts or lists of lines"),
+        ({"inputs": ["x"], "outputs": ["2"], "fn_name": "f"}, "an input is not JSON"),
+        ({"inputs": [1], "outputs": ["2"], "fn_name": "f"}, "list of arguments"),
+        ([{"input": "1"}], "`input` and `output`"),
+        ([{"input": "1", "output": "2", "testtype": "functional"}], "need `fn_name`"),
+        ({"test_list": [1]}, "must be texts"),
+        ({"inputs": ["1"], "outputs": ["x" * (5 << 20)]}, "longer than"),
+    ],
+)
+def test_references_that_make_no_sense(reference: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_tests(reference)
+
+
+@pytest.mark.parametrize(
+    ("got", "wanted", "same"),
+    [
+        ("1\n2\n", "1\n2", True),
+        (" 1 \n2", "1\n2", True),
+        ("1.0 2", "1 2.00", True),
+        ("yes", "Yes", False),
+        ("1\n\n2", "1\n2", False),
+        ("1 2", "1\n2", False),
+        ("0.30000000000000004", "0.3", False),
+        ("nan", "nan", True),  # the same text
+        ("NaN", "nan", False),
+        ("sNaN", "1", False),
+        ("", "", True),
+        ("1e5 x", "100000 x", True),
+    ],
+)
+def test_outputs(got: str, wanted: str, same: bool) -> None:
+    assert same_output(got, wanted) is same
+
+
+VALUES = [
+    1,
+    -(2**70),
+    1.5,
+    True,
+    None,
+    "a",
+    b"a",
+    [1, [2]],
+    (1, 2),
+    {1, 2},
+    {"a": [1], 2: None},
+    1j,
+    [],
+    {},
+    float("inf"),
+]
+
+
+def test_plain_values_travel_unchanged() -> None:
+    for value in VALUES:
+        got = decode(json.loads(json.dumps(encode(value))))
+        assert got == value
+        assert type(got) is type(value)
+    hidden = decode(json.loads(json.dumps(encode([object()]))))
+    assert hidden != [hidden[0].__class__()]
+    with pytest.raises(UnsupportedError, match="passes object"):
+        encode([object()], strict=True)
+
+    class Always(int):
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = int.__hash__
+
+    assert decode(encode(Always(3))) != 4
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted", "same"),
+    [
+        (3, 3, True),
+        (3.0, 3, True),
+        (True, 1, True),
+        ((1, [2]), [1, [2]], True),
+        ([1], [1, 2], False),
+        ([1, 2], [2, 1], False),
+        ({"a": (1,)}, {"a": [1]}, True),
+        ({1: 2}, {"1": 2}, True),
+        ({"a": 1, "b": 2}, {"a": 1}, False),
+        ({"a": 1}, {"b": 1}, False),
+        ({1, 2}, [1, 2], False),
+        (None, None, True),
+        (None, False, False),
+        ("[1]", [1], False),
+        ([], {}, False),
+        ({}, [], False),
+        (float("nan"), 1, False),
+        (object(), 1, False),
+        (2**80, 2**80, True),
+    ],
+)
+def test_values(value: Any, wanted: Any, same: bool) -> None:
+    assert same_value(json.loads(json.dumps(encode(value))), wanted) is same
+
+
+def run_filter(machine: str, call: str, argument: int = 0, arch: int | None = None, number: int | None = None) -> int:
+    """A small interpreter of the few instructions that are used."""
+    own_arch, calls = MACHINES[machine]
+    words = {0: calls[call] if number is None else number, 4: own_arch if arch is None else arch, 16: argument}
+    steps = list(struct.iter_unpack("=HBBI", filter_program(machine)))
+    at, value = 0, 0
+    while True:
+        op, if_true, if_false, operand = steps[at]
+        at += 1
+        if op == 0x20:
+            value = words[operand]
+        elif op == 0x06:
+            return operand
+        else:
+            holds = {0x15: value == operand, 0x35: value >= operand, 0x45: bool(value & operand)}[op]
+            at += if_true if holds else if_false
+
+
+ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_filter_forbids_what_it_lists_and_nothing_else(machine: str) -> None:
+    calls = MACHINES[machine][1]
+    by_argument = {"clone", "clone3", "prctl"}
+    assert {run_filter(machine, name) for name in calls.keys() - by_argument} == {EPERM}
+    assert run_filter(machine, "clone3") == ENOSYS
+    assert run_filter(machine, "clone", 17) == EPERM
+    assert run_filter(machine, "clone", 0x3D0F00) == ALLOW  # flags of a thread
+    assert run_filter(machine, "prctl", 1) == EPERM
+    assert run_filter(machine, "prctl", 15) == ALLOW
+    assert {run_filter(machine, "", number=n) for n in set(range(500)) - set(calls.values())} == {ALLOW}
+    assert run_filter(machine, "clone", arch=0x40000003) == KILL
+    if machine == "x86_64":
+        assert run_filter(machine, "", number=0x40000001) == EPERM
+
+
+def test_other_machines_have_no_filter() -> None:
+    with pytest.raises(ValueError, match="no seccomp filter for riscv64"):
+        filter_program("riscv64")
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_the_command_shuts_everything_out(root: bool) -> None:
+    words = sandbox.bwrap_arguments(root=root)
+    for option in ("user", "ipc", "pid", "net", "uts"):
+        assert f"--unshare-{option}" in words
+    assert {"--die-with-parent", "--new-session", "--clearenv"} <= set(words)
+    assert words[words.index("--cap-drop") + 1] == "ALL"
+    assert not {"--bind", "--share-net", "--proc", "--dev"} & set(words)
+    added = [words[i + 1] for i, word in enumerate(words) if word == "--cap-add"]
+    assert added == (["CAP_SETUID", "CAP_SETGID"] if root else [])
+    bound = [words[i + 1] for i, word in enumerate(words) if word == "--ro-bind"]
+    assert bound
+    assert set(bound) <= set(sandbox.runtime_paths())
+    assert not {"/", "/usr", "/etc", "/home", "/root"} & set(bound)
+    # Nothing is mounted after the root is read-only.
+    last = len(words) - 1 - words[::-1].index("--remount-ro")
+    assert words[last + 1] == "/"
+    assert not any(word in words[last:] for word in ("--tmpfs", "--ro-bind", "--dev-bind", "--dir", "--symlink"))
+
+
+@pytest.fixture
+def no_bubblewrap(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
+    sandbox.problem.cache_clear()
+    yield
+    sandbox.problem.cache_clear()
+
+
+@pytest.mark.usefixtures("no_bubblewrap")
+def test_without_bubblewrap_nothing_is_run() -> None:
+    said = cannot_run("code")
+    assert said is not None
+    assert said.startswith("bubblewrap (bwrap) is not installed. Install bubblewrap 0.8 or newer (`apt install")
+    assert "kernel.unprivileged_userns_clone=1" in said
+    with pytest.raises(sandbox.SandboxError, match="not installed"):
+        code("print(1)", {"inputs": [""], "outputs": ["1"]})
+    assert cannot_run("exact") is None
+
+
+@pytest.mark.usefixtures("no_bubblewrap")
+def test_a_run_without_bubblewrap_is_refused_before_it_starts() -> None:
+    from launch.preflight import check_model
+    from maxpo.configload import load_config
+    from maxpo.errors import InputError
+
+    config = load_config([Path("configs/presets/demo.yaml")], ["reward.verifier=code", "reward.timeout_s=92"]).config
+    with pytest.raises(InputError, match=r"reward\.verifier = code: bubblewrap \(bwrap\) is not installed\. Install"):
+        check_model(config)
+
+
+def test_bubblewrap_that_may_make_no_namespaces(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    fake = tmp_path / "bwrap"
+    fake.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(sandbox.shutil, "which", lambda name: str(fake))
+    with pytest.raises(sandbox.SandboxError, match="does not start: bwrap: No permissions to create new namespace"):
+        code("print(1)", {"inputs": [""], "outputs": ["1"]})
+
+
+def messages(*, timeout_s: float, verifier: str = "code", **limits: Any) -> str:
+    config = Config()
+    config.reward = RewardConfig(verifier=verifier, timeout_s=timeout_s, **limits)
+    return " ".join(str(problem) for problem in check(config, {}) if problem.key.startswith("reward"))
+
+
+def test_limits_must_fit_into_the_time_of_an_answer() -> None:
+    assert "reward.timeout_s must be at least" in messages(timeout_s=91.9)
+    assert "reward.timeout_s must be at least" in messages(timeout_s=5, verifier="code_unsafe_no_sandbox")
+    assert messages(timeout_s=92) == ""
+    assert messages(timeout_s=5, verifier="exact") == ""
+    assert messages(timeout_s=17, code_case_s=1, code_max_cases=5) == ""
+    assert "more than 0" in messages(timeout_s=92, code_case_s=0)
+    assert "more than 0" in messages(timeout_s=92, code_max_cases=0)
+    assert "Python itself" in messages(timeout_s=92, code_memory_mib=64)
+
+
+UNSAFE = cannot_run("code_unsafe_no_sandbox")
+
+
+@pytest.mark.skipif(UNSAFE is not None, reason=str(UNSAFE))
+class TestWithoutTheSandbox:
+    """The driver, under the name that says that nothing is isolated; with programs that do no harm."""
+
+    @pytest.mark.parametrize(
+        ("program", "reference", "passed", "ran"),
+        [
+            ("print(int(input()) + 1)", {"inputs": ["1\n", "2"], "outputs": ["2", "4"]}, 0.5, 1),
+            ("print(open('/dev/stdin').read())", {"inputs": ["1"], "outputs": ["1"]}, 1, 1),
+            ("import sys\nprint(sys.stdin.read())\nexit()", {"inputs": ["é\n"], "outputs": ["é"]}, 1, 1),
+            ("print(1)\nraise SystemExit(3)", {"inputs": [""], "outputs": ["1"]}, 0, 0),
+            ("if __name__ == '__main__': print(1)", {"inputs": [""], "outputs": ["1"]}, 1, 1),
+            (
+                "def f(a: List[int]): print(9); return sum(a)",
+                {"inputs": [[[1, 2]]], "outputs": [3], "fn_name": "f"},
+                1,
+                1,
+            ),
+            ("class Solution:\n def f(self, a): return a", {"inputs": ["1"], "outputs": ["1"], "fn_name": "f"}, 1, 1),
+            ("def f(n): return 1 / n", {"inputs": [[0], [1]], "outputs": [0, 1], "fn_name": "f"}, 0.5, 0),
+            (
+                "def f(n): return (n, {n})",
+                {"test_list": ["assert f(1) == (1, {1})", "assert f(1) == [1, {1}]"]},
+                0.5,
+                1,
+            ),
+            ("def add(n, by): return n + by", {"test": HUMAN_EVAL, "entry_point": "add"}, 1, 1),
+            ("def add(n, by): return n - by", {"test": HUMAN_EVAL, "entry_point": "add"}, 0, 1),
+            ("def f(n): 1 / 0", {"test_list": ["f(1)", "assert f(1) == 2"]}, 0, 0),
+        ],
+    )
+    def test_programs(self, program: str, reference: Any, passed: float, ran: float) -> None:
+        score = code_unsafe_no_sandbox(program, reference)
+        assert score.parts == {"passed": passed, "ran": ran}
+        assert score.reward == float(passed == 1)
+
+    @pytest.mark.parametrize("test", ["assert f(object())", "assert f(", "def"])
+    def test_tests_that_cannot_be_run_are_no_fault_of_the_program(self, test: str) -> None:
+        with pytest.raises(ValueError, match="code: "):
+            code_unsafe_no_sandbox("def f(x): return x", {"test_list": [test]})
