@@ -220,15 +220,17 @@ def _dry_run(loaded: LoadedConfig, console: Console) -> int:
     from launch.placement import gpus_described, place
     from launch.preflight import load_data
     from launch.resume import remote_store
-    from launch.train import banner
+    from launch.train import banner, teller
 
     config = loaded.config
-    train_prompts, held_out = load_data(config)
+    sources: list[str] = []
+    train_prompts, held_out = load_data(config, say=sources.append)
     described = gpus_described(config.cluster)
     place(config, gpus=torch.cuda.device_count() if described is None else described)
     remote_store(config)
     console.print(to_yaml(loaded), highlight=False, markup=False, soft_wrap=True)
-    console.print(banner(config, len(train_prompts)), highlight=False, soft_wrap=True)
+    for line in (*sources, banner(config, train_prompts)):
+        teller(console)(line)
     console.print(
         f"{len(held_out)} held-out prompts x {config.eval.samples} completions per evaluation", highlight=False
     )

@@ -46,6 +46,7 @@ from launch.doctorchecks import (
 from launch.doctornode import facts
 from launch.rayenv import cluster_address, use_token
 from maxpo.config import Config
+from maxpo.configdatacheck import local_sources
 from maxpo.configload import load_config
 from maxpo.errors import InputError
 from maxpo.rewards.code import cannot_run
@@ -189,6 +190,8 @@ def _paths(config: Config) -> dict[str, str]:
         "data.train_file": config.data.train_file,
         "data.eval_file": config.data.eval_file,
     }
+    for key, entries in (("data.train", config.data.train), ("data.eval", config.data.eval)):
+        named |= {f"{key} {source}": source for source in local_sources(entries)}
     return {key: str(Path(path).absolute()) for key, path in named.items() if path}
 
 

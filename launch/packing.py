@@ -12,6 +12,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 import maxpo
+from maxpo.configdatacheck import local_sources
 from maxpo.configload import LoadedConfig, to_yaml
 from maxpo.errors import InputError
 from maxpo.rewards import names_in_use
@@ -46,6 +47,11 @@ def packed(loaded: LoadedConfig) -> Iterator[tuple[Path, list[str]]]:
             if path is not None and not Path(path).is_absolute():
                 _copy(Path(path), folder, f"{key} = {path}")
                 sent.append(path)
+        for key, entries in (("data.train", config.data.train), ("data.eval", config.data.eval)):
+            for source in local_sources(entries):
+                if not Path(source).is_absolute():
+                    _copy(Path(source), folder, f"{key}: {source}")
+                    sent.append(source)
         for verifier in sorted(name for name in names_in_use(config.reward) if ":" in name):
             own = _own_module(verifier.partition(":")[0].partition(".")[0])
             if own and str(own) not in sent:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from maxpo.config import Config
-from maxpo.data import load_prompts
+from maxpo.data import Mixture, load_prompts
 from maxpo.errors import InputError
 from maxpo.rewards import find_judge, names_in_use
 from maxpo.rewards.code import cannot_run
+from maxpo.rows import Chat, Message
 from maxpo.types import Prompt
 
 
@@ -59,12 +64,15 @@ def check_model(config: Config) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_data(config: Config, *, evaluation: bool = False) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and held-out prompts, tokenized by the model's tokenizer, after `check_model`.
+def load_data(
+    config: Config, *, evaluation: bool = False, say: Callable[[str], None] = lambda line: None
+) -> tuple[Mixture, list[Prompt]]:
+    """Training and held-out prompts for the model's tokenizer, after `check_model`.
 
     Args:
         config: a checked configuration.
         evaluation: held-out prompts are wanted whatever the schedule of the training says.
+        say: told what was found in each source, and what of it is left out.
     """
     tokenizer = check_model(config)
     wants_eval = evaluation or config.eval.at_start or config.eval.at_end or config.eval.every
@@ -73,8 +81,30 @@ def load_data(config: Config, *, evaluation: bool = False) -> tuple[list[Prompt]
         seed=config.run.seed,
         eval_size=config.eval.prompts if wants_eval else 0,
         encode=tokenizer.encode,
+        chat=chat_template(tokenizer, config.data.template_args),
+        say=say,
     )
-    sources = {prompt.source for prompt in (*train, *held_out)}
-    if unknown := sorted(set(config.reward.by_source) - sources):
-        raise InputError(f"reward.by_source: no prompt is from {', '.join(unknown)}; sources are {sorted(sources)}")
+    if config.reward.by_source:
+        sources = {prompt.source for prompt in (*train, *held_out)}
+        if unknown := sorted(set(config.reward.by_source) - sources):
+            raise InputError(f"reward.by_source: no prompt is from {', '.join(unknown)}; sources are {sorted(sources)}")
     return train, held_out
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> Chat | None:
+    """How the tokenizer writes chat messages as text and tokens; None where it has no template."""
+    if tokenizer.chat_template is None:
+        return None
+
+    def chat(messages: Sequence[Message]) -> tuple[str, Sequence[int]]:
+        try:
+            text = tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True, **arguments
+            )
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses it: {error.message}") from error
+        assert isinstance(text, str)
+        # The template has written the special tokens that it wants.
+        return text, tokenizer.encode(text, add_special_tokens=False)
+
+    return chat

@@ -25,7 +25,7 @@ from launch.watchdog import Watchdog
 from maxpo.checkpoint import Checkpoints
 from maxpo.config import Config
 from maxpo.configload import LoadedConfig, to_yaml
-from maxpo.data import PromptStream
+from maxpo.data import Mixture, PromptStream
 from maxpo.deadline import LearnerLostError
 from maxpo.errors import InputError, RunError
 from maxpo.evaluate import EvalReport
@@ -40,7 +40,12 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the environment of a job's driver."""
 
 
-def banner(config: Config, train_prompts: int) -> str:
+def teller(console: Console) -> Callable[[str], None]:
+    """Prints lines as they are."""
+    return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def banner(config: Config, prompts: Mixture) -> str:
     """What one step means, in numbers."""
     a = config.algorithm
     sequences = a.prompts_per_step * a.group_size
@@ -48,7 +53,7 @@ def banner(config: Config, train_prompts: int) -> str:
         f"{config.run.steps} steps; one step: {a.prompts_per_step} prompts x {a.group_size} completions = {sequences} "
         f"sequences of up to {config.data.max_prompt_tokens} + {config.rollout.max_new_tokens} tokens, "
         f"{a.minibatches} optimizer step(s) of {a.prompts_per_step // a.minibatches} prompts\n"
-        f"{train_prompts} training prompts = {config.run.steps * a.prompts_per_step / train_prompts:.2f} passes; "
+        f"{passes(prompts, config.run.steps * a.prompts_per_step)}; "
         f"advantages {a.advantage}"
         + (f" with K = {a.k}" if a.advantage in ("maxpo", "pkpo_loo_minus_one") else "")
         + f"; {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)"
@@ -74,17 +79,29 @@ def resume_command(folder: Path) -> str:
     )
 
 
+def passes(prompts: Mixture, draws: int) -> str:
+    """How often a run sees its prompts."""
+    total = f"{len(prompts)} training prompts"
+    if len(prompts.parts) == 1:
+        return f"{total} = {draws / len(prompts):.2f} passes"
+    each = (
+        f"{draws * weight / sum(prompts.weights) / len(part):.2f} of {name}"
+        for name, weight, part in zip(prompts.names, prompts.weights, prompts.parts, strict=True)
+    )
+    return f"{total}, passes: {', '.join(each)}"
+
+
 def run_training(loaded: LoadedConfig, console: Console) -> int:
     """Train as configured; returns the exit code. Prints the tables at the end."""
     config = for_all_nodes(loaded.config)
     reach(config.ray)
-    train_prompts, held_out = load_data(config)
-    console.print(banner(config, len(train_prompts)), highlight=False, soft_wrap=True)
+    train_prompts, held_out = load_data(config, say=teller(console))
+    console.print(banner(config, train_prompts), highlight=False, markup=False, soft_wrap=True)
     with locked(Path(config.run.dir), config.run.name, console):
         return _run(replace(loaded, config=config), console, train_prompts, held_out)
 
 
-def _run(loaded: LoadedConfig, console: Console, train_prompts: list[Prompt], held_out: list[Prompt]) -> int:
+def _run(loaded: LoadedConfig, console: Console, train_prompts: Mixture, held_out: list[Prompt]) -> int:
     config = loaded.config
     folder, source, checkpoints = _open(loaded, console)
     if source is not None:
@@ -252,7 +269,7 @@ def run_evaluation(config: Config, model: Path, output: Path | None, console: Co
     """Evaluate the model in a Hugging Face folder on the held-out prompts of the configuration."""
     config = for_all_nodes(config)
     reach(config.ray)
-    _, held_out = load_data(config, evaluation=True)
+    _, held_out = load_data(config, evaluation=True, say=teller(console))
     folder = output or Path(config.run.dir) / f"{config.run.name}-eval"
     folder.mkdir(parents=True, exist_ok=True)
     log = RunLog(folder, tensorboard=False, save_rollouts=len(held_out))

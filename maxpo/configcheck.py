@@ -19,6 +19,7 @@ from omegaconf import MISSING
 from maxpo.config import ADVANTAGE_NAMES, Config
 from maxpo.configclustercheck import CLUSTER_COMBINATIONS, CLUSTER_POSITIVE, CLUSTER_RANGES
 from maxpo.configcodecheck import CODE_COMBINATIONS, CODE_POSITIVE, CODE_RANGES
+from maxpo.configdatacheck import DATA_COMBINATIONS, DATA_RANGES, PATH_HELP, source_problems
 from maxpo.configestimator import ESTIMATOR_COMBINATIONS, is_objective
 from maxpo.configrewardcheck import REWARD_KEYS, VERIFIERS, reward_problems
 from maxpo.configschema import describe, get, schema
@@ -119,8 +120,6 @@ def allowed(key: str) -> str:
     return text.replace("text", f"one of {', '.join(CHOICES[key])}") if key in CHOICES else text
 
 
-_PATH_HELP = "A relative path starts at the folder in which the command is run, and ~ is not expanded."
-
 _POSITIVE = (
     """
     run.steps data.train_size data.max_prompt_tokens reward.workers reward.timeout_s reward.max_chars
@@ -140,7 +139,7 @@ _NOT_NEGATIVE = """
     algorithm.clip_high algorithm.kl_coef algorithm.entropy_coef algorithm.refill_rounds
     learner.warmup_steps learner.weight_decay learner.grad_clip eval.every tracking.save_rollouts
     checkpoint.every checkpoint.keep_every rollout.max_restarts rollout.health_grace_s learner.max_restarts
-    run.stall_timeout_s
+    run.stall_timeout_s data.max_bad_rows
 """.split()
 
 RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
@@ -158,14 +157,13 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "Must be a plain folder name, no slash.",
     ),
     ("run.seed", lambda v: 0 <= v < 2**32, "Must be at least 0 and below 2**32."),
-    ("model.path", lambda v: Path(v).is_dir(), f"There is no such folder. Models are not downloaded. {_PATH_HELP}"),
+    ("model.path", lambda v: Path(v).is_dir(), f"There is no such folder. Models are not downloaded. {PATH_HELP}"),
     (
         "model.path",
         lambda v: (Path(v) / "config.json").is_file(),
         "The folder has no config.json, so it is not a Hugging Face model. Was a folder above or below it meant?",
     ),
-    ("data.train_file", lambda v: Path(v).is_file(), f"There is no such file. {_PATH_HELP}"),
-    ("data.eval_file", lambda v: Path(v).is_file(), f"There is no such file. {_PATH_HELP}"),
+    *DATA_RANGES,
     (
         "algorithm.group_size",
         lambda v: v >= 2,
@@ -195,7 +193,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda v: len(v) == 2 and all(0 <= b < 1 for b in v),
         "Must be two numbers, each at least 0 and below 1.",
     ),
-    ("learner.deepspeed", lambda v: Path(v).is_file(), f"There is no such file. {_PATH_HELP}"),
+    ("learner.deepspeed", lambda v: Path(v).is_file(), f"There is no such file. {PATH_HELP}"),
     ("learner.deepspeed", _is_json_object, "The file must be readable and hold one JSON object: {...}."),
     (
         "checkpoint.resume",
@@ -223,20 +221,7 @@ COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] 
         lambda c: c.algorithm.prompts_per_step % c.algorithm.minibatches == 0,
         "algorithm.prompts_per_step must be a multiple of algorithm.minibatches.",
     ),
-    (
-        ("data.task", "data.train_file"),
-        lambda c: (c.data.task is None) != (c.data.train_file is None),
-        "Exactly one of them must be set, the other null: a procedural task or a file of training rows.",
-    ),
-    (
-        ("data.eval_file", "data.train_file", "eval.every", "eval.at_start", "eval.at_end"),
-        lambda c: (
-            c.data.train_file is None
-            or c.data.eval_file is not None
-            or not (c.eval.every or c.eval.at_start or c.eval.at_end)
-        ),
-        "Training rows from a file need data.eval_file too, or all evaluation off: every 0, at_start and at_end false.",
-    ),
+    *DATA_COMBINATIONS,
     (
         ("eval.k", "eval.samples"),
         lambda c: all(k <= c.eval.samples for k in c.eval.k),
@@ -307,6 +292,9 @@ def check(config: Config, origin: Mapping[str, Setting], *, files_here: bool = T
         if key in FILES and not files_here:
             continue
         if key not in unusable and get(config, key) is not None and not _holds(holds, get(config, key)):
+            report((key,), message)
+    for key in sorted({"data.train", "data.eval"} - unusable):
+        for message in source_problems(get(config, key), files_here=files_here):
             report((key,), message)
     for involved, holds, message in COMBINATIONS:
         if unusable.isdisjoint(involved) and not holds(config):

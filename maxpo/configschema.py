@@ -83,7 +83,10 @@ def describe(hint: Any) -> str:
             words.append("one of " + ", ".join(get_args(part)))
         elif get_origin(part) is list:
             inner = get_args(part)[0]
-            words.append("a list of text" if inner is str else f"a list of {describe(inner)[2:]}s, such as [1, 2]")
+            if get_origin(inner) is dict:
+                words.append("a list of mappings, such as [{name: value}]")
+            else:
+                words.append("a list of text" if inner is str else f"a list of {describe(inner)[2:]}s, such as [1, 2]")
         else:
             words.append("a mapping, such as {name: value}" if get_origin(part) is dict else names[part])
     return " or ".join(words)

@@ -34,7 +34,20 @@ Verifier = Callable[..., Score]
 """Called with text and reference, and settings by name."""
 
 # Below the definitions because the verifiers import `Score` from here.
-from maxpo.rewards import choice, code, countdown, exact, json_schema, layout, length, maths, numeric, regex  # noqa: E402
+from maxpo.rewards import (  # noqa: E402  # noqa: E402
+    choice,
+    code,
+    countdown,
+    exact,
+    json_schema,
+    layout,
+    length,
+    maths,
+    maze,
+    numeric,
+    reasoning_gym,
+    regex,
+)
 from maxpo.rewards.arguments import mistakes  # noqa: E402
 
 REWARDS: dict[str, Verifier] = {
@@ -42,9 +55,11 @@ REWARDS: dict[str, Verifier] = {
     "code_unsafe_no_sandbox": code.code_unsafe_no_sandbox,
     "countdown": countdown.countdown,
     "exact": exact.exact,
+    "maze": maze.maze,
     "numeric": numeric.numeric,
     "math": maths.maths,
     "choice": choice.choice,
+    "reasoning_gym": reasoning_gym.reasoning_gym,
     "regex": regex.regex,
     "json_schema": json_schema.json_schema,
     "format": layout.layout,
@@ -54,6 +69,7 @@ REWARDS: dict[str, Verifier] = {
 NEEDS: Mapping[str, tuple[str, str]] = {
     "math": ("math_verify", 'pip install "maxpo[math]"'),
     "json_schema": ("jsonschema", "pip install jsonschema"),
+    "reasoning_gym": ("reasoning_gym", 'pip install "maxpo[reasoning-gym]"'),
 }
 """What a verifier imports that the core does not, and how to get it."""
 

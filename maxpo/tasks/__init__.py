@@ -26,6 +26,11 @@ Task = Callable[..., tuple[list[Problem], list[Problem]]]
 `args` are the task's own settings."""
 
 # Below the definitions because the tasks import `Problem` from here.
-from maxpo.tasks import countdown  # noqa: E402
+from maxpo.tasks import arithmetic, countdown, maze, reasoning_gym  # noqa: E402
 
-TASKS: dict[str, Task] = {"countdown": countdown.problems}
+TASKS: dict[str, Task] = {
+    "arithmetic": arithmetic.problems,
+    "countdown": countdown.problems,
+    "maze": maze.problems,
+    "reasoning_gym": reasoning_gym.problems,
+}

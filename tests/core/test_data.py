@@ -31,7 +31,7 @@ def test_rows_become_prompts_with_stable_ids_and_duplicates_stay(tmp_path: Path)
     assert train[0].reference == 2
     assert train[0].token_ids == (49, 43, 49, 61)
     again, _ = load_prompts(config, seed=5, eval_size=0, encode=encode)
-    assert again == train
+    assert list(again) == list(train)
 
 
 def test_bad_rows_are_all_reported_with_line_and_field(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ REFERENCES = {
     "regex": "4(2)",
     "json_schema": {"type": "object"},
     "choice": "B",
+    "maze": {"grid": ["S.", "#G"], "moves": 2},
+    "reasoning_gym": {"dataset": "gcd", "settings": {}, "entry": {"question": "?", "answer": "7", "metadata": {}}},
     "code": {"inputs": [""], "outputs": ["42"]},
     "code_unsafe_no_sandbox": {"inputs": [""], "outputs": ["42"]},
 }
@@ -40,12 +42,14 @@ REFERENCES = {
 def test_no_verifier_raises_or_rewards_hostile_text(name, text):
     if (cannot := cannot_run(name)) is not None:
         pytest.skip(cannot)
+    if name == "reasoning_gym":
+        pytest.importorskip(name)
     assert REWARDS[name](text, REFERENCES.get(name, 42)).reward in ((0.0, -1.0) if name == "length" else (0.0,))
 
 
 def test_the_registry_is_complete():
     text = {"choice", "countdown", "exact", "format", "json_schema", "length", "math", "numeric", "regex"}
-    assert text | {"code", "code_unsafe_no_sandbox"} <= set(REWARDS)
+    assert text | {"code", "code_unsafe_no_sandbox", "maze", "reasoning_gym"} == set(REWARDS)
 
 
 @pytest.mark.parametrize(

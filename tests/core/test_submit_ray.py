@@ -21,6 +21,7 @@ from rich.console import Console
 
 import launch.submit_ray
 from launch.cli import main
+from launch.doctor import _paths as doctor_paths
 from launch.packing import LIMIT_MIB, packed
 from launch.submit_ray import check_dashboard, dashboard, entrypoint
 from maxpo.configload import LoadedConfig, load_config
@@ -71,6 +72,20 @@ class TestPacked:
         assert sent[2:] == ["data/train.jsonl", "judge.py"]
         assert "hunter2" not in text and yaml.safe_load(text)["ray"]["address"] == "auto"
         assert not folder.exists()
+
+    def test_sources_of_relative_paths_go_along(self, here: Path) -> None:
+        (here / "saved").mkdir()
+        for name in ("saved/state.json", "train.jsonl", "eval.parquet"):
+            (here / name).write_text("{}\n")
+        train = "data.train=[{source: train.jsonl}, {source: saved}, {source: /shared/x.jsonl}, {source: some/id}]"
+        settings = loaded("data.task=null", train, "data.eval=[{source: eval.parquet}, {task: countdown}]")
+        with packed(settings) as (folder, sent):
+            assert sent[2:] == ["train.jsonl", "saved", "eval.parquet"]
+            assert all((folder / name).is_file() for name in ("saved/state.json", "train.jsonl", "eval.parquet"))
+        paths = doctor_paths(settings.config)
+        assert paths["data.train saved"] == str(here / "saved")
+        assert paths["data.train /shared/x.jsonl"] == "/shared/x.jsonl"
+        assert "data.train some/id" not in paths
 
     @pytest.mark.parametrize("path", ["../secret", "nowhere", "link", "model"])
     def test_what_is_not_there_or_leads_out_is_refused(self, path: str, here: Path) -> None:

@@ -16,7 +16,7 @@ from maxpo.configrewardcheck import reward_problems
 from maxpo.rewards import REWARDS, find_verifier
 
 TEXT = Path("docs/verifiers.md").read_text(encoding="utf-8")
-CODE = {"code", "code_unsafe_no_sandbox"}
+CODE = {"code", "code_unsafe_no_sandbox", "reasoning_gym"}
 """Verifiers that have a page of their own."""
 
 
@@ -43,7 +43,7 @@ def test_examples(row: list[str]) -> None:
 
 
 def test_every_verifier_has_a_row_with_its_settings_and_an_example() -> None:
-    rows = {row[0].strip("`"): row for row in table("name")}
+    rows = {row[0].partition(",")[0].strip("`"): row for row in table("name")}
     assert set(rows) - CODE == {*REWARDS, COMBINED, "package.module:function"} - CODE
     assert {row[0] for row in EXAMPLES} - CODE == set(REWARDS) - CODE
     for name in set(REWARDS) - CODE:

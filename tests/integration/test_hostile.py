@@ -24,6 +24,7 @@ HONEST = {
     "json_schema": ({"type": "object", "required": ["age"]}, '{"age": 3}'),
     "format": (None, "<think>x</think>4"),
     "length": (None, "short"),
+    "maze": ({"grid": ["S.", "#G"], "moves": 2}, "RD"),
 }
 """A reference and a right answer for each. The pattern of `regex` is a catastrophic one."""
 LIMIT_S = 1.5
@@ -33,7 +34,7 @@ MAY_GIVE_UP = {"math", "regex"}
 
 def test_there_are_enough_of_them_and_every_verifier_of_text_is_tried() -> None:
     assert len(TEXTS) + len(BOMBS) >= 40
-    assert set(HONEST) >= set(REWARDS) - {"code", "code_unsafe_no_sandbox"}
+    assert set(HONEST) >= set(REWARDS) - {"code", "code_unsafe_no_sandbox", "reasoning_gym"}
 
 
 @pytest.mark.parametrize("name", sorted(HONEST))

@@ -1,0 +1,37 @@
+"""The verifier of the maze task (`maxpo.tasks.maze`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from maxpo.rewards import Score
+
+MOVES = {"U": (-1, 0), "D": (1, 0), "L": (0, -1), "R": (0, 1)}
+"""Rows down and columns to the right of each move."""
+
+
+def maze(text: str, reference: Any) -> Score:
+    """Follows the moves in the last line of an answer that is not blank.
+
+    The reward is 1 if they lead from S to G, through no wall and not out of the grid, in the fewest moves, otherwise 0.
+
+    Args:
+        text: The answer; any string. Spaces and commas between moves do no harm.
+        reference: `{"grid": ["S.", "#G"], "moves": 2}`, with the fewest moves.
+
+    Returns:
+        The reward, and the parts `format`: 1 if the line holds moves and nothing else, and `arrived`: 1 if they end
+        at G.
+    """
+    grid, fewest = reference["grid"], reference["moves"]
+    moves = text.rstrip().rpartition("\n")[2].replace(",", "").replace(" ", "").strip()
+    if not moves or not set(moves) <= set(MOVES):
+        return Score(reward=0.0, parts={"format": 0.0, "arrived": 0.0})
+    row, column = next((r, line.index("S")) for r, line in enumerate(grid) if "S" in line)
+    for move in moves:
+        down, right = MOVES[move]
+        row, column = row + down, column + right
+        if not (0 <= row < len(grid) and 0 <= column < len(grid[row])) or grid[row][column] == "#":
+            return Score(reward=0.0, parts={"format": 1.0, "arrived": 0.0})
+    arrived = grid[row][column] == "G"
+    return Score(reward=float(arrived and len(moves) == fewest), parts={"format": 1.0, "arrived": float(arrived)})

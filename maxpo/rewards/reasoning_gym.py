@@ -1,0 +1,60 @@
+"""The verifier of the reasoning-gym task (`maxpo.tasks.reasoning_gym`): the package's own scoring."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from maxpo.rewards import Score
+
+
+def reasoning_gym(text: str, reference: Any) -> Score:
+    """The dataset's score of an answer, which may be partial.
+
+    Judged is what stands between the last `<answer>` and `</answer>`, and where there is no such pair the whole text,
+    white space at both ends aside.
+
+    Args:
+        text: The answer; any string.
+        reference: `{"dataset": "gcd", "settings": {}, "entry": {...}}`, with a problem as the dataset made it.
+
+    Returns:
+        The reward, and the part `format`: 1 if there are answer tags, otherwise 0.
+
+    Raises:
+        ValueError: There is no such package or dataset.
+        Exception: The dataset's scoring cannot cope with the answer; the sample is then masked.
+    """
+    _, opening, rest = text.rpartition("<answer>")
+    inside, closing, _ = rest.partition("</answer>")
+    tagged = bool(opening and closing)
+    made = _dataset(reference["dataset"], json.dumps(reference["settings"], sort_keys=True))
+    score = made.score_answer((inside if tagged else text).strip(), reference["entry"])
+    return Score(reward=float(score), parts={"format": float(tagged)})
+
+
+@functools.cache
+def _dataset(name: str, settings: str) -> Any:
+    return make_dataset(name, json.loads(settings), seed=0, size=1)
+
+
+def make_dataset(name: str, settings: Mapping[str, Any], *, seed: int, size: int) -> Any:
+    """A dataset of the package; some make all their `size` problems at once.
+
+    Raises:
+        ValueError: There is no such package, dataset or setting.
+    """
+    try:
+        package = importlib.import_module("reasoning_gym")
+    except ImportError as error:
+        raise ValueError("reasoning_gym is not installed: pip install 'maxpo[reasoning-gym]'") from error
+    known = importlib.import_module("reasoning_gym.factory").DATASETS
+    if name not in known:
+        raise ValueError(f"reasoning_gym: dataset = {name} must be one of {', '.join(sorted(known))}")
+    try:
+        return package.create_dataset(name, seed=seed, size=size, **settings)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ValueError(f"reasoning_gym: {name} with the settings {dict(settings)}: {error}") from error

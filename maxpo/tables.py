@@ -1,0 +1,183 @@
+"""Files of rows, read one row at a time: only where each row begins is in memory, or, of parquet, its Arrow table.
+
+`pyarrow` and `datasets` are imported where a file needs them (the extra `data`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from maxpo.errors import DataError
+
+_BATCH = 1000
+"""Rows that are made into Python objects at a time."""
+
+
+class Table(Protocol):
+    """Rows that can be read in their order, and again one by one."""
+
+    def scan(self) -> Iterator[tuple[int, str, Any]]:
+        """For each row the key for `read`, its name for messages, and its content, or the ValueError it has instead."""
+        ...
+
+    def read(self, key: int) -> Any:
+        """One row again."""
+        ...
+
+
+class JsonLines:
+    """A file with a JSON value on each line; blank lines do not count. The key of a row is its byte."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, which stays open: rows are read while a run goes on."""
+        try:
+            self._file = path.open("rb")
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+    def scan(self) -> Iterator[tuple[int, str, Any]]:
+        """See `Table`."""
+        start = 0
+        self._file.seek(0)
+        for number, line in enumerate(self._file, start=1):
+            if line.strip():
+                try:
+                    row = _parse(line)
+                except ValueError as error:
+                    row = error
+                yield start, f"line {number}", row
+            start += len(line)
+
+    def read(self, key: int) -> Any:
+        """See `Table`."""
+        self._file.seek(key)
+        return _parse(self._file.readline())
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError("not UTF-8") from error
+    except RecursionError as error:
+        raise ValueError("not JSON (nested too deeply)") from error
+
+
+class ArrowRows:
+    """Rows of something that gives Arrow tables. The key of a row is its number, from 0."""
+
+    def __init__(self, length: int, part: Callable[[int, int], Any]) -> None:
+        """Rows `start` to `stop`, without it, are `part(start, stop)`, an Arrow table."""
+        self._length, self._part = length, part
+
+    def scan(self) -> Iterator[tuple[int, str, Any]]:
+        """See `Table`."""
+        for start in range(0, self._length, _BATCH):
+            for offset, row in enumerate(self._part(start, min(start + _BATCH, self._length)).to_pylist()):
+                yield start + offset, f"row {start + offset}", row
+
+    def read(self, key: int) -> Any:
+        """See `Table`."""
+        return self._part(key, key + 1).to_pylist()[0]
+
+
+def open_table(source: str, split: str | None, name: str | None, columns: Mapping[str, Sequence[str]]) -> Table:
+    """The rows of a file, of a folder that `save_to_disk` wrote, or of a dataset id in the local cache.
+
+    Args:
+        source: file, folder or id. A file is parquet if its name ends so, and else has a JSON value on each line.
+        split: of a dataset; not needed where it has only one.
+        name: configuration of a dataset id.
+        columns: where prompt, answer and source may be; of columnar files no others are read.
+
+    Raises:
+        DataError: there is nothing such, it cannot be read, or the library for it is not installed.
+    """
+    path = Path(source)
+    if path.is_file() or path.suffix in (".jsonl", ".json", ".parquet"):
+        if split is not None or name is not None:
+            raise DataError(f"{source}: a file has no split and no name: leave them out")
+        return _parquet(path, columns) if path.suffix == ".parquet" else JsonLines(path)
+    return _dataset(source, split, name, columns)
+
+
+def _library(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+def _parquet(path: Path, columns: Mapping[str, Sequence[str]]) -> Table:
+    try:
+        pyarrow, parquet = (_library(name) for name in ("pyarrow", "pyarrow.parquet"))
+    except ImportError as error:
+        raise DataError(f"{path}: parquet needs pyarrow: pip install 'maxpo[data]'") from error
+    try:
+        file = parquet.ParquetFile(path)
+        table = file.read(columns=_known(str(path), file.schema_arrow.names, columns))
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as parquet: {error}") from error
+    return ArrowRows(table.num_rows, lambda start, stop: table.slice(start, stop - start))
+
+
+def _known(source: str, names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> list[str]:
+    """The columns to read."""
+    for what in ("prompt", "answer"):
+        if not set(columns[what]) & set(names):
+            raise DataError(
+                f"{source} has no column {' or '.join(columns[what])}, it has {sorted(names)}: say with data.fields "
+                f"which one holds the {what}, such as {{{what}: {names[0] if names else 'NAME'}}}"
+            )
+    wanted = {name for places in columns.values() for name in places}
+    return [name for name in names if name in wanted]
+
+
+def _dataset(source: str, split: str | None, name: str | None, columns: Mapping[str, Sequence[str]]) -> Table:
+    try:
+        library = _library("datasets")
+    except ImportError as error:
+        raise DataError(
+            f"{source} is no file; a folder or a dataset id needs the datasets library: pip install 'maxpo[data]'"
+        ) from error
+    path = Path(source)
+    try:
+        if path.is_dir():
+            found = library.load_from_disk(source)
+        else:
+            with _offline(library):
+                found = library.load_dataset(source, name)
+    # Whatever the library makes of a folder or cache that it cannot read.
+    except Exception as error:
+        where = "the folder cannot be loaded: save_to_disk of the datasets library must have written it"
+        missing = "is neither a file nor a folder, and no dataset in the local cache (nothing is downloaded)"
+        raise DataError(f"{source} {where if path.is_dir() else missing}: {error}") from error
+    if isinstance(found, library.DatasetDict):
+        splits = list(found)
+        if split is None and len(splits) > 1:
+            raise DataError(f"{source} has the splits {splits}: choose one with `split`")
+        if split is not None and split not in splits:
+            raise DataError(f"{source}: split = {split} is none of its splits {splits}")
+        found = found[split or splits[0]]
+    elif split is not None:
+        raise DataError(f"{source} has no splits: leave `split` out")
+    found = found.select_columns(_known(source, found.column_names, columns)).with_format("arrow")
+    return ArrowRows(len(found), lambda start, stop: found[start:stop])
+
+
+@contextmanager
+def _offline(library: Any) -> Generator[None]:
+    """Inside, the datasets library reaches for no network; its own variables are read at import, which may be over."""
+    switches = [library.config, _library("huggingface_hub.constants")]
+    before = [switch.HF_HUB_OFFLINE for switch in switches]
+    for switch in switches:
+        switch.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.HF_HUB_OFFLINE = value

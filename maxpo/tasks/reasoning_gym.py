@@ -1,0 +1,58 @@
+"""Every dataset of the reasoning-gym package, as a task (the extra `reasoning-gym`).
+
+`maxpo.rewards.reasoning_gym` judges the answers, by the dataset's own scoring.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from maxpo.rewards import reasoning_gym as verifier
+from maxpo.seeds import derive_seed
+from maxpo.tasks import Problem
+from maxpo.tasks.draws import make_id, split
+
+
+def problems(
+    seed: int, train_size: int, eval_size: int, *, dataset: str, **settings: Any
+) -> tuple[list[Problem], list[Problem]]:
+    """Makes the training and the evaluation problems (`maxpo.tasks.draws.split`).
+
+    Args:
+        seed: Selects and orders the problems.
+        train_size: Number of training problems.
+        eval_size: Number of evaluation problems.
+        dataset: Name in the package, for example `gcd`.
+        settings: The dataset's own settings.
+
+    Raises:
+        ValueError: There is no such package, dataset or setting, or there are not so many problems.
+    """
+    if "size" in settings:
+        raise ValueError("reasoning_gym: size is set by the run: leave it out of task_args")
+    # Twice the draws that are expected to be needed, as one in five problems is held out.
+    sizes = {"training": 1000 + 3 * train_size, "evaluation": 1000 + 10 * eval_size}
+    sides = {
+        name: verifier.make_dataset(dataset, settings, seed=derive_seed("reasoning_gym", name, seed) % 2**31, size=size)
+        for name, size in sizes.items()
+    }
+
+    def draw(side: str, number: int) -> Problem:
+        if number >= sizes[side]:
+            raise ValueError(f"reasoning_gym: {dataset} has not so many different {side} problems with these settings")
+        made = sides[side]
+        entry = made[number]
+        try:
+            kept = json.loads(json.dumps(entry))
+        except TypeError as error:
+            raise ValueError(f"reasoning_gym: problems of {dataset} are not plain JSON: {error}") from error
+        if made.score_answer(entry["answer"], kept) != made.score_answer(entry["answer"], entry):
+            raise ValueError(f"reasoning_gym: {dataset} cannot be scored from plain JSON, so it cannot be used here")
+        return Problem(
+            problem_id=make_id("reasoning_gym", dataset, kept["question"], kept["answer"]),
+            prompt=kept["question"],
+            reference={"dataset": dataset, "settings": settings, "entry": kept},
+        )
+
+    return split(draw, train_size, eval_size)
