@@ -129,10 +129,6 @@ def test_ctrl_c_saves_and_another_layout_goes_on(whole: Path, tmp_path: Path) ->
     """SIGTERM, which asks for the same, reaches a real run in `test_cluster.py`."""
     run = tmp_path / "run"
     process = until_step(run, 2, tmp_path)
-    # A second process cannot train the same run meanwhile.
-    refused = maxpo(*command(tmp_path), "run.overwrite=true")
-    assert refused.returncode == 2
-    assert f"{run} is in use by process {process.pid} on " in refused.stderr
     # As a terminal does it: to every process of the group.
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=120) == 130, (tmp_path / "output.txt").read_text()[-3000:]
@@ -185,9 +181,14 @@ def test_a_learner_that_dies_is_started_again_until_that_was_often_enough(whole:
 
 
 def test_a_run_without_progress_ends_and_says_who_waits_for_whom(tmp_path: Path) -> None:
+    """And until then a second process cannot train it."""
     run = tmp_path / "run"
     process = start(tmp_path, "run.steps=1000", "run.stall_timeout_s=5", "eval.at_start=false")
     until_output("step 2 ", tmp_path, process)
+    # A second process cannot train the same run meanwhile.
+    refused = maxpo(*command(tmp_path), "run.overwrite=true")
+    assert refused.returncode == 2
+    assert f"{run} is in use by process {process.pid} on " in refused.stderr
     learner = learner_of(process)
     learner.suspend()
     assert process.wait(timeout=120) == 1
