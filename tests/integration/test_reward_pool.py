@@ -65,8 +65,20 @@ def test_only_the_guilty_answer_is_invalid_and_the_pool_goes_on(pool: RewardPool
     assert after.outcomes == ("ok", "ok")
 
 
+def pids(pool: RewardPool) -> set[int]:
+    return set(pool._pool._pool_manager.worker_manager.workers.copy())
+
+
 def processes(pool: RewardPool) -> list[psutil.Process]:
-    return [psutil.Process(pid) for pid in pool._pool._pool_manager.worker_manager.workers]
+    """Both, at rest: a thread of the pool's own starts them, and may do so after a score."""
+    before: set[int] = set()
+    for _ in range(100):
+        time.sleep(0.3)
+        now = pids(pool)
+        if now == before and len(now) == 2:
+            break
+        before = now
+    return [psutil.Process(pid) for pid in sorted(before)]
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -86,10 +98,10 @@ def test_killed_between_answers_over_and_over(pool: RewardPool) -> None:
     def killing() -> None:
         draw = random.Random(0)
         while not stop.wait(0.3):
-            for process in processes(pool)[:1]:
+            for pid in sorted(pids(pool))[:1]:
                 time.sleep(draw.random() * 0.01)
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+                    psutil.Process(pid).kill()
 
     killer = threading.Thread(target=killing)
     killer.start()
