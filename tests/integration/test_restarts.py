@@ -151,15 +151,6 @@ def test_killed_while_idle(running: System, undisturbed: list[Group]) -> None:
     both_back(running)
 
 
-def test_killed_before_a_publish(running: System, undisturbed: list[Group]) -> None:
-    core_of(running, 0).kill()
-    version = running.learner.version
-    assert publish(running.rollouts, running.learner)["weights/version"] == version + 1
-    assert running.rollouts.metrics()["rollout/workers_alive"] == 1
-    assert ids(generate(running)) == ids(undisturbed)
-    both_back(running)
-
-
 def test_all_killed_while_generating_get_the_current_weights_again(running: System, undisturbed: list[Group]) -> None:
     actor, core = actor_of(running, 0), core_of(running, 1)
 
