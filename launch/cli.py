@@ -220,7 +220,8 @@ def _dry_run(loaded: LoadedConfig, console: Console) -> int:
     from launch.placement import gpus_described, place
     from launch.preflight import load_data
     from launch.resume import remote_store
-    from launch.train import banner, teller
+    from launch.say import say
+    from launch.train import banner
 
     config = loaded.config
     sources: list[str] = []
@@ -228,9 +229,9 @@ def _dry_run(loaded: LoadedConfig, console: Console) -> int:
     described = gpus_described(config.cluster)
     place(config, gpus=torch.cuda.device_count() if described is None else described)
     remote_store(config)
-    console.print(to_yaml(loaded), highlight=False, markup=False, soft_wrap=True)
+    say(console, to_yaml(loaded))
     for line in (*sources, banner(config, train_prompts)):
-        teller(console)(line)
+        say(console, line)
     console.print(
         f"{len(held_out)} held-out prompts x {config.eval.samples} completions per evaluation", highlight=False
     )
@@ -244,8 +245,8 @@ def _plan(loaded: LoadedConfig, args: argparse.Namespace, console: Console) -> i
 
     config = loaded.config
     asked = config.learner.ranks + config.rollout.workers * config.rollout.tensor_parallel_size
-    gpus = args.gpus or gpus_described(config.cluster) or asked
-    if min(gpus, 1 if args.gpus is None else args.gpus) < 1 or args.gpu_gib <= 0:
+    gpus = gpus_described(config.cluster) or asked if args.gpus is None else args.gpus
+    if gpus < 1 or args.gpu_gib <= 0:
         raise InputError(f"--gpus {gpus} --gpu-gib {args.gpu_gib:g}: allowed is at least 1, and more than 0")
     return show_plan(config, console, gpus=gpus, gpu_gib=args.gpu_gib)
 

@@ -80,6 +80,11 @@ def cluster(config: Config, log_folder: Path) -> Iterator[float]:
         _keep_logs(scratch, log_folder)
 
 
+def own_logs(config: Config, log_folder: Path) -> Path | None:
+    """Where the workers' output ends up; None on a running cluster, which keeps it in Ray's logs on each node."""
+    return None if cluster_address(config.ray) else log_folder
+
+
 def reach(settings: RayConfig) -> None:
     """Before anything is begun: the running cluster, where one is named, answers and takes the token.
 

@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 
 from launch.rayenv import EVERY_CLUSTER
+from launch.say import say
 from launch.submission import RESUME, check_job, need_program
 from maxpo.config import Config
 from maxpo.configload import LoadedConfig, to_yaml
@@ -223,5 +224,5 @@ run folder      {PurePosixPath(launch.k8s_mount) / run.dir / run.name}, on the v
 watch           kubectl get rayjob/{name} --watch
 save and stop   kubectl exec {head} -- ray job stop --address http://127.0.0.1:8265 {job}
 remove          {remove}"""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    say(console, text)
     return 0

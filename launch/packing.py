@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -39,8 +40,7 @@ def packed(loaded: LoadedConfig) -> Iterator[tuple[Path, list[str]]]:
         _copy_metadata(folder)
         tree = loaded.tree.copy()
         OmegaConf.update(tree, "ray.address", "auto")
-        settings = LoadedConfig(config=config, tree=tree, origin=loaded.origin)
-        (folder / "config.yaml").write_text(to_yaml(settings), encoding="utf-8")
+        (folder / "config.yaml").write_text(to_yaml(replace(loaded, tree=tree)), encoding="utf-8")
         for key in PATHS:
             section, name = key.split(".")
             path = getattr(getattr(config, section), name)

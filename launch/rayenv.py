@@ -6,12 +6,11 @@ So this must run, and be imported, before ray.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import sys
 from pathlib import Path
 
-from maxpo.configcluster import RayConfig
+from maxpo.configcluster import RayConfig, is_host_port
 from maxpo.errors import InputError
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
@@ -39,7 +38,7 @@ def cluster_address(settings: RayConfig) -> str | None:
     found = os.environ.get("RAY_ADDRESS") or settings.address
     if found is None or found == "local":
         return None
-    if found != "auto" and not re.fullmatch(r"[^\s:/]+:\d{1,5}", found):
+    if found != "auto" and not is_host_port(found):
         raise InputError(
             f"RAY_ADDRESS = {found}: a run needs host:port of the cluster's head, such as 10.0.0.1:6379; http:// is "
             "for maxpo submit ray, and Ray Client (ray://) is not supported. Set ray.address, or unset it"

@@ -42,14 +42,14 @@ class Room:
         """Ask for the room; `wait` waits until it is there."""
         self._places, self._timeout_s = places, cluster.node_timeout_s
         self._on_gpus = places.rollout_device == "cuda"
-        rank_gpus = 1 if places.learner_device == "cuda" else 0
+        self._rank_gpus = 1 if places.learner_device == "cuda" else 0
         engine: dict[str, float] = {"CPU": CPU_SHARE, "GPU": places.gpus_per_engine}
         bundles = {"engines": [engine] * places.engines}
         if places.colocated:
             self._ranks_each = places.ranks // places.engines
             engine["CPU"] += CPU_SHARE * self._ranks_each
         elif places.ranks:
-            bundles["learner"] = [{"CPU": CPU_SHARE, "GPU": rank_gpus}] * places.ranks
+            bundles["learner"] = [{"CPU": CPU_SHARE, "GPU": self._rank_gpus}] * places.ranks
         strategy = "PACK" if self._on_gpus else "SPREAD"
         self._bundles = {name: [_without_zeros(b) for b in each] for name, each in bundles.items()}
         self._groups = {name: placement_group(each, strategy=strategy) for name, each in self._bundles.items()}
@@ -86,7 +86,7 @@ class Room:
         """Ray options of a learner rank's actor."""
         env = self._places.learner_env
         if not self._places.colocated:
-            return self._options("learner", rank, env, gpus=1 if self._places.learner_device == "cuda" else 0)
+            return self._options("learner", rank, env, gpus=self._rank_gpus)
         engine, place = divmod(rank, self._ranks_each)
         if self._on_gpus:
             env = env | _visible([self._gpus[engine][place]])

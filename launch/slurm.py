@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.rayenv import EVERY_CLUSTER
+from launch.say import say
 from launch.submission import RESUME, check_job, need_program
 from maxpo.config import Config
 from maxpo.configload import LoadedConfig, to_yaml
@@ -293,5 +294,5 @@ run folder      {run}
 watch           squeue -j {job}; tail -F {folder}/slurm-{job}.log
 save and stop   scancel --signal=TERM --batch {job}
 stop at once    scancel {job}"""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    say(console, text)
     return 0

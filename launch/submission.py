@@ -46,7 +46,7 @@ def check_env(loaded: LoadedConfig) -> None:
         InputError: a value of `launch.env` comes from the environment, or from another resolver.
     """
     written: Any = OmegaConf.to_container(loaded.tree.launch.env, resolve=False)
-    for name, value in (written if isinstance(written, dict) else {"": written}).items():
+    for name, value in written.items():
         if "${" in str(value):
             raise InputError(
                 f"launch.env.{name} = {value}: the value would be readable in the job; write it out where it is no "

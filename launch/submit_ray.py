@@ -21,8 +21,9 @@ from rich.console import Console
 from launch.bounded import within
 from launch.packing import packed
 from launch.rayenv import LETS_EVERYBODY_IN, TOKEN_PATH, use_token
+from launch.say import say
 from launch.signals import INTERRUPTED, PREEMPTED
-from launch.submission import check_env
+from launch.submission import RESUME, check_env
 from maxpo.config import Config
 from maxpo.configload import LoadedConfig, to_yaml
 from maxpo.errors import InputError, RunError
@@ -60,15 +61,15 @@ def submit(
         command = entrypoint(config)
         env = job_environment(config)
         if dry_run:
-            console.print(to_yaml(loaded), highlight=False, markup=False, soft_wrap=True)
-            _say(console, f"to {url}: {command}")
-            _say(console, f"environment: {env}")
-            _say(console, f"goes along ({size:.1f} MiB): {', '.join(sent)}")
-            _say(console, "dry run: nothing was sent")
+            say(console, to_yaml(loaded))
+            say(console, f"to {url}: {command}")
+            say(console, f"environment: {env}")
+            say(console, f"goes along ({size:.1f} MiB): {', '.join(sent)}")
+            say(console, "dry run: nothing was sent")
             return 0
         token = use_token(required=config.ray.require_token)
         if token and url.startswith("http:") and urllib.parse.urlsplit(url).hostname not in LOOPBACK:
-            _say(console, f"warning: the token goes to {url} unencrypted; safer is an ssh tunnel to its loopback")
+            say(console, f"warning: the token goes to {url} unencrypted; safer is an ssh tunnel to its loopback")
         check_dashboard(url, token, require_token=config.ray.require_token)
         from ray.job_submission import JobSubmissionClient  # reads the environment that use_token has set
 
@@ -87,11 +88,11 @@ def submit(
             raise InputError(f"the cluster at {url} did not take the job: {error}") from error
     where = f"--address {url}"
     again = shlex.join(word for word in words if not word.startswith("checkpoint.resume=") and word != "--detach")
-    _say(console, f"job             {job}")
-    _say(console, f"run folder      {Path(config.run.dir) / config.run.name}")
-    _say(console, f"follow          ray job logs {where} --follow {job}")
-    _say(console, f"stop and save   ray job stop {where} --no-wait {job}")
-    _say(console, f"resume          maxpo submit ray {again} checkpoint.resume=auto")
+    say(console, f"job             {job}")
+    say(console, f"run folder      {Path(config.run.dir) / config.run.name}")
+    say(console, f"follow          ray job logs {where} --follow {job}")
+    say(console, f"stop and save   ray job stop {where} --no-wait {job}")
+    say(console, f"resume          maxpo submit ray {again} {RESUME}")
     if detach:
         return 0
     try:
@@ -235,7 +236,7 @@ def _follow(client: Any, job: str, console: Console) -> int:
 
 
 def _ended(info: Any, job: str, console: Console) -> int:
-    _say(console, f"job {job}: {info.status.value}")
+    say(console, f"job {job}: {info.status.value}")
     if info.status.value == "SUCCEEDED":
         return 0
     if info.status.value == "STOPPED":
@@ -244,7 +245,3 @@ def _ended(info: Any, job: str, console: Console) -> int:
     if code is None:
         raise RunError(f"job {job} failed: {info.message}")
     return 128 - code if code < 0 else code  # as shells have it
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

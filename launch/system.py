@@ -7,9 +7,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.cluster import cluster
+from launch.cluster import cluster, own_logs
 from launch.placement import Placement, ResourceError, place
-from launch.rayenv import cluster_address
 from launch.room import Room, room_for
 from learner.group import LearnerGroup
 from maxpo.config import Config
@@ -47,7 +46,7 @@ def system(config: Config, log_folder: Path) -> Iterator[System]:
     """
     with cluster(config, log_folder) as gpus:
         places = place(config, gpus=gpus)
-        logs = None if cluster_address(config.ray) else log_folder
+        logs = own_logs(config, log_folder)
         with room_for(places, config) as room, ExitStack() as ending:
             rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, room.engine, logs)
             ending.callback(rollouts.shutdown)

@@ -8,17 +8,19 @@ import shutil
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from launch.cluster import cluster, reach
+from launch.cluster import cluster, own_logs, reach
 from launch.placement import place
 from launch.preflight import load_data
 from launch.progress import Terminal, comparison, counts, timing
 from launch.rayenv import cluster_address
 from launch.resume import describe_changes, find_checkpoint, go_back_to, locked, remote_store
 from launch.room import room_for
+from launch.say import say
 from launch.signals import stop_on_signal
 from launch.system import system
 from launch.watchdog import Watchdog
@@ -38,11 +40,6 @@ from rollout.pool import RolloutPool
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the environment of a job's driver."""
-
-
-def teller(console: Console) -> Callable[[str], None]:
-    """Prints lines as they are."""
-    return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def banner(config: Config, prompts: Mixture) -> str:
@@ -95,8 +92,8 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
     """Train as configured; returns the exit code. Prints the tables at the end."""
     config = for_all_nodes(loaded.config)
     reach(config.ray)
-    train_prompts, held_out = load_data(config, say=teller(console))
-    console.print(banner(config, train_prompts), highlight=False, markup=False, soft_wrap=True)
+    train_prompts, held_out = load_data(config, say=partial(say, console))
+    say(console, banner(config, train_prompts))
     with locked(Path(config.run.dir), config.run.name, console):
         return _run(replace(loaded, config=config), console, train_prompts, held_out)
 
@@ -122,7 +119,7 @@ def _run(loaded: LoadedConfig, console: Console, train_prompts: Mixture, held_ou
 
         def say_where() -> None:
             if config.cluster.nodes > 1:
-                console.print(running.room.describe(), highlight=False, markup=False, soft_wrap=True)
+                say(console, running.room.describe())
 
         def restart() -> None:
             running.restart_learner()
@@ -163,7 +160,7 @@ def _run(loaded: LoadedConfig, console: Console, train_prompts: Mixture, held_ou
             result = with_restarts(attempt, source, checkpoints, restart, config, console)
         except RunError as error:
             checkpoints.abandon(timeout_s=10.0)
-            logs = "Ray's logs on their nodes" if cluster_address(config.ray) else folder / "log"
+            logs = own_logs(config, folder / "log") or "Ray's logs on their nodes"
             error.add_note(f"The output of the workers is in {logs}.")
             newest = checkpoints.newest_written()
             go_on = f"The newest checkpoint is {newest}; go on with: {resume_command(folder)}"
@@ -219,14 +216,14 @@ def with_restarts(
                 elif source is None:
                     step = -1
                 text = f"going on from {source}" if source else "going on from the beginning"
-                console.print(text, highlight=False, markup=False, soft_wrap=True)
+                say(console, text)
             return attempt(source, step)
         except LearnerLostError as error:
             if not left:
                 raise
             lost = error
             text = f"{error}\nstarting the learner again; {left - 1} restarts are left"
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            say(console, text)
     raise AssertionError("unreachable")
 
 
@@ -242,7 +239,7 @@ def _open(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None, Ch
         attached={"config.yaml": settings, METRICS_FILE: folder / METRICS_FILE},
         asynchronous=saving.asynchronous,
         remote=remote_store(config),
-        say=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
+        say=partial(say, console),
     )
     source = find_checkpoint(config, checkpoints, console)
     if source is not None:
@@ -269,14 +266,14 @@ def run_evaluation(config: Config, model: Path, output: Path | None, console: Co
     """Evaluate the model in a Hugging Face folder on the held-out prompts of the configuration."""
     config = for_all_nodes(config)
     reach(config.ray)
-    _, held_out = load_data(config, evaluation=True, say=teller(console))
+    _, held_out = load_data(config, evaluation=True, say=partial(say, console))
     folder = output or Path(config.run.dir) / f"{config.run.name}-eval"
     folder.mkdir(parents=True, exist_ok=True)
     log = RunLog(folder, tensorboard=False, save_rollouts=len(held_out))
     with cluster(config, folder / "log") as gpus:
         places = place(config, gpus=gpus, with_learner=False)
         with room_for(places, config) as room:
-            logs = None if cluster_address(config.ray) else folder / "log"
+            logs = own_logs(config, folder / "log")
             rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, room.engine, logs)
             try:
                 rollouts.begin_start(version=0)

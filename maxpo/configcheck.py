@@ -250,7 +250,7 @@ def _holds(holds: Callable[[Any], bool], value: object) -> bool:
     """Whether it does; an escaped interpolation may have left a value of another type."""
     try:
         return holds(value)
-    except (TypeError, AttributeError):
+    except TypeError:
         return False
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+
+def is_host_port(text: str) -> bool:
+    """Whether it is the address of a cluster's head, such as 10.0.0.1:6379."""
+    return re.fullmatch(r"[^\s:/]+:\d{1,5}", text) is not None
 
 
 @dataclass(kw_only=True)

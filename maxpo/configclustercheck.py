@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from maxpo.config import Config
+from maxpo.configcluster import is_host_port
 
 CLUSTER_POSITIVE = """
     learner.sequence_parallel cluster.nodes cluster.gpus_per_node cluster.node_timeout_s ray.num_cpus
@@ -38,7 +39,7 @@ CLUSTER_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("ray.object_store_mib", lambda v: v >= 75, "Must be 75 or more: Ray accepts no smaller object store."),
     (
         "ray.address",
-        lambda v: v in ("auto", "local") or re.fullmatch(r"[^\s:/]+:\d{1,5}", v) is not None,
+        lambda v: v in ("auto", "local") or is_host_port(v),
         "Must be host:port of the cluster's head, auto or local. Ray Client (ray://) is not supported: the driver "
         "must run on a node of the cluster.",
     ),

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -110,7 +110,11 @@ def _value(tree: DictConfig, key: str) -> Any:
 def _resolve(tree: DictConfig, key: str, setting: Setting) -> tuple[Any, Problem | None]:
     """Reads the value of a key, MISSING if there is none, and what is wrong with it."""
     try:
-        return _value(tree, key), None
+        value, kinds = _value(tree, key), [get_origin(part) for part in parts(schema()[key].type)]
+        if not isinstance(value, str) or not {list, dict} & set(kinds):
+            return value, None
+        # An escaped reference is text, which OmegaConf lets pass for a list or a mapping.
+        message = f"What the ${{...}} stands for is not {allowed(key)}."
     except MissingMandatoryValue:
         message = f"Must be set to {allowed(key)}; there is no default. {schema()[key].doc}"
         return MISSING, problem(message, key=key, where=setting.where)

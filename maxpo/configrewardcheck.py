@@ -24,10 +24,6 @@ _ALLOWED = f"one of {', '.join(VERIFIERS)}, or a function of your own as package
 
 def reward_problems(reward: RewardConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     """Keys that are involved and what is wrong, as far as it can be told without importing a function of yours."""
-    for name in ("by_source", "parts", "args"):
-        if not isinstance(getattr(reward, name), dict):  # an escaped interpolation is text
-            yield (f"reward.{name}",), "Must be a mapping, such as {name: value}."
-            return
     if not _is_verifier(reward.verifier):
         yield ("reward.verifier",), f"Must be {_ALLOWED}{nearest(reward.verifier, VERIFIERS)}"
         return

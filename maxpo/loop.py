@@ -17,7 +17,7 @@ from maxpo.evaluate import EvalReport, report
 from maxpo.judge import Judged, judge, sampling_metrics, usable_metrics, valid_rewards
 from maxpo.manifest import read_state
 from maxpo.runstate import TOTALS, RunResult, state_of, take_over
-from maxpo.schedule import PassRates, adapted_k, mix_weight, scheduled_k
+from maxpo.schedule import PassRates, adapted_k, evaluation_due, mix_weight, scheduled_k
 from maxpo.tracking import RunLog
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
 
@@ -148,7 +148,8 @@ def train(
     for step in range(result.steps + 1, config.run.steps + 1):
         if should_stop():
             break
-        written, started = checkpoints.poll() if checkpoints else {}, time.perf_counter()
+        written = checkpoints.poll() if checkpoints else {}
+        started = time.perf_counter()
         batch, metrics = sample(config, stream, rates, rollouts, log, observer, step)
         if batch.groups:
             observer.stage("update")
@@ -199,15 +200,6 @@ def train(
         result.saved_step = max(result.saved_step, checkpoints.saved_step)
     result.stopped = should_stop()
     return result
-
-
-def evaluation_due(config: Config, step: int) -> bool:
-    """Whether the settings ask for an evaluation after this many steps."""
-    if step == 0:
-        return config.eval.at_start
-    return (config.eval.every > 0 and step % config.eval.every == 0) or (
-        step == config.run.steps and config.eval.at_end
-    )
 
 
 def publish(rollouts: Rollouts, learner: Learner) -> dict[str, float]:
