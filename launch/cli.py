@@ -60,6 +60,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--step", type=int, help="of the checkpoint (default: the newest good one)")
     export.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write; must not exist")
 
+    fetch = commands.add_parser(
+        "fetch-model",
+        help="a small model to start from",
+        description="Write a small model as a Hugging Face folder: smollm2-135m (SmolLM2-135M-Instruct, Apache-2.0).",
+    )
+    fetch.add_argument("name", help="smollm2-135m")
+    fetch.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write; must not exist")
+
     plan = commands.add_parser(
         "plan",
         help="memory per GPU, before anything runs",
@@ -150,6 +158,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             from launch.doctor import run_doctor
 
             return run_doctor(args.overrides, args.address, console)
+        if args.command == "fetch-model":
+            from launch.fetchmodel import fetch_model
+
+            console.print(f"{args.to}: {fetch_model(args.name, args.to)}", highlight=False, markup=False, soft_wrap=True)
+            return 0
         if args.command == "evaluate":
             return _evaluate(args, console)
         if args.command == "export":

