@@ -66,14 +66,11 @@ def test_the_command_answers_without_loading_torch() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs/presets").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_preset_loads(path: Path, tmp_path: Path) -> None:
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"prompt": "1+1=", "answer": 2}\n')
+def test_every_preset_loads(path: Path) -> None:
     given = []
-    if "model.path=DIR" in path.read_text():
-        given = [
-            "model.path=configs/models/countdown-0.5m", f"data.train_file={rows}", f"data.eval_file={rows}"
-        ]  # fmt: skip
+    if not path.stem.startswith("demo"):
+        rows = "configs/data/gsm8k_sample.jsonl"
+        given = ["model.path=configs/models/countdown-0.5m", f"data.train_file={rows}", f"data.eval_file={rows}"]
     assert load_config([path], given).config.run.name == path.stem
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.preflight import check_model
 from learner.engine import deepspeed_config
@@ -63,6 +64,39 @@ def test_a_model_that_rescales_its_logits_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="final_logit_softcapping"):
         load_language_model(str(tmp_path), torch.float32, trust_remote_code=False)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_log_probabilities_of_packed_rows_are_those_of_each_sequence_alone(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64}
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **heads))
+    for parameter in model.parameters():  # biases of queries and norms of heads too, which start as 0 and 1
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path)
+    names = " ".join(name for name, _ in model.named_parameters())
+    assert ("q_proj.bias" in names, "q_norm.weight" in names) == (family == "qwen2", family == "qwen3")
+
+    samples = [
+        Sample(
+            group=0,
+            index=index,
+            token_ids=tuple(torch.randint(50, (length,)).tolist()),
+            loss_mask=(False,) * 2 + (True,) * (length - 2),
+            rollout_logprobs=(0.0,) * length,
+        )
+        for index, length in enumerate([5, 17, 3, 9])
+    ]
+    row = pack(samples, torch.ones(1, 4), lambda sample: 1.0)
+    packed = Policy(load_language_model(str(tmp_path), torch.float32, trust_remote_code=False))
+    got, _ = packed(row, temperature=0.7, chunk=8)
+    alone: list[torch.Tensor] = []
+    for sample in samples:
+        tokens = torch.tensor(sample.token_ids)
+        logprobs = (model(tokens[None]).logits[0, :-1] / 0.7).log_softmax(-1)
+        alone.append(F.pad(logprobs.gather(1, tokens[1:, None])[:, 0], (1, 0)) * torch.tensor(sample.loss_mask))
+    torch.testing.assert_close(got, torch.cat(alone), atol=2e-5, rtol=2e-5)
 
 
 def test_the_users_deepspeed_settings_lie_below_those_of_the_run(tmp_path: Path) -> None:
