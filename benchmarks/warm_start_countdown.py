@@ -12,6 +12,7 @@ import argparse
 import math
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,6 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from maxpo.rewards.countdown import countdown
 from maxpo.tasks import Problem
 from maxpo.tasks.countdown import count, problems, teacher
+
+Row = tuple[list[int], list[bool]]
+"""The tokens of a prompt with its answer, and which of them are learned."""
 
 OUT = Path(__file__).resolve().parents[1] / "configs/models/countdown-0.5m"
 
@@ -57,7 +61,8 @@ def main() -> None:
     model = build_model()
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(train)} training problems")
     started = time.process_time()
-    warm_start(model, tokenizer, train, args.steps, args.solve_share, random.Random(args.seed))
+    rng = random.Random(args.seed)
+    warm_start(model, lambda: teacher_batch(tokenizer, train, args.solve_share, rng), args.steps)
     print(f"warm start: {time.process_time() - started:.0f} CPU seconds")
     tokenizer.save_pretrained(args.out)
     model.to(torch.bfloat16).save_pretrained(args.out)
@@ -108,32 +113,33 @@ def build_model() -> LlamaForCausalLM:
     )
 
 
-def warm_start(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    train: list[Problem],
-    steps: int,
-    solve_share: float,
-    rng: random.Random,
-) -> None:
-    """Trains on the teacher's answers: mean cross-entropy over completion tokens and the end of sequence."""
+def teacher_batch(
+    tokenizer: PreTrainedTokenizerFast, train: list[Problem], solve_share: float, rng: random.Random
+) -> list[Row]:
+    """Problems with the teacher's answers, of which the answer and the end of sequence are learned."""
+    rows: list[Row] = []
+    for problem in rng.choices(train, k=BATCH):
+        prompt = tokenizer.encode(problem.prompt)
+        text = teacher(problem.reference["numbers"], problem.reference["target"], solve_share, rng)
+        answer = [*tokenizer.encode(text), EOS]
+        rows.append((prompt + answer, [False] * len(prompt) + [True] * len(answer)))
+    return rows
+
+
+def warm_start(model: LlamaForCausalLM, batch: Callable[[], list[Row]], steps: int) -> None:
+    """Trains on what `batch` returns each time: mean cross-entropy over the tokens to be learned."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, steps))
     model.train()
     for step in range(steps):
-        prompts, answers = [], []
-        for problem in rng.choices(train, k=BATCH):
-            prompts.append(tokenizer.encode(problem.prompt))
-            answer = teacher(problem.reference["numbers"], problem.reference["target"], solve_share, rng)
-            answers.append([*tokenizer.encode(answer), EOS])
-        longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+        rows = batch()
+        longest = max(len(ids) for ids, _ in rows)
         # Padding on the right needs no attention mask: no loss token can see it.
-        token_ids = torch.full((BATCH, longest), PAD)
-        labels = torch.full((BATCH, longest), -100)
-        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            end = len(prompt) + len(answer)
-            token_ids[row, :end] = torch.tensor(prompt + answer)
-            labels[row, len(prompt) : end] = torch.tensor(answer)
+        token_ids = torch.full((len(rows), longest), PAD)
+        labels = torch.full((len(rows), longest), -100)
+        for row, (ids, learned) in enumerate(rows):
+            token_ids[row, : len(ids)] = torch.tensor(ids)
+            labels[row, : len(ids)] = torch.where(torch.tensor(learned), token_ids[row, : len(ids)], -100)
         loss = model(input_ids=token_ids, labels=labels, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

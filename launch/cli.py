@@ -161,7 +161,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "fetch-model":
             from launch.fetchmodel import fetch_model
 
-            console.print(f"{args.to}: {fetch_model(args.name, args.to)}", highlight=False, markup=False, soft_wrap=True)
+            console.print(
+                f"{args.to}: {fetch_model(args.name, args.to)}", highlight=False, markup=False, soft_wrap=True
+            )
             return 0
         if args.command == "evaluate":
             return _evaluate(args, console)

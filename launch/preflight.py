@@ -10,11 +10,13 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from maxpo.config import Config
 from maxpo.data import Mixture, load_prompts
+from maxpo.environments import find_environment
 from maxpo.errors import InputError
 from maxpo.rewards import find_judge, names_in_use
 from maxpo.rewards.code import cannot_run
 from maxpo.rows import Chat, Message
 from maxpo.types import Prompt
+from rollout.episodes import Observer
 
 
 def check_model(config: Config) -> PreTrainedTokenizerBase:
@@ -56,6 +58,15 @@ def check_model(config: Config) -> PreTrainedTokenizerBase:
         find_judge(config.reward)
     except ValueError as error:
         problems.append(f"reward.verifier: {error}")
+    if config.environment.name is not None:
+        try:
+            find_environment(config.environment.name, config.environment.args)
+        except ValueError as error:
+            problems.append(f"environment.name: {error}")
+        try:
+            Observer(tokenizer, config.environment.observation_role)
+        except (ValueError, TemplateError) as error:
+            problems.append(f"environment.observation_role: {error}")
     for name in names_in_use(config.reward):
         if (cannot := cannot_run(name)) is not None:
             problems.append(f"verifier {name}: {cannot}")

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
 
 from learner.worker import LearnerWorker
 from maxpo.config import Config
-from maxpo.deadline import LateError, LearnerLostError, RemoteError, told, wait_for
+from maxpo.deadline import LateError, LearnerLostError, RemoteError, actor_is_lost, told, wait_for
 from maxpo.types import Receiver, StepBatch, StepResult, WeightManifest
 
 
@@ -156,7 +155,9 @@ class LearnerGroup:
             if ref in ready:
                 try:
                     ray.get(ref)
-                except RayActorError as error:
+                except Exception as error:
+                    if not actor_is_lost(error, ray):
+                        raise
                     dead[name] = error
         return dead
 

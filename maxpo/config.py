@@ -12,6 +12,7 @@ from omegaconf import MISSING
 
 from maxpo.configcluster import ClusterConfig, LaunchConfig, RayConfig
 from maxpo.configdata import DataConfig
+from maxpo.configenvironment import EnvironmentConfig
 from maxpo.configreward import RewardConfig
 
 ADVANTAGE_NAMES = (
@@ -282,6 +283,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

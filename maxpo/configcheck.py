@@ -20,6 +20,11 @@ from maxpo.config import ADVANTAGE_NAMES, Config
 from maxpo.configclustercheck import CLUSTER_COMBINATIONS, CLUSTER_POSITIVE, CLUSTER_RANGES
 from maxpo.configcodecheck import CODE_COMBINATIONS, CODE_POSITIVE, CODE_RANGES
 from maxpo.configdatacheck import DATA_COMBINATIONS, DATA_RANGES, PATH_HELP, source_problems
+from maxpo.configenvironmentcheck import (
+    ENVIRONMENT_POSITIVE,
+    ENVIRONMENT_RANGES,
+    environment_problems,
+)
 from maxpo.configestimator import ESTIMATOR_COMBINATIONS, is_objective
 from maxpo.configrewardcheck import REWARD_KEYS, VERIFIERS, reward_problems
 from maxpo.configschema import describe, get, schema
@@ -133,6 +138,7 @@ _POSITIVE = (
 """.split()
     + CLUSTER_POSITIVE
     + CODE_POSITIVE
+    + ENVIRONMENT_POSITIVE
 )
 
 _NOT_NEGATIVE = """
@@ -204,6 +210,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("eval.k", lambda v: all(k >= 1 for k in v), "Each must be 1 or more."),
     *CLUSTER_RANGES,
     *CODE_RANGES,
+    *ENVIRONMENT_RANGES,
 )
 """Key, what must hold for its value, and what is said otherwise. Null is never asked: the type allows it or not."""
 
@@ -299,7 +306,11 @@ def check(config: Config, origin: Mapping[str, Setting], *, files_here: bool = T
     for involved, holds, message in COMBINATIONS:
         if unusable.isdisjoint(involved) and not holds(config):
             report(involved, message)
+    found: list[tuple[tuple[str, ...], str]] = []
     if unusable.isdisjoint(REWARD_KEYS):
-        for involved, message in reward_problems(config.reward):
-            report(involved, message)
+        found += reward_problems(config.reward)
+    if unusable.isdisjoint({"environment.name", "environment.args", *REWARD_KEYS}):
+        found += environment_problems(config.environment, config.reward)
+    for involved, message in found:
+        report(involved, message)
     return problems

@@ -9,6 +9,8 @@ from omegaconf import MISSING
 
 COMBINED = "combined"
 """The verifier that adds up others."""
+ENVIRONMENT = "environment"
+"""The verifier that leaves the reward to the environment."""
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ import types
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from maxpo import config, configcluster, configdata, configreward
+from maxpo import config, configcluster, configdata, configenvironment, configreward
 from maxpo.config import Config
 
 
@@ -43,7 +43,7 @@ def sections() -> dict[str, type[Any]]:
 def _docstrings() -> dict[tuple[str, str], str]:
     """Reads the string below each field from the source, by class and field: Python does not keep it."""
     docs: dict[tuple[str, str], str] = {}
-    modules = (config, configcluster, configdata, configreward)
+    modules = (config, configcluster, configdata, configenvironment, configreward)
     for node in (node for module in modules for node in ast.parse(inspect.getsource(module)).body):
         if isinstance(node, ast.ClassDef):
             for field, below in zip(node.body, node.body[1:], strict=False):

@@ -34,6 +34,18 @@ def failure(name: str, doing: str, error: Exception) -> RemoteError:
     return RemoteError(f"{name} failed while {doing}: {getattr(error, 'cause', None) or error}")
 
 
+def actor_is_lost(error: BaseException | None, ray: Any) -> bool:
+    """Whether a remote call failed because its actor's process is gone; Ray has an error of its own for one that it
+    killed because the node ran out of memory.
+
+    Args:
+        error: of the call.
+        ray: the ray module.
+    """
+    lost = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
+    return isinstance(error, lost)
+
+
 def told(cause: BaseException, log_folder: Path | None, pid: int | None) -> str:
     """What is said of the death of a worker: the cause, cut short, and where the worker's output will be."""
     log = f"worker-*-{pid or '*'}.*"

@@ -88,6 +88,8 @@ def sampling_metrics(groups: Sequence[ScoredGroup], k: int, generate_s: float) -
     """What the sampled groups say, before anything is dropped."""
     completions = [c for group in groups for c in group.group.completions]
     tokens = sum(len(c.token_ids) for c in completions)
+    sampled = sum(sum(c.loss_mask) for c in completions)
+    turns = [c.episode.turns for c in completions if c.episode is not None]
     rewards, valid = reward_matrix(groups, torch.device("cpu"))
     outcomes = Counter(outcome.partition(":")[0] for group in groups for outcome in group.outcomes)
     newest = max(c.max_weight_version for c in completions)
@@ -98,8 +100,11 @@ def sampling_metrics(groups: Sequence[ScoredGroup], k: int, generate_s: float) -
         "completions/truncated": sum(c.finish_reason == "length" for c in completions) / len(completions),
         "completions/unique": unique_fraction(groups),
         "completions/stale": sum(c.min_weight_version < newest for c in completions) / len(completions),
-        "throughput/generate_tokens_per_s": tokens / generate_s,
+        "throughput/generate_tokens_per_s": sampled / generate_s,
     }
+    if turns:
+        metrics["environment/turns"] = sum(turns) / len(turns)
+        metrics["environment/tokens"] = (tokens - sampled) / len(completions)
     at_k, has_k = max_at_k(rewards, k, valid)
     if bool(has_k.any()):
         metrics[f"reward/max@{k}"] = float(at_k[has_k].mean())

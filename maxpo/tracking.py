@@ -125,6 +125,7 @@ def _rows(scored: ScoredGroup) -> list[dict[str, Any]]:
             "parts": {name: values[i] for name, values in scored.reward_parts.items()},
             "tokens": len(completion.token_ids),
             "finish_reason": completion.finish_reason,
+            "turns": 1 if completion.episode is None else completion.episode.turns,
             "weight_version": [completion.min_weight_version, completion.max_weight_version],
         }
         for i, completion in enumerate(scored.group.completions)

@@ -26,20 +26,42 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """How a completion of several turns went."""
+
+    turns: int
+    answer: str
+    """Text of the last turn, which the verifier judges."""
+    reward: float
+    """Sum over the steps of the environment."""
+    outcome: str = "ok"
+    """Or why the environment ended it: 'timeout', 'died', 'error: ...'; it is masked then."""
+    parts: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Named numbers of its steps, added up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One sampled completion of L tokens, the end-of-sequence token included when it was sampled."""
+    """One sampled completion of L tokens, the end-of-sequence token included when it was sampled.
+
+    With an environment it is a whole episode, and its observations are among the tokens.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """[L] log-probability in nats of each token under the distribution it was sampled from."""
+    """[L] log-probability in nats of each token under the distribution it was sampled from; 0, which says nothing,
+    where the policy did not sample it."""
     loss_mask: tuple[bool, ...]
     """[L] True where the policy produced the token, so that it contributes to the loss."""
     finish_reason: str
-    """'stop' (end of sequence), 'length' (cut at the limit) or 'abort' (no usable sample)."""
+    """'stop' (end of sequence, or of the episode), 'length' (cut at the limit of tokens or of turns) or 'abort' (no
+    usable sample)."""
     min_weight_version: int
     max_weight_version: int
     """First and last version of the weights that produced tokens of this completion."""
+    episode: Episode | None = None
+    """None: without an environment."""
 
     def __post_init__(self) -> None:
         n = len(self.token_ids)

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import RayActorError
 
 from maxpo.config import RolloutConfig
-from maxpo.deadline import failure, ready_of, told, wait_for, waiting
+from maxpo.deadline import actor_is_lost, failure, ready_of, told, wait_for, waiting
 from maxpo.errors import RunError
 from rollout.worker import EngineLostError
 
 
 def is_loss(error: BaseException | None) -> bool:
     """Whether a remote call failed because its actor or the actor's engine is gone, not because of what was asked."""
-    return isinstance(error, RayActorError) or isinstance(getattr(error, "cause", None), EngineLostError)
+    return actor_is_lost(error, ray) or isinstance(getattr(error, "cause", None), EngineLostError)
 
 
 class Crew:

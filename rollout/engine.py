@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vllm import AsyncEngineArgs, SamplingParams
@@ -63,9 +64,26 @@ class Engine:
         self.version: int | None = None
 
     async def generate(
-        self, request_id: str, token_ids: list[int], n: int, seed: int | None, *, greedy: bool = False
+        self,
+        request_id: str,
+        token_ids: list[int],
+        n: int,
+        seed: int | None,
+        *,
+        greedy: bool = False,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
     ) -> list[Completion]:
         """Sample n completions of one prompt; sample i uses the seed `seed + i`.
+
+        Args:
+            request_id: names the request.
+            token_ids: the prompt.
+            n: completions.
+            seed: None: not seeded.
+            greedy: the likeliest token each time.
+            max_tokens: None: `rollout.max_new_tokens`.
+            stop: texts that end a completion, besides the end of sequence; their tokens are kept.
 
         Raises:
             RuntimeError: the engine's weights have no version yet.
@@ -76,13 +94,14 @@ class Engine:
         params = SamplingParams(
             n=n,
             seed=seed,
-            max_tokens=config.max_new_tokens,
+            max_tokens=config.max_new_tokens if max_tokens is None else max_tokens,
+            stop=list(stop) or None,
             temperature=0.0 if greedy else config.temperature,
             top_p=1.0 if greedy else config.top_p,
             top_k=0 if greedy else config.top_k,
             logprobs=0,
             flat_logprobs=True,
-            detokenize=False,
+            detokenize=bool(stop),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         # FINAL_ONLY yields once, when all n completions are there.

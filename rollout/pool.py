@@ -56,6 +56,7 @@ class RolloutPool:
             return remote.options(max_concurrency=1000, **options(number)).remote(
                 config.model.path,
                 config.rollout,
+                config.environment,
                 device=device,
                 sync_backend=sync_backend,
                 max_prompt_tokens=config.data.max_prompt_tokens,

@@ -18,7 +18,7 @@ from maxpo.deadline import waiting
 from maxpo.errors import RunError
 from maxpo.rewards import Score, find_judge, unread
 from maxpo.rewards.code import configure
-from maxpo.types import Group, Prompt, ScoredGroup
+from maxpo.types import Completion, Group, Prompt, ScoredGroup
 
 Verdict = tuple[str, Score | None]
 """Outcome ('ok', 'too_long', 'timeout', 'error: ...', 'died', 'abort') and the score where there is one."""
@@ -99,9 +99,12 @@ class RewardPool:
         whole: list[_Task] = []
         for g, group in enumerate(groups):
             for i, completion in enumerate(group.completions):
+                episode = completion.episode
                 if completion.finish_reason == "abort":
                     verdicts[g][i] = ("abort", None)
-                elif len(completion.text) > self._config.max_chars:
+                elif episode is not None and episode.outcome != "ok":
+                    verdicts[g][i] = (episode.outcome, None)
+                elif len(_answer(completion)) > self._config.max_chars:
                     verdicts[g][i] = ("too_long", unread(self._config, group.prompt.source))
             open_indices = tuple(i for i, verdict in enumerate(verdicts[g]) if verdict is None)
             if open_indices:
@@ -148,7 +151,7 @@ class RewardPool:
         left: list[_Task] = []
         for task in tasks:
             group = groups[task.group]
-            args = [group.prompt, [group.completions[i].text for i in task.indices]]
+            args = [group.prompt, [_answer(group.completions[i]) for i in task.indices]]
             try:
                 futures[task] = self._pool.schedule(_verdicts, args=args, timeout=self._config.timeout_s)
             except RuntimeError:  # so says pebble of a pool that is broken
@@ -182,8 +185,21 @@ def _stop(pool: ProcessPool) -> None:
     pool.join()
 
 
+def _answer(completion: Completion) -> str:
+    """What the verifier judges."""
+    return completion.text if completion.episode is None else completion.episode.answer
+
+
+def _with_episode(completion: Completion, score: Score | None) -> Score | None:
+    """The verifier's score, and what the environment gave."""
+    episode = completion.episode
+    if episode is None or score is None:
+        return score
+    return Score(reward=score.reward + episode.reward, parts={**score.parts, **episode.parts})
+
+
 def _scored(group: Group, verdicts: Sequence[Verdict]) -> ScoredGroup:
-    scores = [score for _, score in verdicts]
+    scores = [_with_episode(c, score) for c, (_, score) in zip(group.completions, verdicts, strict=True)]
     names = sorted({name for score in scores if score for name in score.parts})
     return ScoredGroup(
         group=group,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from maxpo.config import RolloutConfig
+from maxpo.configenvironment import EnvironmentConfig
 from maxpo.deadline import print_stacks_on_signal
 from maxpo.errors import RunError
 from maxpo.network import use_interface
-from maxpo.types import Group, Prompt
+from maxpo.types import Completion, Group, Prompt
 
 T = TypeVar("T")
 
@@ -54,6 +55,7 @@ class RolloutWorker:
         self,
         model_path: str,
         config: RolloutConfig,
+        environment: EnvironmentConfig,
         *,
         device: str,
         sync_backend: str,
@@ -63,7 +65,7 @@ class RolloutWorker:
     ) -> None:
         """Remember the settings; `start` loads the model."""
         print_stacks_on_signal()
-        self._model_path, self._config = model_path, config
+        self._model_path, self._config, self._environment = model_path, config, environment
         self._device, self._sync_backend = device, sync_backend
         self._max_model_len = max_prompt_tokens + config.max_new_tokens
         self._trust_remote_code, self._interface = trust_remote_code, interface
@@ -81,10 +83,14 @@ class RolloutWorker:
         os.environ["VLLM_HOST_IP"] = use_interface(ray.util.get_node_ip_address(), self._interface)
 
         from rollout.engine import Engine
+        from rollout.episodes import EnvironmentPool, Observer
 
         self._tokenizer = AutoTokenizer.from_pretrained(
             self._model_path, trust_remote_code=self._trust_remote_code, local_files_only=True
         )
+        if self._environment.name is not None:
+            self._environments = EnvironmentPool(self._environment)
+            self._observe = Observer(self._tokenizer, self._environment.observation_role)
         self._engine = Engine(
             self._model_path,
             self._config,
@@ -109,14 +115,48 @@ class RolloutWorker:
             EngineLostError: the engine died, as in every method that needs it.
         """
         async with asyncio.timeout(self._config.generate_timeout_s):
-            completions = await self._while_alive(
-                self._engine.generate(rollout_id, list(prompt.token_ids), n, seed, greedy=greedy)
-            )
+            if self._environment.name is None:
+                sampled = self._engine.generate(rollout_id, list(prompt.token_ids), n, seed, greedy=greedy)
+            else:
+                sampled = self._episodes(rollout_id, prompt, n, seed, greedy)
+            completions = await self._while_alive(sampled)
         texts = self._tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
         return Group(
             prompt=prompt,
             completions=tuple(replace(c, text=text) for c, text in zip(completions, texts, strict=True)),
         )
+
+    async def _episodes(self, rollout_id: str, prompt: Prompt, n: int, seed: int, greedy: bool) -> Sequence[Completion]:
+        """The same, of several turns each."""
+        from rollout.episodes import run_episode
+
+        async def turn(request_id: str, token_ids: list[int], seed: int, max_tokens: int) -> Completion:
+            (said,) = await self._engine.generate(
+                request_id, token_ids, 1, seed, greedy=greedy, max_tokens=max_tokens, stop=self._environment.stop
+            )
+            return replace(said, text=self._tokenizer.decode(said.token_ids, skip_special_tokens=True))
+
+        episodes = [
+            asyncio.ensure_future(
+                run_episode(
+                    f"{rollout_id}/{i}",
+                    prompt,
+                    turn,
+                    self._environments,
+                    self._observe,
+                    seed=seed + i,
+                    group_seed=seed,
+                    max_turns=self._environment.max_turns,
+                    max_tokens=self._config.max_new_tokens,
+                )
+            )
+            for i in range(n)
+        ]
+        try:
+            return await asyncio.gather(*episodes)
+        finally:
+            for episode in episodes:  # those beside one that failed
+                episode.cancel()
 
     async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
         """Meet the learner."""
@@ -163,7 +203,9 @@ class RolloutWorker:
         return sum(p.memory_info().rss for p in [me, *me.children(recursive=True)]) / 2**20
 
     async def shutdown(self) -> None:
-        """End the engine's processes."""
+        """End the processes of engine and environments."""
+        if self._environment.name is not None:
+            self._environments.shutdown()
         self._engine.shutdown()
 
     async def _while_alive(self, call: Coroutine[Any, Any, T]) -> T:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from maxpo.configreward import COMBINED, RewardConfig
+from maxpo.configreward import COMBINED, ENVIRONMENT, RewardConfig
 from maxpo.types import Prompt
 
 
@@ -32,6 +32,12 @@ class Score:
 
 Verifier = Callable[..., Score]
 """Called with text and reference, and settings by name."""
+
+
+def environment(text: str, reference: Any) -> Score:
+    """Reward 0 for any text: the rewards of an episode are those that its environment gave."""
+    return Score(reward=0.0)
+
 
 # Below the definitions because the verifiers import `Score` from here.
 from maxpo.rewards import (  # noqa: E402  # noqa: E402
@@ -54,6 +60,7 @@ REWARDS: dict[str, Verifier] = {
     "code": code.code,
     "code_unsafe_no_sandbox": code.code_unsafe_no_sandbox,
     "countdown": countdown.countdown,
+    ENVIRONMENT: environment,
     "exact": exact.exact,
     "maze": maze.maze,
     "numeric": numeric.numeric,

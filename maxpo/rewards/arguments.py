@@ -1,4 +1,4 @@
-"""Checks of `reward.args`: which arguments a verifier has, and what they may be."""
+"""Checks of `reward.args` and `environment.args`: which arguments there are, and what they may be."""
 
 from __future__ import annotations
 
@@ -36,17 +36,22 @@ RULES: Mapping[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
         lambda a: bool(a["closing"]) and a["opening"] != a["closing"],
         "closing must not be empty, and not the same as opening",
     ),
+    "calculator": (
+        lambda a: bool(a["closing"]) and "{value}" in a["reply"],
+        "closing must not be empty, and reply must have {value} where the result goes",
+    ),
     "regex": (lambda a: a["pattern"] is None or _compiles(a["pattern"]), "pattern must be one of Python's re"),
 }
-"""What must hold for all arguments of a verifier together, each of the right type, and what is said otherwise."""
+"""What must hold for all arguments of a verifier or an environment together, and what is said otherwise."""
 
 
 def mistakes(name: str, function: Callable[..., Any], given: object) -> list[str]:
-    """What is wrong with the arguments given for a verifier. Values are not shown: they may be secrets.
+    """What is wrong with the arguments of a verifier or an environment. Values are not shown: they may be secrets.
 
     Args:
-        name: As in `REWARDS`, or `package.module:function`.
-        function: The verifier itself; its arguments after those it is always called with are settings.
+        name: As in `REWARDS` or `ENVIRONMENTS`, or `package.module:function`.
+        function: The verifier, whose arguments after those it is always called with are settings, or the class of the
+            environment.
         given: Name to value, as the user wrote it.
     """
     if not isinstance(given, Mapping):

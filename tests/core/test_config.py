@@ -323,6 +323,8 @@ OUT_OF_RANGE = [
     "algorithm.mix_weight=[0.5,1.5]",
     "algorithm.shadow=[grpo,reinforce]",
     "checkpoint.remote=bucket/prefix",
+    "environment.name=calc",
+    "environment.stop=[a, '']",
     "checkpoint.resume=yes",
     "checkpoint.resume=nowhere/step_000001",
     "run.name=..",
@@ -452,6 +454,17 @@ class TestChecks:
             (["reward.by_source={a: maths}"], "reward.by_source", "The verifier of a must be one of"),
             (["reward.by_source={a: 3}"], "reward.by_source", "The verifier of a must be one of"),
             (["reward.by_source={a: combined}"], "reward.parts reward.verifier", "needs weights"),
+            (
+                ["reward.verifier=environment"],
+                "environment.name reward.verifier",
+                "leaves the reward to an environment: set environment.name too",
+            ),
+            (
+                ["environment.name=calculator", "environment.args.open=x"],
+                "environment.args environment.name",
+                "calculator has no argument open: it has opening, closing, reply. Did you mean opening?",
+            ),
+            (["environment.args={a: 1}"], "environment.args environment.name", "Arguments without an environment"),
         ],
     )
     def test_mistakes_of_verifiers(self, overrides: list[str], keys: str, message: str) -> None:

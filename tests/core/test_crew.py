@@ -6,7 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 import rollout.crew
 from maxpo.config import RolloutConfig
@@ -21,6 +22,7 @@ class FakeRay:
     def __init__(self) -> None:
         self.killed: list[Any] = []
         self.kill = self.killed.append
+        self.exceptions = ray.exceptions
 
     def wait(self, refs: list[Any], *, num_returns: int = 1, timeout: float) -> tuple[list[Any], list[Any]]:
         done = [ref for ref in refs if ref][:num_returns]
@@ -70,6 +72,7 @@ def crew(version: int | None = None, **settings: Any) -> tuple[Crew, list[FakeAc
 
 def test_what_counts_as_a_loss() -> None:
     assert is_loss(RayActorError())
+    assert is_loss(OutOfMemoryError("killed because the node ran low on memory"))
     wrapped = RuntimeError("as ray wraps it")
     wrapped.cause = EngineLostError("gone")  # type: ignore[attr-defined]
     assert is_loss(wrapped)
