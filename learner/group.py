@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray import exceptions
 
 from learner.worker import LearnerWorker
 from maxpo.config import Config
@@ -156,7 +157,7 @@ class LearnerGroup:
                 try:
                     ray.get(ref)
                 except Exception as error:
-                    if not actor_is_lost(error, ray):
+                    if not actor_is_lost(error, exceptions):
                         raise
                     dead[name] = error
         return dead

@@ -34,16 +34,15 @@ def failure(name: str, doing: str, error: Exception) -> RemoteError:
     return RemoteError(f"{name} failed while {doing}: {getattr(error, 'cause', None) or error}")
 
 
-def actor_is_lost(error: BaseException | None, ray: Any) -> bool:
+def actor_is_lost(error: BaseException | None, exceptions: Any) -> bool:
     """Whether a remote call failed because its actor's process is gone; Ray has an error of its own for one that it
     killed because the node ran out of memory.
 
     Args:
         error: of the call.
-        ray: the ray module.
+        exceptions: the module ray.exceptions; passed in, so that the core does not import it.
     """
-    lost = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
-    return isinstance(error, lost)
+    return isinstance(error, (exceptions.RayActorError, exceptions.OutOfMemoryError, exceptions.NodeDiedError))
 
 
 def told(cause: BaseException, log_folder: Path | None, pid: int | None) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
+from ray import exceptions
 
 from maxpo.config import RolloutConfig
 from maxpo.deadline import actor_is_lost, failure, ready_of, told, wait_for, waiting
@@ -19,7 +20,7 @@ from rollout.worker import EngineLostError
 
 def is_loss(error: BaseException | None) -> bool:
     """Whether a remote call failed because its actor or the actor's engine is gone, not because of what was asked."""
-    return actor_is_lost(error, ray) or isinstance(getattr(error, "cause", None), EngineLostError)
+    return actor_is_lost(error, exceptions) or isinstance(getattr(error, "cause", None), EngineLostError)
 
 
 class Crew:

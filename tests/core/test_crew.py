@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 import rollout.crew
@@ -22,7 +21,6 @@ class FakeRay:
     def __init__(self) -> None:
         self.killed: list[Any] = []
         self.kill = self.killed.append
-        self.exceptions = ray.exceptions
 
     def wait(self, refs: list[Any], *, num_returns: int = 1, timeout: float) -> tuple[list[Any], list[Any]]:
         done = [ref for ref in refs if ref][:num_returns]
