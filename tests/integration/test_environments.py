@@ -83,25 +83,24 @@ def test_a_pool_whose_idle_processes_are_killed_is_replaced(pool: EnvironmentPoo
 
 
 def test_a_policy_learns_to_ask_the_calculator(tmp_path: Path) -> None:
-    done = maxpo("train", "configs/presets/calculator.yaml", f"run.dir={tmp_path}", "tracking.save_rollouts=2")
+    shorter = ["run.steps=14", "eval.prompts=48", "eval.samples=8", "tracking.save_rollouts=2"]
+    done = maxpo("train", "configs/presets/calculator.yaml", f"run.dir={tmp_path}", *shorter)
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "calculator"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "train/loss" in line]
     # The learner reads the observations as the sampler did: else what follows them would be unlikely to it.
     assert all(line["mismatch/logprob_abs"] < 1e-4 for line in steps)
-    assert steps[-1]["environment/turns"] > 1.7 > 1.4 > steps[0]["environment/turns"]
+    assert steps[-1]["environment/turns"] > 1.4 > 1.2 > steps[0]["environment/turns"] > 1.0
     assert steps[-1]["environment/tokens"] > steps[0]["environment/tokens"] > 0
-    assert steps[-1]["reward/calls"] > 0.7
+    assert steps[-1]["reward/calls"] == pytest.approx(steps[-1]["environment/turns"] - 1, abs=0.05)
     first, last = [line for line in lines if "eval/pass@1" in line]
-    assert first["eval/pass@1/high"] < 0.3
-    assert last["eval/pass@1/low"] > 0.6
+    assert last["eval/pass@1/low"] > 1.5 * first["eval/pass@1/high"]
     # What the calculator said is right, and stands right behind the question.
     asked = 0
-    for line in (run / "rollouts" / "step_000020.jsonl").read_text().splitlines():
+    for line in (run / "rollouts" / "step_000014.jsonl").read_text().splitlines():
         row = json.loads(line)
         for a, b, said in re.findall(r"<(\d+) \* (\d+)>(\d+):", row["completion"]):
             assert int(said) == int(a) * int(b)
             asked += 1
-        assert row["turns"] == 1 + row["completion"].count(":")
-    assert asked >= 16
+    assert asked >= 8
