@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 from learner.export import write_policy
+from learner.lora import add_adapter, trained_parameters
 from learner.model import load_language_model
 from maxpo.checkpoint import Checkpoints
 from maxpo.config import Config
@@ -35,13 +36,16 @@ def export_checkpoint(config: Config, run: Path, step: int | None, target: Path)
         raise InputError(f"--step {step}: {run} has checkpoints of steps {checkpoints.steps()}")
     dtype = getattr(torch, config.learner.dtype)
     lm = load_language_model(config.model.path, dtype, trust_remote_code=config.model.trust_remote_code)
+    lora = config.learner.lora
+    if lora.rank:
+        add_adapter(lm, lora, seed=0)
     masters = {}
     for file in sorted((source / "learner").glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             keys = [key for key in tensors.keys() if key.endswith("/master")]  # noqa: SIM118
             masters |= {key.removesuffix("/master"): tensors.get_tensor(key) for key in keys}
     with torch.no_grad():
-        for name, parameter in lm.named_parameters():
+        for name, parameter in trained_parameters(lm).items():
             parameter.copy_(masters[name])
-    write_policy(lm, config.model.path, target)
+    write_policy(lm, config.model.path, target, lora)
     return source

@@ -17,8 +17,10 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.placement import place
+from learner.lora import adapter_parameters
 from maxpo.config import Config
 from maxpo.configclustercheck import CLUSTER_COMBINATIONS
+from maxpo.configlora import LoraConfig
 from maxpo.errors import InputError
 
 GIB = 2**30
@@ -42,13 +44,15 @@ class ModelShape:
     kv_width: int
     """Key and value heads times head size."""
     vocabulary: int
+    adapter: int = 0
+    """Parameters that `learner.lora` adds."""
 
 
-def shape_of(path: str, *, trust_remote_code: bool = False) -> ModelShape:
+def shape_of(path: str, lora: LoraConfig | None = None, *, trust_remote_code: bool = False) -> ModelShape:
     """Reads config.json of a model folder.
 
     Raises:
-        InputError: it cannot be read, or is no causal language model.
+        InputError: it cannot be read, or is no causal language model, or has no layers as `lora` wants them.
     """
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
@@ -66,20 +70,23 @@ def shape_of(path: str, *, trust_remote_code: bool = False) -> ModelShape:
         hidden=config.hidden_size,
         kv_width=(getattr(config, "num_key_value_heads", None) or heads) * head_size,
         vocabulary=config.vocab_size,
+        adapter=adapter_parameters(lm, lora) if lora and lora.rank else 0,
     )
 
 
 def learner_bytes(config: Config, shape: ModelShape) -> dict[str, float]:
     """Bytes of each learner GPU, by purpose."""
-    c, n = config.learner, shape.parameters
+    c = config.learner
+    n = shape.parameters + shape.adapter
+    trained = shape.adapter if c.lora.rank else n
     ranks = c.ranks
     width = 2 if c.dtype == "bfloat16" else 4
-    states = n / ranks if c.zero_stage else n
+    states = trained / ranks if c.zero_stage else trained
     # In 16 bits DeepSpeed keeps float32 masters beside the weights; in float32 the weights are the masters at stage 0.
     master = 0 if (width == 4 and c.zero_stage == 0) else 4 * states
     # Reduced gradients stay in float32; those of the layer at work come and go in the width of the weights.
-    gradients = width * (n / ranks if c.zero_stage >= 2 else n) + (4 * states if c.zero_stage else 0)
-    gradients += width * shape.largest_layer if c.zero_stage == 3 else 0
+    gradients = width * (trained / ranks if c.zero_stage >= 2 else trained) + (4 * states if c.zero_stage else 0)
+    gradients += width * min(shape.largest_layer, trained) if c.zero_stage == 3 else 0
     layer_tokens = c.token_budget / c.sequence_parallel * shape.hidden * width / 2
     activations = 34 * layer_tokens * (1 if c.gradient_checkpointing else shape.layers)
     activations += 2 * layer_tokens * shape.layers if c.gradient_checkpointing else 0
@@ -88,7 +95,7 @@ def learner_bytes(config: Config, shape: ModelShape) -> dict[str, float]:
         "gradients": gradients,
         "master weights": master,
         "Adam's moments": 8 * states,
-        "frozen reference": width * n if config.algorithm.kl_coef else 0,
+        "frozen reference": width * n if config.algorithm.kl_coef and not c.lora.rank else 0,
         "activations": activations,
         # Logits of a chunk, their softmax and their gradient, in float32.
         "logits": 3 * 4 * min(c.logprob_chunk, c.token_budget // c.sequence_parallel) * shape.vocabulary,
@@ -199,7 +206,8 @@ def show_plan(config: Config, console: Console, *, gpus: int, gpu_gib: float) ->
     Raises:
         InputError: the model folder cannot be read, or there are too few GPUs.
     """
-    shape = shape_of(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    learner = config.learner
+    shape = shape_of(config.model.path, learner.lora, trust_remote_code=config.model.trust_remote_code)
     shared = place(config, gpus=gpus).colocated
     plan = make_plan(config, shape, gpu_gib=gpu_gib, shared=shared)
     table = Table("GiB of each GPU", "learner", "rollout")
@@ -213,12 +221,13 @@ def show_plan(config: Config, console: Console, *, gpus: int, gpu_gib: float) ->
     table.add_row("together", *(f"{value / GIB:.2f}" for value in sums))
     table.add_row("there is", *(f"{value / GIB:.2f}" for value in limits))
     table.add_row("fits", *("yes" if fits else "NO" for fits in (plan.learner_fits, plan.rollout_fits)))
-    n = shape.parameters
-    size = f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.2f} M"
-    where = "learner and engines share them" if shared else f"{config.learner.ranks} for the learner"
+    size = f"{_count(shape.parameters)} parameters" + (
+        f" + {_count(shape.adapter)} of an adapter" if learner.lora.rank else ""
+    )
+    where = "learner and engines share them" if shared else f"{learner.ranks} for the learner"
     console.print(
-        f"{size} parameters; {gpus} x {gpu_gib:g} GiB of GPU: {where}, "
-        f"ZeRO stage {config.learner.zero_stage}, {config.learner.dtype}; rollout.workers = {config.rollout.workers} x "
+        f"{size}; {gpus} x {gpu_gib:g} GiB of GPU: {where}, "
+        f"ZeRO stage {learner.zero_stage}, {learner.dtype}; rollout.workers = {config.rollout.workers} x "
         f"{config.rollout.tensor_parallel_size}",
         highlight=False,
         soft_wrap=True,
@@ -244,6 +253,10 @@ def show_plan(config: Config, console: Console, *, gpus: int, gpu_gib: float) ->
     text = "any one of these would make it fit: " + "  ".join(found) if found else "no single setting makes it fit"
     console.print(text, highlight=False, markup=False, soft_wrap=True)
     return 1
+
+
+def _count(n: int) -> str:
+    return f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.2f} M"
 
 
 def _with(config: Config, key: str, value: Any) -> Config:

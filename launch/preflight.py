@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from jinja2 import TemplateError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from learner.lora import require_peft, target_layers
 from maxpo.config import Config
 from maxpo.data import Mixture, load_prompts
 from maxpo.environments import find_environment
@@ -52,6 +54,13 @@ def check_model(config: Config) -> PreTrainedTokenizerBase:
     ]
     if shared > 1 and set(getattr(model, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
         problems.append(f"learner.sequence_parallel = {shared}: not every layer of {path} is full attention")
+    if config.learner.lora.rank:
+        try:
+            require_peft()
+            with torch.device("meta"):
+                target_layers(AutoModelForCausalLM.from_config(model, trust_remote_code=trust), config.learner.lora)
+        except ValueError as error:
+            problems.append(str(error))
     if tokenizer.eos_token_id is None:
         problems.append(f"{path}: the tokenizer has no end-of-sequence token, so no completion could ever end")
     try:

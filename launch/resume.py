@@ -20,9 +20,9 @@ from maxpo.errors import InputError
 from maxpo.manifest import CheckpointError, read_manifest, verify
 from maxpo.remote import RemoteStore
 
-FIXED = ("run.seed", "data.task", "data.task_args", "data.train_size")
-"""Settings that must not change: the position in the data and the seeds of the samples mean nothing without them. That
-the rows of a file are the same is checked by their content."""
+FIXED = ("run.seed", "data.task", "data.task_args", "data.train_size", "learner.lora")
+"""Settings that must not change: the position in the data, the seeds of the samples and what is trained mean nothing
+without them. That the rows of a file are the same is checked by their content."""
 
 
 @contextmanager
@@ -143,4 +143,6 @@ def describe_changes(checkpoint: Path, settings: str, console: Console) -> None:
 
 
 def _flat(text: str) -> dict[str, Any]:
-    return {f"{section}.{name}": value for section, own in yaml.safe_load(text).items() for name, value in own.items()}
+    flat = {f"{section}.{name}": value for section, own in yaml.safe_load(text).items() for name, value in own.items()}
+    adapter = flat.get("learner.lora") or {"rank": 0}
+    return flat | {"learner.lora": adapter if adapter["rank"] else None}

@@ -59,7 +59,7 @@ class TrainEngine:
             # Shard on the host, parameter by parameter: the whole model never stands on one device.
             deepspeed.zero.Init(module=model, config_dict_or_path=settings)
         optimizer = torch.optim.AdamW(
-            model.parameters(),
+            [p for p in model.parameters() if p.requires_grad],
             lr=config.lr,
             betas=(config.betas[0], config.betas[1]),
             weight_decay=config.weight_decay,

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from learner.engine import TrainEngine
-from learner.model import parameters_by_name
+from learner.lora import ADAPTER_FOLDER, Weight, policy_weights, trained_parameters, write_adapter
+from maxpo.configlora import LoraConfig
 from maxpo.transport import TensorMeta, cut_into_buckets
 
 SHARD_BYTES = 4 << 30
@@ -29,28 +30,46 @@ Shard = tuple[str, dict[str, Tensor]]
 
 def policy_shards(engine: TrainEngine, *, rank: int, shard_bytes: int = SHARD_BYTES) -> Iterator[Shard]:
     """The policy's weights, copied to the host of rank 0 shard by shard. Collective: every rank goes through all."""
-    parameters = parameters_by_name(engine.module)
-    metas = [TensorMeta(name, p.dtype, engine.full_shape(p)) for name, p in parameters.items()]
+    weights = policy_weights(engine.module)
+    metas = [TensorMeta(name, w.base.dtype, engine.full_shape(w.base)) for name, w in weights.items()]
     shards = list(cut_into_buckets(metas, shard_bytes))
     for number, shard in enumerate(shards, start=1):
         tensors: dict[str, Tensor] = {}
-        with torch.no_grad(), engine.full_parameters([parameters[meta.name] for meta in shard]):
+        with torch.no_grad(), engine.full_parameters([p for meta in shard for p in weights[meta.name].parameters]):
             if rank == 0:
-                tensors = {meta.name: _on_host(parameters[meta.name]) for meta in shard}
+                tensors = {meta.name: _on_host(weights[meta.name]) for meta in shard}
         yield f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else SINGLE, tensors
 
 
-def write_policy(lm: Any, model_path: str, target: Path, shards: Iterable[Shard] | None = None) -> None:
+def adapter_of(engine: TrainEngine) -> dict[str, Tensor]:
+    """The tensors of the adapter, on the host of every rank. Collective."""
+    parameters = trained_parameters(engine.module)
+    with torch.no_grad(), engine.full_parameters(list(parameters.values())):
+        return {name: _on_host(Weight(parameter)) for name, parameter in parameters.items()}
+
+
+def write_policy(
+    lm: Any,
+    model_path: str,
+    target: Path,
+    lora: LoraConfig,
+    shards: Iterable[Shard] | None = None,
+    adapter: dict[str, Tensor] | None = None,
+) -> None:
     """Write weights, configuration and tokenizer to the new folder `target`, which appears when it is complete.
+
+    An adapter is merged into the weights, and written in peft's form to a folder within.
 
     Args:
         lm: the language model; its configuration is written.
         model_path: the folder it came from; everything but weights is copied from there.
         target: the folder to write.
+        lora: the adapter's settings; with rank 0 there is none.
         shards: the weights, written as they come; None: those of `lm`, which is whole in this process.
+        adapter: its tensors; None: those of `lm`.
     """
     if shards is None:
-        shards = [(SINGLE, {name: _on_host(parameter) for name, parameter in lm.named_parameters()})]
+        shards = [(SINGLE, {name: _on_host(weight) for name, weight in policy_weights(lm).items()})]
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -68,8 +87,12 @@ def write_policy(lm: Any, model_path: str, target: Path, shards: Iterable[Shard]
             shutil.copy(file, partial)
     # The weights may have another dtype than those the run started from.
     lm.config.save_pretrained(partial)
+    if lora.rank:
+        if adapter is None:
+            adapter = {name: _on_host(Weight(parameter)) for name, parameter in trained_parameters(lm).items()}
+        write_adapter(adapter, lora, model_path, partial / ADAPTER_FOLDER)
     partial.rename(target)
 
 
-def _on_host(parameter: Tensor) -> Tensor:
-    return parameter.detach().to("cpu", copy=True).contiguous()
+def _on_host(weight: Weight) -> Tensor:
+    return weight.copy(weight.base.dtype, torch.device("cpu")).contiguous()

@@ -1,4 +1,4 @@
-"""The parameters of the learner as they go on the wire: gathered bucket by bucket, each with a checksum."""
+"""The weights of the policy as they go on the wire: gathered bucket by bucket, each with a checksum."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from learner.engine import TrainEngine
-from learner.model import parameters_by_name
+from learner.lora import policy_weights
 from maxpo.digest import tensor_digest
 from maxpo.transport import TensorMeta, cut_into_buckets
 
 
 class ParameterSource:
-    """The parameters of a training engine on the wire, in buckets, under Hugging Face names."""
+    """The weights of a training engine on the wire, in buckets, under Hugging Face names, an adapter merged."""
 
     def __init__(self, engine: TrainEngine, dtype: torch.dtype, bucket_bytes: int, *, keep: bool) -> None:
         """`keep`: this rank sends, or hands its copy to an engine on its GPU; the others only join the gathering."""
         self._engine = engine
-        self._parameters = parameters_by_name(engine.module)
-        self.metas = [TensorMeta(name, dtype, engine.full_shape(p)) for name, p in self._parameters.items()]
+        self._weights = policy_weights(engine.module)
+        self.metas = [TensorMeta(name, dtype, engine.full_shape(w.base)) for name, w in self._weights.items()]
         self._bucket_bytes = bucket_bytes
         self._keep = keep
         self.digests: dict[str, Tensor] = {}
@@ -44,13 +44,13 @@ class ParameterSource:
         self.digests = {}
         _finish_cuda_work()
         for bucket in cut_into_buckets(self.metas, self._bucket_bytes):
-            parameters = [self._parameters[meta.name] for meta in bucket]
+            weights = [self._weights[meta.name] for meta in bucket]
             tensors: list[tuple[str, Tensor]] = []
-            with torch.no_grad(), self._engine.full_parameters(parameters):
+            with torch.no_grad(), self._engine.full_parameters([p for w in weights for p in w.parameters]):
                 if self._keep:
-                    for meta, parameter in zip(bucket, parameters, strict=True):
+                    for meta, weight in zip(bucket, weights, strict=True):
                         # A copy: the gathered tensor is gone after the bucket, and training may go on.
-                        tensor = parameter.detach().to(meta.dtype, copy=True)
+                        tensor = weight.copy(meta.dtype)
                         self.digests[meta.name] = tensor_digest(tensor)
                         tensors.append((meta.name, tensor))
             _finish_cuda_work()

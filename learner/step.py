@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from learner.engine import TrainEngine
-from learner.model import Policy
 from maxpo.advantages import mixed, nonzero
 from maxpo.batching import Sample, TrainBatch, own_part, pack, plan_microbatches, reward_matrix, valid_samples
 from maxpo.config import AlgorithmConfig, LearnerConfig
@@ -112,7 +111,7 @@ class Updater:
     def __init__(
         self,
         engine: TrainEngine,
-        reference: Policy | None,
+        reference: Callable[..., tuple[Tensor, Tensor]] | None,
         learner: LearnerConfig,
         algorithm: AlgorithmConfig,
         *,
@@ -121,7 +120,7 @@ class Updater:
         aggregation_constant: float,
         total_steps: int,
     ) -> None:
-        """Keep what all updates share. `reference` is the frozen policy of the KL, None where it is off."""
+        """Keep what all updates share. `reference` answers as the frozen policy of the KL, None where it is off."""
         self._engine = engine
         self._reference = reference
         self._learner = learner
@@ -240,13 +239,13 @@ class Updater:
         """
         totals = torch.zeros(len(SUMS), dtype=torch.float64, device=self._engine.device)
         for i, (row, old) in enumerate(zip(microbatches, old_logprobs, strict=True)):
+            ref = None
+            if self._reference is not None:  # first: it may be the same modules, and nothing may come before backward
+                with torch.no_grad():
+                    ref = self._reference(row, **self._forward_args)[0]
             logprobs, entropy = self._engine.forward(
                 row, entropy_grad=bool(self._algorithm.entropy_coef), **self._forward_args
             )
-            ref = None
-            if self._reference is not None:
-                with torch.no_grad():
-                    ref = self._reference(row, **self._forward_args)[0]
             loss, sums = microbatch_loss(logprobs, entropy, row, self._algorithm, old_logprobs=old, ref_logprobs=ref)
             # The gradient alone decides whether a step is taken, and that of an infinite loss may be finite.
             loss = loss + logprobs.sum() * torch.where(loss.isfinite(), 0.0, math.nan)

@@ -79,7 +79,7 @@ class TrainingState:
         """Take over a state that was written, whatever layout wrote it; returns its `extra`.
 
         Raises:
-            ValueError: the checkpoint is of a model with other parameters.
+            ValueError: the checkpoint is of a model, or of an adapter, with other parameters.
         """
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         if set(meta["names"]) != set(self._parameters):
@@ -87,6 +87,13 @@ class TrainingState:
             raise ValueError(f"{folder}: the checkpoint is of another model: {len(odd)} names differ, first {odd[0]}")
         files = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
         where = {key: file for file in files for key in file.keys()}  # noqa: SIM118
+        for name, parameter in self._parameters.items():
+            there, here = (
+                tuple(where[f"{name}/{MASTER}"].get_slice(f"{name}/{MASTER}").get_shape()),
+                _shape(parameter),
+            )
+            if there != here:
+                raise ValueError(f"{folder}: the checkpoint is of another model: {name} is {there} there, {here} here")
 
         def read(name: str) -> dict[str, Tensor]:
             return {key: where[f"{name}/{key}"].get_tensor(f"{name}/{key}") for key in (MASTER, *MOMENTS)}
@@ -169,6 +176,11 @@ class TrainingState:
                         parameter.data.copy_(read(name)[MASTER])
         else:
             self._engine.optimizer.update_lp_params()
+
+
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Of the whole parameter, also while it is sharded."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _share_of(whole: Tensor, size: int) -> Tensor:

@@ -60,6 +60,7 @@ class LearnerWorker:
         )
         # Imported here: deepspeed reads the environment above when it is imported.
         from learner.engine import TrainEngine
+        from learner.lora import add_adapter, base_of
         from learner.model import Policy, enable_gradient_checkpointing, load_language_model
         from learner.step import Updater
         from learner.ulysses import SequenceGroup
@@ -71,11 +72,15 @@ class LearnerWorker:
         if learner.gradient_checkpointing:
             enable_gradient_checkpointing(lm)
         parameters = sum(p.numel() for p in lm.parameters())
+        if learner.lora.rank:
+            add_adapter(lm, learner.lora, seed=self._config.run.seed)
         shared = learner.sequence_parallel
         sequence = SequenceGroup(shared, learner.step_timeout_s) if shared > 1 else None
         self._engine = TrainEngine(Policy(lm, sequence), learner, device)
         reference = None
-        if algorithm.kl_coef:
+        if algorithm.kl_coef and learner.lora.rank:
+            reference = base_of(self._engine)
+        elif algorithm.kl_coef:
             frozen = load_language_model(model.path, dtype, trust_remote_code=model.trust_remote_code)
             reference = Policy(frozen, sequence).to(device).eval().requires_grad_(False)
         self._updater = Updater(
@@ -121,15 +126,16 @@ class LearnerWorker:
         """Copy what an optimizer step changes, and where it is wanted the policy; written to `folder` from now on.
 
         See `saved`."""
-        from learner.export import policy_shards, write_policy
+        from learner.export import adapter_of, policy_shards
 
         write_state = self._training_state().copy({"optimizer_steps": self._updater.optimizer_steps})
         shards = list(policy_shards(self._engine, rank=self._rank)) if policy else []
+        adapter = adapter_of(self._engine) if policy and self._config.learner.lora.rank else None
 
         def write() -> None:
             write_state(Path(folder, "learner"))
             if shards and self._rank == 0:
-                write_policy(self._engine.module.lm, self._config.model.path, Path(folder, "policy"), shards)
+                self._write_policy(Path(folder, "policy"), shards, adapter)
 
         self._writing = Background(write)
 
@@ -145,17 +151,24 @@ class LearnerWorker:
         self._updater.optimizer_steps = self._training_state().load(Path(folder))["optimizer_steps"]
 
     def _training_state(self) -> Any:
-        from learner.model import parameters_by_name
+        from learner.lora import trained_parameters
 
-        return self._engine.training_state(parameters_by_name(self._engine.module))
+        return self._engine.training_state(trained_parameters(self._engine.module))
 
     def export(self, target: str) -> None:
         """Write the policy as a Hugging Face folder."""
-        from learner.export import policy_shards, write_policy
+        from learner.export import adapter_of, policy_shards
 
+        adapter = adapter_of(self._engine) if self._config.learner.lora.rank else None
         shards = policy_shards(self._engine, rank=self._rank)
         if self._rank == 0:
-            write_policy(self._engine.module.lm, self._config.model.path, Path(target), shards)
+            self._write_policy(Path(target), shards, adapter)
         else:
             for _ in shards:
                 pass
+
+    def _write_policy(self, target: Path, shards: Any, adapter: Any) -> None:
+        from learner.export import write_policy
+
+        lm, path = self._engine.module.lm, self._config.model.path
+        write_policy(lm, path, target, self._config.learner.lora, shards, adapter)

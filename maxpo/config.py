@@ -13,6 +13,7 @@ from omegaconf import MISSING
 from maxpo.configcluster import ClusterConfig, LaunchConfig, RayConfig
 from maxpo.configdata import DataConfig
 from maxpo.configenvironment import EnvironmentConfig
+from maxpo.configlora import LoraConfig
 from maxpo.configreward import RewardConfig
 
 ADVANTAGE_NAMES = (
@@ -97,7 +98,7 @@ class AlgorithmConfig:
     """Tokens that the sum over a sequence is divided by with `aggregation: constant`; null:
     `rollout.max_new_tokens`."""
     kl_coef: float = 0.0
-    """Weight of the KL to the frozen starting model; at 0 no reference model is loaded."""
+    """Weight of the KL to the frozen starting model; at 0, or with `learner.lora`, no reference model is loaded."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of that KL. No effect while `kl_coef` is 0."""
     entropy_coef: float = 0.0
@@ -204,6 +205,8 @@ class LearnerConfig:
     """Seconds that one update may take."""
     max_restarts: int = 3
     """How often a learner that died, or hung, is started again from the newest checkpoint before the run stops."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Train an adapter only; a section of its own."""
 
 
 @dataclass(kw_only=True)
@@ -252,7 +255,7 @@ class CheckpointConfig:
 
     every: int = 50
     """Save every this many steps, after the last step and when the run is stopped; 0: never. On disk a checkpoint has
-    12 bytes for each parameter of the model."""
+    12 bytes for each parameter that is trained."""
     keep_last: int = 2
     """Newest checkpoints to keep."""
     keep_every: int = 0
@@ -260,7 +263,7 @@ class CheckpointConfig:
     keep_best: str | None = None
     """Also keep the checkpoint with the highest value of this metric, for example `eval/pass@8`; null: none."""
     asynchronous: bool = False
-    """Write the files while training goes on, from a copy in host memory: 12 bytes for each parameter."""
+    """Write the files while training goes on, from a copy in host memory: 12 bytes for each of these."""
     policy: bool = False
     """Put the policy as a Hugging Face folder into each checkpoint, too."""
     remote: str | None = None

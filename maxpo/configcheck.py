@@ -133,7 +133,7 @@ _POSITIVE = (
     rollout.max_concurrent_sequences rollout.cpu_kv_cache_gib rollout.start_timeout_s rollout.generate_timeout_s
     rollout.restart_window_s rollout.health_interval_s rollout.health_timeout_s
     learner.ranks learner.cpu_threads learner.lr learner.token_budget learner.logprob_chunk
-    learner.start_timeout_s learner.step_timeout_s sync.bucket_mib sync.timeout_s
+    learner.start_timeout_s learner.step_timeout_s learner.lora.alpha sync.bucket_mib sync.timeout_s
     checkpoint.keep_last checkpoint.stop_within_s eval.prompts eval.samples
 """.split()
     + CLUSTER_POSITIVE
@@ -145,7 +145,7 @@ _NOT_NEGATIVE = """
     algorithm.clip_high algorithm.kl_coef algorithm.entropy_coef algorithm.refill_rounds
     learner.warmup_steps learner.weight_decay learner.grad_clip eval.every tracking.save_rollouts
     checkpoint.every checkpoint.keep_every rollout.max_restarts rollout.health_grace_s learner.max_restarts
-    run.stall_timeout_s data.max_bad_rows
+    run.stall_timeout_s data.max_bad_rows learner.lora.rank
 """.split()
 
 RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
@@ -201,6 +201,11 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     ("learner.deepspeed", lambda v: Path(v).is_file(), f"There is no such file. {PATH_HELP}"),
     ("learner.deepspeed", _is_json_object, "The file must be readable and hold one JSON object: {...}."),
+    (
+        "learner.lora.targets",
+        lambda v: all(name.isidentifier() for name in v) and len(set(v)) == len(v),
+        "Must be different last names of layers, without dots, such as [q_proj, v_proj].",
+    ),
     (
         "checkpoint.resume",
         lambda v: v in ("auto", "must", "never") or Path(v, MANIFEST).is_file(),

@@ -9,6 +9,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -84,8 +86,8 @@ def _set(tree: DictConfig, setting: Setting) -> Problem | None:
     leaf, value = leaf_of(setting.key), setting.value
     hint = schema()[leaf].type
     message = f"Must be {allowed(leaf)}."
-    section, _, name = leaf.partition(".")
-    if setting.key != leaf and OmegaConf.is_missing(tree[section], name):
+    section, _, name = leaf.rpartition(".")
+    if setting.key != leaf and OmegaConf.is_missing(OmegaConf.select(tree, section), name):
         return None  # An earlier entry of the same mapping was refused and is already reported.
     try:
         # OmegaConf takes any number for a bool, and one of them allows a run folder to be deleted.
@@ -130,11 +132,14 @@ def _resolve(tree: DictConfig, key: str, setting: Setting) -> tuple[Any, Problem
 
 def _build(values: dict[str, Any]) -> Config:
     """Makes the dataclasses from typed values by dotted key."""
-    whole: dict[str, Any] = {}
-    for section, cls in sections().items():
-        own = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(section + ".")}
-        whole[section] = cls(**own)
-    return Config(**whole)
+    whole: dict[str, dict[str, Any]] = {section: {} for section in ("", *sections())}
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        whole[section][name] = value
+    for section, cls in reversed(sections().items()):  # those within another one first
+        outer, _, name = section.rpartition(".")
+        whole[outer][name] = cls(**whole[section])
+    return Config(**whole[""])
 
 
 def explain(key: str | None = None) -> str:
@@ -163,7 +168,7 @@ def to_yaml(loaded: LoadedConfig) -> str:
     """
     shown, public = loaded.tree.copy(), loaded.tree.copy()
     raw: Any = OmegaConf.to_container(loaded.tree, resolve=False)
-    written = {f"{section}.{name}": str(value) for section, own in raw.items() for name, value in own.items()}
+    written = {key: str(reduce(getitem, key.split("."), raw)) for key in schema()}
     for key, text in written.items():
         if "${" in text and ":" in text:
             OmegaConf.update(public, key, MISSING)

@@ -6,11 +6,12 @@ import ast
 import difflib
 import functools
 import inspect
+import operator
 import types
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from maxpo import config, configcluster, configdata, configenvironment, configreward
+from maxpo import config, configcluster, configdata, configenvironment, configlora, configreward
 from maxpo.config import Config
 
 
@@ -25,25 +26,32 @@ class Field:
 
 
 def get(config: Config, key: str) -> Any:
-    """Reads a dotted key; every key is a section and a name."""
-    section, name = key.split(".")
-    return getattr(getattr(config, section), name)
+    """Reads a dotted key."""
+    return operator.attrgetter(key)(config)
 
 
 def leaf_of(key: str) -> str:
     """Cuts a key below a mapping, such as `data.task_args.digits`, to the mapping's own."""
-    return ".".join(key.split(".")[:2])
+    names = key.split(".")
+    return ".".join(names[: 3 if ".".join(names[:2]) in sections() else 2])
 
 
+@functools.cache
 def sections() -> dict[str, type[Any]]:
-    """Lists the sections of a config and their dataclasses."""
-    return get_type_hints(Config)
+    """Lists the sections of a config and their dataclasses; a section within a section comes after it."""
+    found: dict[str, type[Any]] = {}
+    for name, cls in get_type_hints(Config).items():
+        found[name] = cls
+        for inner, hint in get_type_hints(cls).items():
+            if isinstance(hint, type) and is_dataclass(hint):
+                found[f"{name}.{inner}"] = hint
+    return found
 
 
 def _docstrings() -> dict[tuple[str, str], str]:
     """Reads the string below each field from the source, by class and field: Python does not keep it."""
     docs: dict[tuple[str, str], str] = {}
-    modules = (config, configcluster, configdata, configenvironment, configreward)
+    modules = (config, configcluster, configdata, configenvironment, configlora, configreward)
     for node in (node for module in modules for node in ast.parse(inspect.getsource(module)).body):
         if isinstance(node, ast.ClassDef):
             for field, below in zip(node.body, node.body[1:], strict=False):
@@ -64,6 +72,8 @@ def schema() -> dict[str, Field]:
         hints = get_type_hints(cls)
         for field in fields(cls):
             key = f"{section}.{field.name}"
+            if key in sections():
+                continue
             doc = docs.get((cls.__name__, field.name), "")
             found[key] = Field(type=hints[field.name], default=get(whole, key), doc=doc)
     return found

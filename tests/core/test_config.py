@@ -346,6 +346,11 @@ OUT_OF_RANGE = [
     "learner.deepspeed=nope.json",
     "learner.deepspeed=list.json",
     "learner.deepspeed=broken.json",
+    "learner.lora.rank=-1",
+    "learner.lora.alpha=0",
+    "learner.lora.targets=['']",
+    "learner.lora.targets=[self_attn.q_proj]",
+    "learner.lora.targets=[q_proj,q_proj]",
     "rollout.temperature=0",
     "rollout.top_p=0.99",
     "rollout.top_k=1",
@@ -533,6 +538,7 @@ class TestChecks:
             ["sync.backend=gloo", "rollout.device=cpu", "learner.device=cpu"],
             ["sync.backend=nccl", "rollout.device=cuda", "learner.device=cuda"],
             ["sync.backend=ipc"],
+            ["learner.lora={rank: 8, targets: [q_proj, v_proj]}", "learner.lora.alpha=0.5"],
             ["learner.grad_clip=0", "eval.every=0", "learner.warmup_steps=0"],
             ["launch.setup=['module load cuda', 'ulimit -n 65536']", "launch.env={A_1: x y, B: 3, C: 0.5, D: ''}"],
             ["launch.slurm_options=['--account=a', -p gpu]", "launch.log_dir=/a/b-c", "cluster.interface=ib0.1"],
@@ -765,7 +771,8 @@ class TestToYaml:
     def test_holds_every_key_and_leaves_the_tree_alone(self) -> None:
         loaded = load("run.seed=${algorithm.k}")
         plain = yaml.safe_load(to_yaml(loaded))
-        assert {f"{section}.{name}" for section, own in plain.items() for name in own} == set(schema())
+        own = {f"{section}.{name}" for section in plain for name in plain[section]} - {"learner.lora"}
+        assert own | {f"learner.lora.{name}" for name in plain["learner"]["lora"]} == set(schema())
         assert "${algorithm.k}" in str(loaded.tree)
 
     @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -201,7 +201,13 @@ def test_the_context_has_what_the_images_need_and_nothing_else() -> None:
 def test_the_lock_files_satisfy_pyproject(extra: str) -> None:
     found = pins(f"{extra}.lock")
     extras = PROJECT["optional-dependencies"]
-    wanted = [*PROJECT["dependencies"], *extras[extra], *extras["s3"], *(extras["dev"] if extra == "cpu" else [])]
+    wanted = [
+        *PROJECT["dependencies"],
+        *extras[extra],
+        *extras["s3"],
+        *extras["lora"],
+        *(extras["dev"] if extra == "cpu" else []),
+    ]
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(found[canonicalize_name(requirement.name)]), requirement
     engine = Requirement(extras[extra][0])

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from launch.plan import GIB, ModelShape, learner_bytes, make_plan, remedies, sequences_at_once, shape_of, show_plan
 from maxpo.config import AlgorithmConfig, Config, DataConfig, LearnerConfig, ModelConfig, RolloutConfig
+from maxpo.configlora import LoraConfig
 
 QWEN_7B = {
     "model_type": "qwen2",
@@ -84,6 +85,21 @@ def test_by_hand() -> None:
     assert sequences_at_once(settings, shape, 10 * 4096 * 32) == 10
     settings.rollout.tensor_parallel_size = 2
     assert sequences_at_once(settings, shape, 10 * 4096 * 32) == 20
+
+
+def test_an_adapter_by_hand() -> None:
+    demo = "configs/models/countdown-0.5m"
+    lora = LoraConfig(rank=4, targets=["q_proj", "down_proj"])
+    shape = shape_of(demo, lora)
+    assert shape.adapter == 3 * 4 * ((128 + 128) + (256 + 128))
+    settings = config(zero_stage=2, dtype="bfloat16", lora=lora)
+    settings.algorithm = AlgorithmConfig(kl_coef=0.1)
+    got, n = learner_bytes(settings, shape), shape.adapter
+    assert got["weights"] == 2 * (shape.parameters + n)
+    assert (got["gradients"], got["master weights"], got["Adam's moments"]) == (6 * n, 4 * n, 8 * n)
+    assert got["frozen reference"] == 0  # it is the base without the adapter
+    full = learner_bytes(config(zero_stage=2, dtype="bfloat16"), shape_of(demo))
+    assert got["activations"] == full["activations"]
 
 
 def test_checkpointing_and_a_smaller_chunk_need_less(qwen: tuple[str, ModelShape]) -> None:

@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import save_file
 
 from maxpo.config import AlgorithmConfig, LearnerConfig
+from maxpo.configlora import LoraConfig
 from maxpo.transport import join_store, serve_store
 from maxpo.types import StepBatch
 
@@ -48,6 +49,18 @@ class Poison:
             output.register_hook(lambda gradient: gradient + spot)
 
 
+def adapt(lm: Any, lora: LoraConfig) -> None:
+    """An adapter that already says something: a B of 0 would leave A without a gradient."""
+    from learner.lora import add_adapter, trained_parameters
+
+    add_adapter(lm, lora, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in trained_parameters(lm).items():
+            if ".lora_B." in name:
+                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
 def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str, Any]], out: Any) -> None:
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", DS_ACCELERATOR="cpu", GLOO_SOCKET_IFNAME="lo"
@@ -56,6 +69,7 @@ def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str,
     store = join_store("127.0.0.1", port, 60)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     from learner.engine import TrainEngine
+    from learner.lora import base_of, trained_parameters
     from learner.model import Policy, enable_gradient_checkpointing, load_language_model, parameters_by_name
     from learner.step import Updater
     from learner.ulysses import SequenceGroup
@@ -65,6 +79,8 @@ def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str,
         learner: LearnerConfig = job["learner"]
         algorithm: AlgorithmConfig = job["algorithm"]
         lm: Any = load_language_model(job.get("model", model), getattr(torch, learner.dtype), trust_remote_code=False)
+        if learner.lora.rank:
+            adapt(lm, learner.lora)
         calls: list[int] = []
         if learner.gradient_checkpointing:
             enable_gradient_checkpointing(lm)
@@ -73,7 +89,9 @@ def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str,
         sequence = SequenceGroup(shared, learner.step_timeout_s) if shared > 1 else None
         engine = TrainEngine(Policy(lm, sequence), learner, torch.device("cpu"))
         reference = None
-        if algorithm.kl_coef:
+        if algorithm.kl_coef and learner.lora.rank and not job.get("reference_model"):
+            reference = base_of(engine)
+        elif algorithm.kl_coef:
             reference = Policy(load_language_model(model, torch.float32, trust_remote_code=False), sequence)
             reference.requires_grad_(False)
         poison = Poison(lm, active=rank == world - 1)
@@ -92,12 +110,12 @@ def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str,
 
         def capture(lr: float, engine: Any = engine, step: Any = step, gradients: dict[str, Any] = gradients) -> Any:
             if not gradients:
-                for name, parameter in parameters_by_name(engine.module).items():
+                for name, parameter in trained_parameters(engine.module).items():
                     gradients[name] = engine.full_gradient(parameter).clone()
             return step(lr)
 
         engine.step = capture
-        state = engine.training_state(parameters_by_name(engine.module))
+        state = engine.training_state(trained_parameters(engine.module))
         if "load" in job:
             updater.optimizer_steps = state.load(Path(job["load"]))["optimizer_steps"]
 
@@ -155,7 +173,7 @@ def job(batches: list[StepBatch], *, budget: int = 10_000, stage: int = 2, **alg
         key: algorithm.pop(key)
         for key in (
             *("lr", "dtype", "logprob_chunk", "warmup_steps", "gradient_checkpointing", "deepspeed", "schedule"),
-            *("grad_clip", "on_nonfinite", "sequence_parallel"),
+            *("grad_clip", "on_nonfinite", "sequence_parallel", "lora"),
         )
         if key in algorithm
     }

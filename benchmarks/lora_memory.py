@@ -1,0 +1,169 @@
+"""What the learner keeps in memory, all parameters trained beside an adapter.
+
+    python benchmarks/lora_memory.py
+
+One rank of the real learner on CPU, a process for each line, a few updates of random tokens: bytes of the tensors that
+it holds by purpose, and the most memory that the process took. The model is the demo's or a randomly initialised Llama
+of SmolLM2-135M's shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.weight_sync import DEMO, machine, random_model
+from maxpo.config import AlgorithmConfig, LearnerConfig
+from maxpo.configlora import LoraConfig
+from maxpo.types import Completion, Group, Prompt, ScoredGroup, StepBatch
+
+PURPOSES = ("frozen", "trained", "gradients", "masters", "moments")
+MIB = 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rank", type=int, default=16, help="of the adapter, in all linear layers")
+    parser.add_argument("--updates", type=int, default=2)
+    parser.add_argument("--one", nargs=4, metavar=("MODEL", "STAGE", "DTYPE", "RANK"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        model, stage, dtype, rank = args.one
+        print(json.dumps(measure(model, int(stage), dtype, int(rank), args.updates)))
+        return
+    print(f"{machine()}\nMiB; ZeRO stage and format of the weights in the first column\n")
+    print("| model | learner |", " | ".join(PURPOSES), "| together | peak RSS | grown by |")
+    print("|" + " --- |" * (len(PURPOSES) + 5))
+    with tempfile.TemporaryDirectory(prefix="maxpo-bench-") as folder:
+        models = {"demo, 0.45 M": DEMO, "135 M": random_model(Path(folder) / "model", "float32")}
+        for name, path in models.items():
+            for stage, dtype in ((0, "float32"), (2, "bfloat16")):
+                for rank in (0, args.rank):
+                    own = [str(path), str(stage), dtype, str(rank)]
+                    command = [sys.executable, __file__, "--updates", str(args.updates), "--one", *own]
+                    done = subprocess.run(command, capture_output=True, text=True, check=False)
+                    if done.returncode:
+                        sys.exit(done.stderr)
+                    got = json.loads(done.stdout.splitlines()[-1])
+                    values = [got[purpose] for purpose in PURPOSES]
+                    cells = [f"{v / MIB:.1f}" for v in (*values, sum(values), got["rss"], got["rss"] - got["before"])]
+                    what = f"LoRA {rank}" if rank else "full"
+                    print(f"| {name} | {what}, ZeRO {stage}, {dtype} |", " | ".join(cells), "|", flush=True)
+
+
+def measure(path: str, stage: int, dtype: str, rank: int, updates: int) -> dict[str, int]:
+    """Bytes by purpose after the gradients of the last update are there, and of the process before and at its peak."""
+    import torch.distributed as dist
+
+    from maxpo.transport import serve_store
+
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", DS_ACCELERATOR="cpu")
+    torch.set_num_threads(1)
+    store, _ = serve_store("127.0.0.1", 60)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    from learner.engine import TrainEngine
+    from learner.lora import add_adapter
+    from learner.model import Policy, load_language_model
+    from learner.step import Updater
+
+    lora = LoraConfig(rank=rank)
+    learner = LearnerConfig(lr=1e-5, dtype=dtype, zero_stage=stage, token_budget=512, lora=lora)  # type: ignore[arg-type]
+    import deepspeed  # noqa: F401  (so that what it takes itself is not counted)
+
+    before = resident("VmRSS")
+    lm = load_language_model(path, getattr(torch, dtype), trust_remote_code=False)
+    if rank:
+        add_adapter(lm, lora, seed=0)
+    engine = TrainEngine(Policy(lm), learner, torch.device("cpu"))
+    algorithm = AlgorithmConfig(k=2, group_size=4, aggregation="token_mean")
+    updater = Updater(
+        engine, None, learner, algorithm, rank=0, temperature=1.0, aggregation_constant=1.0, total_steps=updates
+    )
+    found: dict[str, int] = {}
+    step = engine.step
+
+    def count(lr: float) -> Any:
+        found["gradients"] = gradients(engine)
+        return step(lr)
+
+    engine.step = count
+    for number in range(1, updates + 1):
+        updater.update(random_batch(number))
+    parameters = list(engine.module.parameters())
+    found["frozen"] = size([p for p in parameters if not p.requires_grad])
+    found["trained"] = size([p for p in parameters if p.requires_grad])
+    adam = engine._adam
+    owners = [p for group in adam.param_groups for p in group["params"]]
+    found["masters"] = size([p for p in owners if all(p is not own for own in parameters)])
+    found["moments"] = size([t for s in adam.state.values() for t in s.values() if t.dim()])
+    found |= {"before": before, "rss": resident("VmHWM")}
+    dist.destroy_process_group()
+    return found
+
+
+def gradients(engine: Any) -> int:
+    """Bytes of the gradients that wait for the step: of the parameters, or of ZeRO's partitions."""
+    held = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    for partition in getattr(engine._engine.optimizer, "averaged_gradients", {}).values():
+        held += [t for t in partition or () if t is not None]
+    return size(held)
+
+
+def size(tensors: list[torch.Tensor]) -> int:
+    """Bytes of memory that these take, what several share once."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def resident(which: str) -> int:
+    """Bytes of memory of this process, now (VmRSS) or at most so far (VmHWM, which is its own and not its parent's)."""
+    found = re.search(rf"{which}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) << 10
+
+
+def random_batch(step: int) -> StepBatch:
+    """4 groups of 4 completions of 24 tokens, all with an advantage."""
+    draw = torch.Generator().manual_seed(step)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(4, 60, (count,), generator=draw).tolist())
+
+    def completion() -> Completion:
+        return Completion(
+            text="",
+            token_ids=tokens(24),
+            logprobs=(-4.0,) * 24,
+            loss_mask=(True,) * 24,
+            finish_reason="stop",
+            min_weight_version=0,
+            max_weight_version=0,
+        )
+
+    groups = tuple(
+        ScoredGroup(
+            group=Group(
+                prompt=Prompt(prompt_id=str(g), text="", token_ids=tokens(8), reference=None, source=""),
+                completions=tuple(completion() for _ in range(4)),
+            ),
+            rewards=(0.0, 1.0, 2.0, 3.0),
+            valid=(True,) * 4,
+            outcomes=("ok",) * 4,
+        )
+        for g in range(4)
+    )
+    return StepBatch(groups=groups, sampled_sequences=16, sampled_tokens=16 * 24, step=step, k=(2,) * 4)
+
+
+if __name__ == "__main__":
+    main()

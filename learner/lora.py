@@ -1,0 +1,186 @@
+"""LoRA: a peft adapter in the linear layers, the only thing that trains, and the policy that it makes with its base."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from learner.model import parameters_by_name
+from maxpo.configlora import LoraConfig
+from maxpo.errors import InputError
+
+if TYPE_CHECKING:  # it imports deepspeed, which must come after the environment is set
+    from learner.engine import TrainEngine
+
+ADAPTER = "default"
+"""peft's name of an adapter that has none."""
+ADAPTER_FOLDER = "adapter"
+"""Where the adapter lies in the folder of a policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A tensor of the policy: a parameter, and what an adapter adds to it."""
+
+    base: nn.Parameter
+    low_rank: tuple[nn.Parameter, nn.Parameter] | None = None
+    """A [rank, in] and B [out, rank]."""
+    scaling: float = 0.0
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """What must be whole for `copy`."""
+        return (self.base, *(self.low_rank or ()))
+
+    def copy(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+        """W, or W + scaling B A computed in float32; nothing that is trained or frozen changes. None: where W is."""
+        base = self.base.detach()
+        if self.low_rank is None:
+            return base.to(device=device or base.device, dtype=dtype, copy=True)
+        a, b = (p.detach().float() for p in self.low_rank)
+        return (base.float() + (b @ a) * self.scaling).to(device=device or base.device, dtype=dtype)
+
+
+def policy_weights(model: nn.Module) -> dict[str, Weight]:
+    """All weights of the policy under the names of the model without an adapter; a tied one appears once."""
+    parameters = parameters_by_name(model)
+    modules = {name.removeprefix("lm."): module for name, module in model.named_modules()}
+    weights: dict[str, Weight] = {}
+    for name, parameter in parameters.items():
+        layer, within, leaf = name.rpartition(".base_layer.")
+        if within and leaf == "weight":
+            a, b = (parameters[f"{layer}.lora_{side}.{ADAPTER}.weight"] for side in "AB")
+            owner: Any = modules[layer]
+            weights[f"{layer}.weight"] = Weight(parameter, (a, b), owner.scaling[ADAPTER])
+        elif within:
+            weights[f"{layer}.{leaf}"] = Weight(parameter)
+        elif ".lora_" not in name:
+            weights[name] = Weight(parameter)
+    return weights
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What the optimizer changes, by name: all parameters, or those of the adapter under peft's names in files."""
+    parameters = parameters_by_name(model)
+    return {re.sub(rf"(\.lora_[AB])\.{ADAPTER}\.", r"\1.", n): p for n, p in parameters.items() if p.requires_grad}
+
+
+def require_peft() -> None:
+    """Look for peft and what it needs.
+
+    Raises:
+        InputError: it is not installed; says what to install.
+    """
+    if missing := [name for name in ("peft", "accelerate") if find_spec(name) is None]:
+        raise InputError(f'learner.lora.rank needs {" and ".join(missing)}: pip install "maxpo[lora]"')
+
+
+def linear_layers(lm: Any) -> dict[str, list[nn.Linear]]:
+    """The linear layers of a language model by the last part of their names, without the head."""
+    found: dict[str, list[nn.Linear]] = {}
+    for name, module in lm.base_model.named_modules():
+        if isinstance(module, nn.Linear):
+            found.setdefault(name.rpartition(".")[2], []).append(module)
+    return found
+
+
+def target_layers(lm: Any, lora: LoraConfig) -> dict[str, list[nn.Linear]]:
+    """The layers that get an adapter, by the last part of their names.
+
+    Raises:
+        InputError: the model has no such layers; names those that it has.
+    """
+    found = linear_layers(lm)
+    wanted = lora.targets or list(found)
+    missing = [name for name in wanted if name not in found]
+    if missing or not wanted:
+        which = ", ".join(missing) or "at all"
+        there = ", ".join(sorted(found)) or "none"
+        raise InputError(
+            f"learner.lora.targets: the model has no linear layer {which}; besides the head there are: {there}"
+        )
+    return {name: found[name] for name in wanted}
+
+
+def adapter_parameters(lm: Any, lora: LoraConfig) -> int:
+    """How many parameters an adapter has."""
+    layers = [layer for same in target_layers(lm, lora).values() for layer in same]
+    return lora.rank * sum(layer.in_features + layer.out_features for layer in layers)
+
+
+def add_adapter(lm: Any, lora: LoraConfig, *, seed: int) -> None:
+    """Put an adapter into the model, in place, and freeze the rest; B is 0, so the policy is the base at first.
+
+    Args:
+        lm: the language model, whole.
+        lora: rank, alpha, targets.
+        seed: of A; the same on every rank.
+
+    Raises:
+        InputError: peft is not installed, or the model has no such layers.
+    """
+    require_peft()
+    from peft import inject_adapter_in_model
+
+    dtype = lm.dtype
+    settings = peft_config(lora, sorted(target_layers(lm, lora)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(settings, lm, ADAPTER)
+    for parameter in trained_parameters(lm).values():
+        parameter.data = parameter.data.to(dtype)
+
+
+def peft_config(lora: LoraConfig, targets: list[str], model_path: str | None = None) -> Any:
+    """The adapter's settings as peft has them."""
+    from peft import LoraConfig as PeftLoraConfig
+
+    return PeftLoraConfig(
+        r=lora.rank,
+        # peft says int, and takes and writes any number.
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
+        target_modules=targets,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=model_path,
+    )
+
+
+def base_of(engine: TrainEngine) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The frozen policy under the adapter, as a function like the engine's forward, without a model of its own.
+
+    The adapter counts 0 times there, instead of being left out: which modules are called stays the same, which ZeRO-3
+    has learnt.
+    """
+    from peft.helpers import rescale_adapter_scale
+
+    def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        with rescale_adapter_scale(engine.module, 0.0):
+            return engine.forward(*args, **kwargs)
+
+    return forward
+
+
+def write_adapter(tensors: dict[str, Tensor], lora: LoraConfig, model_path: str, folder: Path) -> None:
+    """Write an adapter to the new folder as `peft.PeftModel.from_pretrained` loads it.
+
+    Args:
+        tensors: by the names of `trained_parameters`.
+        lora: rank, alpha, targets.
+        model_path: the folder of its base.
+        folder: the folder to write.
+    """
+    folder.mkdir()
+    targets = sorted({name.rpartition(".lora_")[0].rpartition(".")[2] for name in tensors})
+    peft_config(lora, targets, model_path).save_pretrained(str(folder))
+    named = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
