@@ -66,7 +66,9 @@ def fetch_model(name: str, target: Path) -> str:
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         folder = Path(scratch)
         gguf = _download(model, folder)
-        _convert(gguf, folder / "model")
+        # Progress bars, and what DeepSpeed says when accelerate imports it; errors are raised.
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            _convert(gguf, folder / "model")
         (folder / "model").rename(target)
     return model.description
 
@@ -94,9 +96,7 @@ def _convert(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
 
     place: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    # Progress bars, and what DeepSpeed says when accelerate imports it; errors are raised.
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
     settings = loaded.config.to_dict()
     # What only says how it was read; transformers does not save a model that has it.
     for key in ("quantization_config", "_name_or_path", "_model_name_or_path", "transformers_version"):
