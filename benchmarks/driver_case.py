@@ -79,7 +79,7 @@ class Host:
             for i in range(case.group_size)
         )
 
-    async def generate(self, worker: int, rollout_id: str, prompt: Prompt, n: int, seed: int) -> Group:
+    async def generate(self, worker: int, rollout_id: str, prompt: Prompt, n: int, seed: int, *, greedy: bool) -> Group:
         if self._mean_s:
             await asyncio.sleep(self._draw.uniform(0.0, 2 * self._mean_s))
         self._answered[worker] += 1
@@ -124,8 +124,8 @@ class _Method:
     method: Any
     number: int
 
-    def remote(self, *args: Any) -> Any:
-        return self.method.remote(self.number, *args)
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        return self.method.remote(self.number, *args, **kwargs)
 
 
 class Meter:
@@ -191,9 +191,11 @@ def measure(case: Case) -> dict[str, Any]:
             group_size: int,
             draw: str,
             on_group: Callable[[Group], None] = lambda group: None,
+            *,
+            greedy: bool = False,
         ) -> list[Group]:
             with meter.stage("generate"):
-                groups = super().generate(prompts, group_size, draw, on_group)
+                groups = super().generate(prompts, group_size, draw, on_group, greedy=greedy)
             assert [group.prompt.prompt_id for group in groups] == [prompt.prompt_id for prompt in prompts]
             return groups
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from launch.rayenv import prepare_ray
 from maxpo import __version__
@@ -83,11 +82,23 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser(
         "evaluate",
         help="evaluate a model",
-        description="Unbiased pass@k of MODEL on the held-out prompts of FILE.yaml.",
+        description="Unbiased pass@k, max@k, avg@n, maj@n of MODEL on the held-out prompts of FILE.yaml.",
     )
     evaluate.add_argument("model", type=Path, help="Hugging Face folder, or a run folder (its exported policy)")
     _add_config(evaluate)
-    evaluate.add_argument("--out", type=Path, help="folder for eval.json and the completions")
+    evaluate.add_argument(
+        "--out", type=Path, metavar="DIR", help="new folder for eval.json and the completions (default: RUN_DIR-eval)"
+    )
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+
+    compare = commands.add_parser(
+        "compare",
+        help="compare two evaluations",
+        description="Differences B - A of every figure, with paired intervals over prompts.",
+    )
+    compare.add_argument("a", type=Path, metavar="A", help="folder that `maxpo evaluate --out` wrote, or its eval.json")
+    compare.add_argument("b", type=Path, metavar="B", help="the same of the other model")
+    compare.add_argument("--json", action="store_true", help="print JSON")
 
     check = commands.add_parser(
         "check-advantage",
@@ -167,6 +178,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if args.command == "evaluate":
             return _evaluate(args, console)
+        if args.command == "compare":
+            from launch.compare import compare_evaluations
+
+            return compare_evaluations(args.a, args.b, console, as_json=args.json)
         if args.command == "export":
             from launch.export import export_checkpoint
 
@@ -266,23 +281,32 @@ def _plan(loaded: LoadedConfig, args: argparse.Namespace, console: Console) -> i
     return show_plan(config, console, gpus=gpus, gpu_gib=args.gpu_gib)
 
 
+def _policy_of(given: Path) -> Path:
+    """The model that is meant: a Hugging Face folder itself, of a run folder its exported policy.
+
+    Raises:
+        InputError: a run folder without one; the message says which command writes it.
+    """
+    if (given / "policy" / "config.json").is_file():
+        return given / "policy"
+    if not (given / "config.yaml").is_file() or (given / "config.json").is_file():
+        return given  # what is wrong with it, if anything, is said as of any model.path
+    checkpoints = sorted((given / "checkpoints").glob("step_*"))
+    if not checkpoints:
+        raise InputError(f"{given} has neither an exported policy nor a checkpoint: nothing to evaluate yet")
+    raise InputError(
+        f"{given} has no exported policy, since the run has not ended, but it has checkpoints. Write the policy of the "
+        f"newest with\n  maxpo export {given} --to DIR\nand evaluate DIR."
+    )
+
+
 def _evaluate(args: argparse.Namespace, console: Console) -> int:
-    model: Path = args.model
-    if (model / "policy" / "config.json").is_file():
-        model = model / "policy"
+    model = _policy_of(args.model)
     loaded = load_config([args.file], [*args.overrides, f"model.path={model}"])
     prepare_ray(loaded.config.ray)
-    from launch.train import run_evaluation
+    from launch.evaluate import evaluate_model
 
-    result = run_evaluation(loaded.config, model, args.out, console)
-    table = Table()
-    table.add_column(f"held-out, {result.prompts} prompts x {loaded.config.eval.samples}")
-    table.add_column("estimate", justify="right")
-    table.add_column("95 % interval", justify="right")
-    for k, e in result.at_k.items():
-        table.add_row(f"{result.objective}@{k}", f"{100 * e.value:.1f} %", f"{100 * e.low:.1f} - {100 * e.high:.1f} %")
-    console.print(table)
-    return 0
+    return evaluate_model(loaded, model, args.out, Console(stderr=True) if args.json else console, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from maxpo.evaluate import Estimate, EvalReport
+from launch.evaltables import one_line, report_table
+from maxpo.evaluate import EvalReport
 from maxpo.loop import Observer
 from maxpo.runstate import RunResult
 
@@ -71,9 +72,9 @@ class Terminal(Observer):
 
     def evaluated(self, step: int, result: EvalReport) -> None:
         """Print the estimates."""
-        values = "  ".join(f"{result.objective}@{k} {_percent(e)}" for k, e in result.at_k.items())
         self._console.print(
-            f"evaluation at step {step}  {values}  ({time.monotonic() - self._started:.0f} s since the start)",
+            f"evaluation at step {step}  {one_line(result)}  "
+            f"({time.monotonic() - self._started:.0f} s since the start)",
             highlight=False,
             soft_wrap=True,
         )
@@ -82,16 +83,8 @@ class Terminal(Observer):
 def comparison(result: RunResult) -> Table:
     """First and last evaluation side by side: unbiased estimates, in brackets 95 % intervals over prompts."""
     steps = sorted(result.evaluations)
-    reports = [result.evaluations[step] for step in dict.fromkeys((steps[0], steps[-1]))]
-    table = Table()
-    table.add_column(f"held-out, {reports[0].prompts} prompts")
-    for step in dict.fromkeys((steps[0], steps[-1])):
-        table.add_column(f"step {step}", justify="right")
-    for k in reports[0].at_k:
-        table.add_row(f"{reports[0].objective}@{k}", *[_percent(r.at_k[k]) for r in reports])
-    table.add_row("mean reward", *[f"{r.mean:.3f}" for r in reports])
-    table.add_row("unique completions", *[f"{r.unique:.2f}" for r in reports])
-    return table
+    shown = list(dict.fromkeys((steps[0], steps[-1])))
+    return report_table([result.evaluations[step] for step in shown], [f"step {step}" for step in shown])
 
 
 def timing(result: RunResult) -> Table:
@@ -120,7 +113,3 @@ def counts(result: RunResult) -> str:
 
 def _median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2] if values else float("nan")
-
-
-def _percent(e: Estimate) -> str:
-    return f"{100 * e.value:.1f} % [{100 * e.low:.1f}, {100 * e.high:.1f}]"

@@ -1,8 +1,7 @@
-"""Runs: from a checked configuration to a trained model, or to an evaluation."""
+"""Runs: from a checked configuration to a trained model."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -13,13 +12,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.cluster import cluster, own_logs, reach
-from launch.placement import place
+from launch.cluster import own_logs, reach
 from launch.preflight import load_data
 from launch.progress import Terminal, comparison, counts, timing
 from launch.rayenv import cluster_address
 from launch.resume import describe_changes, find_checkpoint, go_back_to, locked, remote_store
-from launch.room import room_for
 from launch.say import say
 from launch.signals import stop_on_signal
 from launch.system import system
@@ -30,13 +27,11 @@ from maxpo.configload import LoadedConfig, to_yaml
 from maxpo.data import Mixture, PromptStream
 from maxpo.deadline import LearnerLostError
 from maxpo.errors import InputError, RunError
-from maxpo.evaluate import EvalReport
-from maxpo.loop import Observer, evaluate, train
+from maxpo.loop import train
 from maxpo.manifest import read_manifest, read_state
 from maxpo.runstate import RunResult
 from maxpo.tracking import METRICS_FILE, RunLog
 from maxpo.types import Prompt
-from rollout.pool import RolloutPool
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the environment of a job's driver."""
@@ -260,31 +255,6 @@ def _open(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None, Ch
     except OSError as error:
         raise InputError(f"the run folder cannot be written: {error}") from error
     return folder, source, checkpoints
-
-
-def run_evaluation(config: Config, model: Path, output: Path | None, console: Console) -> EvalReport:
-    """Evaluate the model in a Hugging Face folder on the held-out prompts of the configuration."""
-    config = for_all_nodes(config)
-    reach(config.ray)
-    _, held_out = load_data(config, evaluation=True, say=partial(say, console))
-    folder = output or Path(config.run.dir) / f"{config.run.name}-eval"
-    folder.mkdir(parents=True, exist_ok=True)
-    log = RunLog(folder, tensorboard=False, save_rollouts=len(held_out))
-    with cluster(config, folder / "log") as gpus:
-        places = place(config, gpus=gpus, with_learner=False)
-        with room_for(places, config) as room:
-            logs = own_logs(config, folder / "log")
-            rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, room.engine, logs)
-            try:
-                rollouts.begin_start(version=0)
-                rollouts.finish_start()
-                result = evaluate(config, held_out, rollouts, log, Observer(), step=0)
-            finally:
-                rollouts.shutdown()
-    summary = {"model": str(model), "prompts": result.prompts, "samples": config.eval.samples} | result.metrics()
-    (folder / "eval.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    console.print(f"results in {folder}", highlight=False, soft_wrap=True)
-    return result
 
 
 def _new_run_folder(config: Config, *, replace: bool) -> None:

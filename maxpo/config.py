@@ -236,7 +236,9 @@ class EvalConfig:
     samples: int = 32
     """Completions per held-out prompt, n of the unbiased pass@k."""
     k: list[int] = field(default_factory=lambda: [1, 4, 8, 16])
-    """The k of pass@k; each at most `samples`."""
+    """The k of pass@k and max@k; each at most `samples`."""
+    greedy: bool = False
+    """Also complete each held-out prompt once with the likeliest tokens, for `eval/greedy`."""
 
 
 @dataclass(kw_only=True)

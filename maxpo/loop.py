@@ -13,13 +13,13 @@ from maxpo.config import AlgorithmConfig, Config
 from maxpo.data import PromptStream
 from maxpo.deadline import LearnerLostError, RemoteError
 from maxpo.errors import RunError
-from maxpo.evaluate import EvalReport, report
+from maxpo.evaluate import EvalReport, Sampler, measure, report
 from maxpo.judge import Judged, judge, sampling_metrics, usable_metrics, valid_rewards
 from maxpo.manifest import read_state
 from maxpo.runstate import TOTALS, RunResult, state_of, take_over
 from maxpo.schedule import PassRates, adapted_k, evaluation_due, mix_weight, scheduled_k
 from maxpo.tracking import RunLog
-from maxpo.types import Group, Prompt, Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
+from maxpo.types import Prompt, Receiver, StepBatch, StepResult, WeightManifest
 
 REFUSED_STEPS = 20
 """Training steps in a row without one optimizer step, since loss or gradient was never finite, that end a run."""
@@ -28,18 +28,8 @@ PUBLISH_AGAIN = 3
 """Times that one version is sent again after losses of engines; then its error is no accident."""
 
 
-class Rollouts(Protocol):
-    """Samples groups and scores them."""
-
-    def generate(
-        self, prompts: Sequence[Prompt], group_size: int, draw: str, on_group: Callable[[Group], None] = ...
-    ) -> list[Group]:
-        """One whole group for each prompt, in order; `draw` names the sampling, equal draws sample equally."""
-        ...
-
-    def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
-        """Rewards for every completion."""
-        ...
+class Rollouts(Sampler, Protocol):
+    """Samples groups and scores them, with engines that want weights."""
 
     def rest(self) -> None:
         """Nothing is sampled until the next `receivers`; the learner may have the memory that is shared."""
@@ -226,14 +216,15 @@ def publish(rollouts: Rollouts, learner: Learner) -> dict[str, float]:
 def evaluate(
     config: Config, held_out: Sequence[Prompt], rollouts: Rollouts, log: RunLog, observer: Observer, step: int
 ) -> EvalReport:
-    """Evaluate the current weights. Every evaluation of a run draws with the same seeds, so that two differ by
-    their weights only."""
+    """Evaluate the current weights."""
     timing: dict[str, float] = {}
     with _timed(timing, "time/eval_s"):
         observer.stage("evaluate", len(held_out))
-        groups = rollouts.generate(held_out, config.eval.samples, "eval", lambda group: observer.advance())
-        scored = rollouts.score(groups)
-        result = report(scored, config.eval.k)
+        scored, results = measure(config.eval, held_out, rollouts, lambda group: observer.advance())
+        try:
+            result = report(results, config.eval.k, greedy=config.eval.greedy)
+        except ValueError as error:
+            raise RunError(f"evaluation at step {step}: {error}") from error
     log.log(step, result.metrics() | timing)
     log.log_rollouts(f"eval_{step:06d}", scored)
     observer.evaluated(step, result)

@@ -90,18 +90,38 @@ METRICS: dict[str, tuple[str, str]] = {
     "rollout/groups_resampled": ("Groups sampled again since the start because their worker was lost", "count"),
     "data/epoch": ("Passes over the training prompts", "1"),
     "weights/version": ("Version of the weights after this step", "1"),
-    "eval/{objective}@{k}": ("Unbiased pass@k (0/1 rewards) or max@k on held-out prompts", "reward"),
-    "eval/{objective}@{k}/low": ("Lower end of the 95 % bootstrap interval over prompts", "reward"),
-    "eval/{objective}@{k}/high": ("Upper end of it", "reward"),
-    "eval/mean": ("Mean reward on held-out prompts", "reward"),
+    "eval/pass@{k}": (
+        "Unbiased pass@k on held-out prompts: a success is a reward of 1 or more (all eval/: docs/evaluation.md)",
+        "fraction",
+    ),
+    "eval/max@{k}": ("Unbiased max@k, where any reward is neither 0 nor 1", "reward"),
+    "eval/avg@{n}": ("Mean reward of the n = eval.samples completions of a prompt, mean over prompts", "reward"),
+    "eval/maj@{n}": ("Reward of the most frequent answer, where the verifier says what an answer is", "reward"),
+    "eval/greedy": ("Mean reward of one greedy completion for each prompt, with eval.greedy", "reward"),
+    "eval/{figure}/low": ("Lower end of the 95 % bootstrap interval over prompts, of each of the above", "as above"),
+    "eval/{figure}/high": ("Upper end of it", "as above"),
+    "eval/no_answer": ("Valid completions without an answer, which have no vote in maj@n", "fraction"),
     "eval/unique": ("Different completions of a prompt divided by their number", "fraction"),
     "eval/solved": ("Held-out prompts with at least one reward of 1 or more", "fraction"),
     "eval/dropped_prompts": ("Held-out prompts left out because too many of their samples are invalid", "count"),
+    "eval/{source}/{name}": ("Any of these for the prompts of one source, where there are several", "as above"),
     "time/eval_s": ("One evaluation", "s"),
 }
 """Name, with {placeholders} -> (meaning, unit). Logging anything else is an error."""
 
-_PATTERNS = {re.compile(re.sub(r"\\{\w+\\}", r"[\\w.]+", re.escape(name)) + r"\Z") for name in METRICS}
+_FIGURE = r"(?:(?:pass|max|avg|maj)@\d+|greedy)"
+_PLACEHOLDERS = {
+    "source": ".+",  # as the data calls it, slashes and spaces included
+    "figure": _FIGURE,
+    "name": rf"(?:{_FIGURE}(?:/low|/high)?|no_answer|unique|solved|dropped_prompts)",
+}
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{(\w+)\\}", lambda m: _PLACEHOLDERS.get(m[1], r"[\w.]+"), re.escape(name)) + r"\Z")
+
+
+_PATTERNS = {_pattern(name) for name in METRICS}
 
 
 def check_names(names: Sequence[str]) -> None:

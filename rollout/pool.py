@@ -139,6 +139,8 @@ class RolloutPool:
         group_size: int,
         draw: str,
         on_group: Callable[[Group], None] = lambda group: None,
+        *,
+        greedy: bool = False,
     ) -> list[Group]:
         """One group of `group_size` completions for each prompt.
 
@@ -150,6 +152,7 @@ class RolloutPool:
             group_size: completions of each.
             draw: names this sampling among all of the run, for example the step; equal draws sample equally.
             on_group: called with each group as it arrives.
+            greedy: take the likeliest token each time instead.
 
         Raises:
             RemoteError: a request failed, or took longer than `rollout.generate_timeout_s` for a group.
@@ -173,7 +176,9 @@ class RolloutPool:
             while todo and (place := places.take()):
                 index, prompt = todo.popleft()
                 seed = derive_seed(self._seed, draw, prompt.prompt_id)
-                ref = place.actor.generate.remote(f"{draw}/{index}/{prompt.prompt_id}", prompt, group_size, seed)
+                ref = place.actor.generate.remote(
+                    f"{draw}/{index}/{prompt.prompt_id}", prompt, group_size, seed, greedy=greedy
+                )
                 future = ref.future()
                 running[future] = index, place, time.monotonic() + limit
                 future.add_done_callback(ended.put)
@@ -216,6 +221,10 @@ class RolloutPool:
     def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
         """Rewards for every completion of every group."""
         return self._rewards.score(groups)
+
+    def answers(self, groups: Sequence[ScoredGroup]) -> list[tuple[str | None, ...] | None]:
+        """What every completion answers, see `RewardPool.answers`."""
+        return self._rewards.answers(groups)
 
     def rest(self) -> None:
         """Where engines share the GPUs of the learner, they sleep until the next `receivers`, and it has the memory."""

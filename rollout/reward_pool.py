@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -17,11 +17,14 @@ from maxpo.config import RewardConfig
 from maxpo.deadline import waiting
 from maxpo.errors import RunError
 from maxpo.rewards import Score, find_judge, unread
+from maxpo.rewards.answers import answers_of, find_answer
 from maxpo.rewards.code import configure
 from maxpo.types import Completion, Group, Prompt, ScoredGroup
 
-Verdict = tuple[str, Score | None]
-"""Outcome ('ok', 'too_long', 'timeout', 'error: ...', 'died', 'abort') and the score where there is one."""
+T = TypeVar("T")
+Verdict = tuple[str, T | None]
+"""Outcome ('ok', 'too_long', 'timeout', 'error: ...', 'died', 'abort') and the score where there is one; of a search
+for answers the answer."""
 
 
 POOLS = 4
@@ -35,25 +38,37 @@ class VerifierError(RunError):
     """A verifier raised on every answer it was given."""
 
 
-_judge: Callable[[Prompt, str], Score] | None = None  # of a worker process, set once at its start
+# Of a worker process, set once at its start.
+_judge: Callable[[Prompt, str], Score] | None = None
+_answer: Callable[[Prompt, str], str | None] | None = None
 
 
 def _start(config: RewardConfig) -> None:
     """Runs first in a worker process: import the verifiers, and forget the cluster's token."""
-    global _judge
+    global _judge, _answer
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         os.environ.pop(name, None)
     configure(config)
-    _judge = find_judge(config)
+    _judge, _answer = find_judge(config), answers_of(config)
 
 
-def _verdicts(prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
+def _judge_all(prompt: Prompt, texts: Sequence[str]) -> list[Verdict[Score]]:
     """Runs in a worker process: the verdicts on some answers to one prompt."""
     assert _judge is not None
-    verdicts: list[Verdict] = []
+    return _each(_judge, prompt, texts)
+
+
+def _answer_all(prompt: Prompt, texts: Sequence[str]) -> list[Verdict[str]]:
+    """Runs in a worker process: what some completions of one prompt answer."""
+    assert _answer is not None
+    return _each(_answer, prompt, texts)
+
+
+def _each(function: Callable[[Prompt, str], T | None], prompt: Prompt, texts: Sequence[str]) -> list[Verdict[T]]:
+    verdicts: list[Verdict[T]] = []
     for text in texts:
         try:
-            verdicts.append(("ok", _judge(prompt, text)))
+            verdicts.append(("ok", function(prompt, text)))
         except Exception as error:
             # The boundary to code that is not ours; counted, and written beside the sample.
             verdicts.append((f"error: prompt {prompt.prompt_id}: {type(error).__name__}: {error}", None))
@@ -95,8 +110,7 @@ class RewardPool:
         Raises:
             VerifierError: the verifier raised on every single answer; the message has the first one.
         """
-        verdicts: list[list[Verdict | None]] = [[None] * len(group.completions) for group in groups]
-        whole: list[_Task] = []
+        verdicts: list[list[Verdict[Score] | None]] = [[None] * len(group.completions) for group in groups]
         for g, group in enumerate(groups):
             for i, completion in enumerate(group.completions):
                 episode = completion.episode
@@ -104,24 +118,65 @@ class RewardPool:
                     verdicts[g][i] = ("abort", None)
                 elif episode is not None and episode.outcome != "ok":
                     verdicts[g][i] = (episode.outcome, None)
-                elif len(_answer(completion)) > self._config.max_chars:
+                elif len(_judged_text(completion)) > self._config.max_chars:
                     verdicts[g][i] = ("too_long", unread(self._config, group.prompt.source))
-            open_indices = tuple(i for i, verdict in enumerate(verdicts[g]) if verdict is None)
-            if open_indices:
-                whole.append(_Task(g, open_indices))
+        filled = self._fill(_judge_all, groups, verdicts, "judging answers")
+        return [_scored(group, row) for group, row in zip(groups, filled, strict=True)]
 
-        failed = self._run(whole, groups, verdicts)
+    def answers(self, groups: Sequence[ScoredGroup]) -> list[tuple[str | None, ...] | None]:
+        """What every completion answers, for a majority vote: equal texts are equal answers.
+
+        None for a completion without an answer, or that is not valid or was not read, and for one whose answer is not
+        found in time; None for a group whose verifier does not say what an answer is.
+
+        Raises:
+            VerifierError: as `score`.
+        """
+        voting = [g for g in groups if find_answer(self._config, g.group.prompt.source) is not None]
+        found = self._fill(
+            _answer_all,
+            [g.group for g in voting],
+            [[None if outcome == "ok" else (outcome, None) for outcome in g.outcomes] for g in voting],
+            "finding the answers",
+        )
+        rows = iter(found)
+        return [
+            tuple(answer for _, answer in next(rows))
+            if find_answer(self._config, g.group.prompt.source) is not None
+            else None
+            for g in groups
+        ]
+
+    def _fill(
+        self,
+        function: Callable[[Prompt, Sequence[str]], list[Verdict[T]]],
+        groups: Sequence[Group],
+        verdicts: list[list[Verdict[T] | None]],
+        doing: str,
+    ) -> list[list[Verdict[T]]]:
+        """The verdicts with those that are None filled in: by group, then one by one where a group failed."""
+        whole: list[_Task] = []
+        for g, row in enumerate(verdicts):
+            if indices := tuple(i for i, verdict in enumerate(row) if verdict is None):
+                whole.append(_Task(g, indices))
+        failed = self._run(function, whole, groups, verdicts, doing)
         single = [_Task(task.group, (i,)) for task in failed for i in task.indices]
-        for task, outcome in self._run(single, groups, verdicts).items():
+        for task, outcome in self._run(function, single, groups, verdicts, doing).items():
             verdicts[task.group][task.indices[0]] = (outcome, None)
-        judged = [v for row in verdicts for v in row if v is not None]
-        errors = [outcome for outcome, _ in judged if outcome.startswith("error")]
-        if errors and len(errors) == len(judged):
+        filled = [[v for v in row if v is not None] for row in verdicts]
+        outcomes = [outcome for row in filled for outcome, _ in row]
+        errors = [outcome for outcome in outcomes if outcome.startswith("error")]
+        if errors and len(errors) == len(outcomes):
             raise VerifierError(f"reward.verifier = {self._config.verifier} failed on every answer; first {errors[0]}")
-        return [_scored(group, [v for v in row if v is not None]) for group, row in zip(groups, verdicts, strict=True)]
+        return filled
 
     def _run(
-        self, tasks: Sequence[_Task], groups: Sequence[Group], verdicts: list[list[Verdict | None]]
+        self,
+        function: Callable[[Prompt, Sequence[str]], list[Verdict[T]]],
+        tasks: Sequence[_Task],
+        groups: Sequence[Group],
+        verdicts: list[list[Verdict[T] | None]],
+        doing: str,
     ) -> dict[_Task, str]:
         """Judge the tasks and enter their verdicts; those that timed out or died, with the outcome.
 
@@ -131,7 +186,7 @@ class RewardPool:
         failed: dict[_Task, str] = {}
         left = list(tasks)
         for _ in range(POOLS):
-            left = self._run_in_pool(left, groups, verdicts, failed)
+            left = self._run_in_pool(function, left, groups, verdicts, failed, doing)
             if not left:
                 return failed
             # An idle process was killed, or one that held what the others wait for: pebble gives the whole pool up.
@@ -141,25 +196,27 @@ class RewardPool:
 
     def _run_in_pool(
         self,
+        function: Callable[[Prompt, Sequence[str]], list[Verdict[T]]],
         tasks: Sequence[_Task],
         groups: Sequence[Group],
-        verdicts: list[list[Verdict | None]],
+        verdicts: list[list[Verdict[T] | None]],
         failed: dict[_Task, str],
+        doing: str,
     ) -> list[_Task]:
         """The same in the pool that there is; the tasks that it did not get to before it broke."""
         futures: dict[_Task, Any] = {}
         left: list[_Task] = []
         for task in tasks:
             group = groups[task.group]
-            args = [group.prompt, [_answer(group.completions[i]) for i in task.indices]]
+            args = [group.prompt, [_judged_text(group.completions[i]) for i in task.indices]]
             try:
-                futures[task] = self._pool.schedule(_verdicts, args=args, timeout=self._config.timeout_s)
+                futures[task] = self._pool.schedule(function, args=args, timeout=self._config.timeout_s)
             except RuntimeError:  # so says pebble of a pool that is broken
                 left.append(task)
         for task, future in futures.items():
             try:
                 # In the order in which they begin, so each ends soon after the one before.
-                with waiting("judging answers", lambda: ["the verifiers"], self._stall_s):
+                with waiting(doing, lambda: ["the verifiers"], self._stall_s):
                     result = future.result(0 if left else self._stall_s)
                 for i, verdict in zip(task.indices, result, strict=True):
                     verdicts[task.group][i] = verdict
@@ -185,7 +242,7 @@ def _stop(pool: ProcessPool) -> None:
     pool.join()
 
 
-def _answer(completion: Completion) -> str:
+def _judged_text(completion: Completion) -> str:
     """What the verifier judges."""
     return completion.text if completion.episode is None else completion.episode.answer
 
@@ -198,7 +255,7 @@ def _with_episode(completion: Completion, score: Score | None) -> Score | None:
     return Score(reward=score.reward + episode.reward, parts={**score.parts, **episode.parts})
 
 
-def _scored(group: Group, verdicts: Sequence[Verdict]) -> ScoredGroup:
+def _scored(group: Group, verdicts: Sequence[Verdict[Score]]) -> ScoredGroup:
     scores = [_with_episode(c, score) for c, (_, score) in zip(group.completions, verdicts, strict=True)]
     names = sorted({name for score in scores if score for name in score.parts})
     return ScoredGroup(

@@ -55,6 +55,8 @@ class FakeRollouts:
         group_size: int,
         draw: str,
         on_group: Callable[[Group], None] = lambda group: None,
+        *,
+        greedy: bool = False,
     ) -> list[Group]:
         if self.version is None:
             raise RuntimeError("generation refused: the engine has no weight version yet")
@@ -62,7 +64,8 @@ class FakeRollouts:
         groups: list[Group] = []
         for p in prompts:
             rng = random.Random(derive_seed(draw, p.prompt_id))
-            answers = ["yes" if rng.random() < self.skill(p) else "no" for _ in range(group_size)]
+            draws = [0.5 if greedy else rng.random() for _ in range(group_size)]
+            answers = ["yes" if drawn < self.skill(p) else "no" for drawn in draws]
             groups.append(Group(prompt=p, completions=tuple(completion(a, version=self.version) for a in answers)))
             on_group(groups[-1])
         return groups
@@ -74,6 +77,9 @@ class FakeRollouts:
             )
             for g in groups
         ]
+
+    def answers(self, groups: Sequence[ScoredGroup]) -> list[tuple[str | None, ...] | None]:
+        return [tuple(c.text for c in g.group.completions) for g in groups]
 
     def receivers(self) -> list[Receiver]:
         return [Receiver(name="fake", actor=self, workers=1)]

@@ -40,8 +40,13 @@ def choice(text: str, reference: Any, *, boxed: bool = False) -> Score:
     wanted = _letter(str(reference))
     if wanted is None:
         raise ValueError(f"choice: the reference must be a letter from A to J, got {reference!r}")
-    chosen = _letter(_candidate(text, boxed))
+    chosen = answer(text, boxed=boxed)
     return Score(reward=float(chosen == wanted), parts={"format": float(chosen is not None)})
+
+
+def answer(text: str, *, boxed: bool = False) -> str | None:
+    """The letter chosen, for `maj@n`; None where there is none."""
+    return _letter(_candidate(text, boxed))
 
 
 def _candidate(text: str, boxed: bool) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
+from fractions import Fraction
 from functools import cache, lru_cache
 from typing import Any
 
@@ -44,16 +46,35 @@ def maths(text: str, reference: Any, *, boxed: bool = True, longest: int = 300) 
         ValueError: The reference cannot be parsed.
     """
     gold = _gold(str(reference))
+    parsed = _parsed(text, boxed, longest)
+    if not parsed:
+        return Score(reward=0.0, parts={"format": 0.0})
+    return Score(reward=float(_library().verify(gold, parsed, timeout_seconds=None)), parts={"format": 1.0})
+
+
+def answer(text: str, *, boxed: bool = True, longest: int = 300) -> str | None:
+    r"""The answer in one spelling, for `maj@n`; None where none could be parsed.
+
+    It is what the parser understood, written as text: 1/2, `\frac12`, 0.5 and 3/6 are the same, sets have no order, x+1
+    is 1+x. Decimals become the nearest fraction with a denominator of at most a million. Nothing is worked out or
+    simplified further, since that has no bound: 2+3 is not 5 here.
+    """
+    parsed = _parsed(text, boxed, longest)
+    if not parsed:
+        return None
+    if getattr(parsed[0], "is_Float", False) and math.isfinite(value := float(parsed[0])):
+        return str(Fraction(value).limit_denominator(10**6))
+    return str(parsed[0])
+
+
+def _parsed(text: str, boxed: bool, longest: int) -> list[Any]:
+    """The answer as math-verify has it; empty where there is none."""
     content = last_boxed(text, longest)
     if content is not None:
-        answer = _parse(content)
-    elif boxed or "\\boxed" in text:
-        answer = []
-    else:
-        answer = _parse_anchored(text[-longest:])
-    if not answer:
-        return Score(reward=0.0, parts={"format": 0.0})
-    return Score(reward=float(_library().verify(gold, answer, timeout_seconds=None)), parts={"format": 1.0})
+        return _parse(content)
+    if boxed or "\\boxed" in text:
+        return []
+    return _parse_anchored(text[-longest:])
 
 
 def _depth(text: str) -> int:

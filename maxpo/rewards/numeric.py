@@ -40,12 +40,26 @@ def numeric(text: str, reference: Any, *, tolerance: float = 1e-6) -> Score:
     wanted = float(str(reference).replace(",", ""))
     if not math.isfinite(wanted):
         raise ValueError(f"numeric: the reference must be a finite number, got {reference!r}")
-    number = _last_number(text)
-    if number is None or len(number) > _LONGEST:
+    got = _value(text)
+    if got is None:
         return Score(reward=0.0, parts={"format": 0.0})
-    got = float(number)  # 1e999 becomes inf, which equals no finite reference
     equal = abs(got - wanted) <= tolerance * abs(wanted)
     return Score(reward=float(equal), parts={"format": 1.0})
+
+
+def answer(text: str, *, tolerance: float = 1e-6) -> str | None:
+    """The last number, for `maj@n`: 12, 12.0 and 1.2e1 are the same; `tolerance` is for the reference alone.
+
+    None where there is no number that could be read."""
+    got = _value(text)
+    return None if got is None else str(got + 0.0)  # -0.0 becomes 0.0
+
+
+def _value(text: str) -> float | None:
+    number = _last_number(text)
+    if number is None or len(number) > _LONGEST:
+        return None
+    return float(number)  # 1e999 becomes inf, which equals no finite reference
 
 
 def _last_number(text: str) -> str | None:

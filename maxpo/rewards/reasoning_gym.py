@@ -28,12 +28,23 @@ def reasoning_gym(text: str, reference: Any) -> Score:
         ValueError: There is no such package or dataset.
         Exception: The dataset's scoring cannot cope with the answer; the sample is then masked.
     """
+    judged, tagged = _judged(text)
+    made = _dataset(reference["dataset"], json.dumps(reference["settings"], sort_keys=True))
+    score = made.score_answer(judged, reference["entry"])
+    return Score(reward=float(score), parts={"format": float(tagged)})
+
+
+def answer(text: str) -> str | None:
+    """What is judged, for `maj@n`: between the tags or, without them, the whole text; None where it is blank."""
+    return _judged(text)[0] or None
+
+
+def _judged(text: str) -> tuple[str, bool]:
+    """What the dataset gets to see, and whether it stood between tags."""
     _, opening, rest = text.rpartition("<answer>")
     inside, closing, _ = rest.partition("</answer>")
     tagged = bool(opening and closing)
-    made = _dataset(reference["dataset"], json.dumps(reference["settings"], sort_keys=True))
-    score = made.score_answer((inside if tagged else text).strip(), reference["entry"])
-    return Score(reward=float(score), parts={"format": float(tagged)})
+    return (inside if tagged else text).strip(), tagged
 
 
 @functools.cache

@@ -88,9 +88,10 @@ def test_metrics_md_is_what_the_registry_says() -> None:
 
 
 def test_metric_names_are_matched_whole() -> None:
-    examples = {"k": "8", "part": "format", "objective": "pass", "estimator": "dr_grpo", "verifier": "math"}
+    examples = {"k": "8", "part": "format", "estimator": "dr_grpo", "verifier": "math"}
+    examples |= {"n": "32", "figure": "maj@32", "source": "openai/gsm8k main", "name": "pass@8/low"}
     check_names([name.format(**examples) for name in METRICS])
-    for wrong in ("reward/mean2/x/y", "time/step_s ", "xreward/mean", "eval/pass@8/mid"):
+    for wrong in ("reward/mean2/x/y", "time/step_s ", "xreward/mean", "eval/pass@8/mid", "eval/s/mean", "eval//greedy"):
         with pytest.raises(KeyError):
             check_names([wrong])
 

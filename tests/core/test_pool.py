@@ -28,7 +28,7 @@ class FakeActor:
         self.start = SimpleNamespace(remote=lambda version: [])
         self.sign_of_life = SimpleNamespace(remote=lambda: [])
 
-    def _generate(self, rollout_id: str, prompt: Prompt, n: int, seed: int) -> Any:
+    def _generate(self, rollout_id: str, prompt: Prompt, n: int, seed: int, *, greedy: bool) -> Any:
         future: Future[Group] = Future()
         self.answer(self.number, prompt, future)
         return SimpleNamespace(future=lambda: future)

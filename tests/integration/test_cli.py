@@ -22,6 +22,7 @@ SMALL = [
     "eval.prompts=48",
     "eval.samples=16",
     "eval.every=2",
+    "eval.greedy=true",
     "algorithm.prompts_per_step=8",
     "data.train_size=100",
     "rollout.max_concurrent_sequences=128",
@@ -102,15 +103,31 @@ def test_the_policy_has_learned_something_and_evaluates_as_it_did_in_training(ru
     moved = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
     assert moved == set(before)
 
-    done = maxpo("evaluate", str(run.folder), "configs/presets/demo.yaml", *SMALL, "--out", str(tmp_path / "e"))
+    for name, model in (("a", "configs/models/countdown-0.5m"), ("b", str(run.folder))):
+        done = maxpo("evaluate", model, "configs/presets/demo.yaml", *SMALL, "--out", str(tmp_path / name), "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        printed = json.loads(done.stdout)
+        evaluations = [m for m in run.metrics if "eval/pass@1" in m]
+        in_training = evaluations[0 if name == "a" else -1]
+        figures = printed["overall"]["estimates"]
+        assert set(figures) == {"pass@1", "pass@4", "pass@8", "pass@16", "avg@16", "greedy"}
+        for figure, found in figures.items():
+            # The same prompts, seeds and weights; a rounding difference may flip single tokens.
+            assert found["value"] == pytest.approx(in_training[f"eval/{figure}"], abs=0.02)
+            assert in_training[f"eval/{figure}/low"] <= found["value"] <= in_training[f"eval/{figure}/high"]
+        written = json.loads((tmp_path / name / "eval.json").read_text())
+        assert written["overall"] == printed["overall"]
+        assert len(written["prompts"]) == 48
+        assert len((tmp_path / name / "rollouts" / "eval.jsonl").read_text().splitlines()) == 48 * 16
+
+    done = maxpo("compare", str(tmp_path / "a"), str(tmp_path / "b"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "pass@8" in done.stdout
-    result = json.loads((tmp_path / "e" / "eval.json").read_text())
-    final = [m for m in run.metrics if "eval/pass@1" in m][-1]
-    for k in (1, 4, 8, 16):
-        # The same prompts, seeds and weights; a rounding difference may flip single tokens.
-        assert result[f"eval/pass@{k}"] == pytest.approx(final[f"eval/pass@{k}"], abs=0.02)
-    assert len((tmp_path / "e" / "rollouts" / "eval_000000.jsonl").read_text().splitlines()) == 48 * 16
+    assert "all prompts (48)" in done.stdout
+    done = maxpo("compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json")
+    for figure, d in json.loads(done.stdout)["overall"]["figures"].items():
+        moved = evaluations[-1][f"eval/{figure}"] - evaluations[0][f"eval/{figure}"]
+        assert d["difference"]["value"] == pytest.approx(moved, abs=0.03)
+        assert d["difference"]["low"] <= d["difference"]["value"] <= d["difference"]["high"]
 
 
 def test_dry_run_checks_everything_and_starts_nothing(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -146,7 +147,7 @@ def test_each_source_may_have_a_verifier_of_its_own_and_unread_answers_keep_thei
         verifier="combined",
         parts={"exact": 2.0, "length": 0.5, "tests.verifiers:moody": 1.0},
         args={"length": {"start": 2, "cap": 6}},
-        by_source={"other": "numeric"},
+        by_source={"other": "numeric", "silent": "format"},
         max_chars=10,
     )
     pool = RewardPool(config)
@@ -158,8 +159,12 @@ def test_each_source_may_have_a_verifier_of_its_own_and_unread_answers_keep_thei
                 Group(prompt=other, completions=(completion("3"), completion("4"), completion("x" * 11))),
             ]
         )
+        silent = replace(usual, group=replace(usual.group, prompt=replace(prompt(), source="silent")))
+        answers = pool.answers([usual, silent, special])
     finally:
         pool.shutdown()
+    # Of `combined` the one part that looks for an answer; none of what was not read; `format` looks for none.
+    assert answers == [("yes", "no", None), None, ("3.0", "4.0", None)]
     # yes: 2 - 0.5 / 4 + 1.25. no: moody's 0.25 alone. The long one is not read, so it has the whole penalty alone.
     assert usual.rewards == (3.125, 0.25, -0.5)
     assert usual.outcomes == ("ok", "ok", "too_long")
