@@ -49,7 +49,7 @@ def test_no_verifier_raises_or_rewards_hostile_text(name, text):
 
 def test_the_registry_is_complete():
     text = {"choice", "countdown", "exact", "format", "json_schema", "length", "math", "numeric", "regex"}
-    assert text | {"code", "code_unsafe_no_sandbox", "maze", "reasoning_gym"} == set(REWARDS)
+    assert text | {"code", "code_unsafe_no_sandbox", "environment", "maze", "reasoning_gym"} == set(REWARDS)
 
 
 @pytest.mark.parametrize(
