@@ -17,6 +17,7 @@ from maxpo.environments.calculator import Calculator, calculate
 from maxpo.types import Completion
 from rollout.episodes import Observer, StepError, run_episode
 from tests.fakes import prompt
+from tests.hostile.texts import BOMBS, CANARY, TEXTS
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "configs/models/countdown-0.5m"
@@ -37,6 +38,15 @@ MODEL = ROOT / "configs/models/countdown-0.5m"
 )
 def test_the_calculator_knows_arithmetic_only(expression, value):
     assert calculate(expression) == value
+
+
+@pytest.mark.parametrize("text", [*TEXTS.values(), *BOMBS.values(), "1e300*" * 28 + "1", "-" * 199 + "1"])
+def test_the_calculator_survives_hostile_requests(text):
+    assert Calculator().step(text) == Step(done=True)
+    answered = Calculator().step(f"<calc>{text}</calc>")
+    assert (answered.done, answered.parts["calls"]) == (False, 1.0)
+    assert len(answered.observation) < 4400
+    assert not Path(CANARY).exists()
 
 
 def test_a_calculator_answers_the_last_request_and_ends_without_one():
