@@ -79,7 +79,9 @@ class Host:
             for i in range(case.group_size)
         )
 
-    async def generate(self, worker: int, rollout_id: str, prompt: Prompt, n: int, seed: int, *, greedy: bool) -> Group:
+    async def generate(
+        self, worker: int, rollout_id: str, prompt: Prompt, n: int, seed: int, *, greedy: bool = False
+    ) -> Group:
         if self._mean_s:
             await asyncio.sleep(self._draw.uniform(0.0, 2 * self._mean_s))
         self._answered[worker] += 1

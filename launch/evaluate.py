@@ -87,7 +87,8 @@ def _run(loaded: LoadedConfig, folder: Path, console: Console) -> tuple[EvalRepo
                 scored, results = measure(config.eval, held_out, rollouts, lambda group: None)
             finally:
                 rollouts.shutdown()
-    log.log_rollouts("eval", scored)
+    for name, groups in scored.items():
+        log.log_rollouts(name, groups)
     try:
         return report(results, config.eval.k, greedy=config.eval.greedy), results
     except ValueError as error:

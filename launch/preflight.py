@@ -21,8 +21,12 @@ from maxpo.types import Prompt
 from rollout.episodes import Observer
 
 
-def check_model(config: Config) -> PreTrainedTokenizerBase:
+def check_model(config: Config, *, evaluation: bool = False) -> PreTrainedTokenizerBase:
     """The model's tokenizer, after everything that can be told from the model folder.
+
+    Args:
+        config: a checked configuration.
+        evaluation: nothing is trained, so peft is not needed.
 
     Raises:
         InputError: with all that is wrong, each with the key and what to do.
@@ -54,7 +58,7 @@ def check_model(config: Config) -> PreTrainedTokenizerBase:
     ]
     if shared > 1 and set(getattr(model, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
         problems.append(f"learner.sequence_parallel = {shared}: not every layer of {path} is full attention")
-    if config.learner.lora.rank:
+    if config.learner.lora.rank and not evaluation:
         try:
             require_peft()
             with torch.device("meta"):
@@ -73,9 +77,15 @@ def check_model(config: Config) -> PreTrainedTokenizerBase:
         except ValueError as error:
             problems.append(f"environment.name: {error}")
         try:
-            Observer(tokenizer, config.environment.observation_role)
+            Observer(tokenizer, config.environment.observation_role, config.data.template_args)
         except (ValueError, TemplateError) as error:
             problems.append(f"environment.observation_role: {error}")
+        problems += [
+            f"environment.stop: {text} is a special token, which is no text to the environment; the end of sequence "
+            "ends a turn by itself"
+            for text in config.environment.stop
+            if text in tokenizer.all_special_tokens
+        ]
     for name in names_in_use(config.reward):
         if (cannot := cannot_run(name)) is not None:
             problems.append(f"verifier {name}: {cannot}")
@@ -94,7 +104,7 @@ def load_data(
         evaluation: held-out prompts are wanted whatever the schedule of the training says.
         say: told what was found in each source, and what of it is left out.
     """
-    tokenizer = check_model(config)
+    tokenizer = check_model(config, evaluation=evaluation)
     wants_eval = evaluation or config.eval.at_start or config.eval.at_end or config.eval.every
     train, held_out = load_prompts(
         config.data,

@@ -9,14 +9,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray import exceptions
+from ray.exceptions import GetTimeoutError
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from launch.placement import Placement, ResourceError
 from maxpo.config import Config
 from maxpo.configcluster import ClusterConfig
-from maxpo.deadline import SIGNAL_S, waiting
+from maxpo.deadline import SIGNAL_S, actor_is_lost, waiting
 
 CPU_SHARE = 0.01
 """CPUs that an actor asks Ray for: its processes share the cores of the node, and Ray must not queue them."""
@@ -138,7 +139,9 @@ class Room:
                 self._holders[engine] = remote.options(**options | {"num_cpus": 0}).remote()
             try:
                 return ray.get(self._holders[engine].gpus.remote(), timeout=max(1.0, end - time.monotonic()))
-            except (RayActorError, GetTimeoutError):
+            except Exception as error:
+                if not (isinstance(error, GetTimeoutError) or actor_is_lost(error, exceptions)):
+                    raise
                 ray.kill(self._holders.pop(engine))
         raise ResourceError(f"the GPUs of rollout worker {engine} are not there: their node may be lost")
 

@@ -46,7 +46,8 @@ class Weight:
         if self.low_rank is None:
             return base.to(device=device or base.device, dtype=dtype, copy=True)
         a, b = (p.detach().float() for p in self.low_rank)
-        return (base.float() + (b @ a) * self.scaling).to(device=device or base.device, dtype=dtype)
+        # In place: a float32 tensor of the weight's size is all that this needs.
+        return (b @ a).mul_(self.scaling).add_(base).to(device=device or base.device, dtype=dtype)
 
 
 def policy_weights(model: nn.Module) -> dict[str, Weight]:

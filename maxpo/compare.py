@@ -11,9 +11,7 @@ from maxpo.evalfile import Evaluation
 from maxpo.evaluate import Estimate, PromptResult, bootstrap, is_graded, per_prompt, usable
 
 SAME = ("eval.samples", "rollout.max_new_tokens", "rollout.temperature", "rollout.top_k", "rollout.top_p")
-"""Settings that must be equal, beside those of `WHOLE`: they change what the figures mean."""
-WHOLE = ("environment", "reward")
-"""Sections of which all settings must be equal."""
+"""Settings that must be equal, beside the sections `reward` and `environment`: they change what the figures mean."""
 FREE = {"workers"}
 """Of these the settings that change nothing but the time."""
 
@@ -50,8 +48,6 @@ class Comparison:
 
     overall: Compared
     sources: dict[str, Compared]
-    graded: bool
-    """Whether any reward is neither 0 nor 1."""
     missing: tuple[str, ...]
     """What cannot be compared because only one of them has it, in words."""
 
@@ -107,16 +103,19 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     sources = sorted({first.source for first, _ in pairs})
     overall = compared(None)
     each = {source: compared(source) for source in sources} if len(sources) > 1 else {}
-    return Comparison(overall=overall, sources=each, graded=graded, missing=tuple(missing))
+    return Comparison(overall=overall, sources=each, missing=tuple(missing))
 
 
 def different_settings(
     a: Mapping[str, Mapping[str, Any]], b: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, tuple[Any, Any]]:
     """The settings that must be equal and are not, with both values; None where there is none."""
-    names = {f"{s}.{key}" for s in WHOLE for settings in (a, b) for key in settings[s] if key not in FREE}
+    several_turns = any(settings["environment"]["name"] for settings in (a, b))
+    # Without an environment its settings do nothing, and neither does the seed but draw other samples.
+    whole = ("environment", "reward") if several_turns else ("reward",)
+    names = {f"{s}.{key}" for s in whole for settings in (a, b) for key in settings[s] if key not in FREE}
     found: dict[str, tuple[Any, Any]] = {}
-    for key in (*SAME, *sorted(names)):
+    for key in (*SAME, *(["run.seed"] if several_turns else []), *sorted(names)):
         section, _, name = key.partition(".")
         values = a[section].get(name), b[section].get(name)
         if values[0] != values[1]:

@@ -21,6 +21,7 @@ from maxpo.configclustercheck import CLUSTER_COMBINATIONS, CLUSTER_POSITIVE, CLU
 from maxpo.configcodecheck import CODE_COMBINATIONS, CODE_POSITIVE, CODE_RANGES
 from maxpo.configdatacheck import DATA_COMBINATIONS, DATA_RANGES, PATH_HELP, source_problems
 from maxpo.configenvironmentcheck import (
+    ENVIRONMENT_KEYS,
     ENVIRONMENT_POSITIVE,
     ENVIRONMENT_RANGES,
     environment_problems,
@@ -314,7 +315,7 @@ def check(config: Config, origin: Mapping[str, Setting], *, files_here: bool = T
     found: list[tuple[tuple[str, ...], str]] = []
     if unusable.isdisjoint(REWARD_KEYS):
         found += reward_problems(config.reward)
-    if unusable.isdisjoint({"environment.name", "environment.args", *REWARD_KEYS}):
+    if unusable.isdisjoint({*ENVIRONMENT_KEYS, *REWARD_KEYS}):
         found += environment_problems(config.environment, config.reward)
     for involved, message in found:
         report(involved, message)

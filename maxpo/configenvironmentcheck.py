@@ -11,6 +11,8 @@ from maxpo.environments import ENVIRONMENTS
 from maxpo.rewards import names_in_use
 from maxpo.rewards.arguments import mistakes
 
+ENVIRONMENT_KEYS = ("environment.name", "environment.args", "environment.stop", "environment.observation_role")
+"""Keys that `environment_problems` reads."""
 ENVIRONMENT_POSITIVE = ["environment.max_turns", "environment.timeout_s", "environment.workers"]
 
 ENVIRONMENT_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
@@ -28,8 +30,9 @@ def environment_problems(environment: EnvironmentConfig, reward: RewardConfig) -
     if environment.name in ENVIRONMENTS:
         for message in mistakes(environment.name, ENVIRONMENTS[environment.name], environment.args):
             yield ("environment.args", "environment.name"), message
-    if environment.name is None and environment.args:
-        yield ("environment.args", "environment.name"), "Arguments without an environment: set environment.name too."
+    for key in ("args", "stop", "observation_role"):
+        if environment.name is None and getattr(environment, key):
+            yield (f"environment.{key}", "environment.name"), "Does nothing without environment.name: set it too."
     if environment.name is None and ENVIRONMENT in names_in_use(reward):
         message = "The verifier environment leaves the reward to an environment: set environment.name too."
         yield ("environment.name", "reward.verifier"), message

@@ -146,18 +146,19 @@ def bootstrap(per_prompt: Float[np.ndarray, " P"], seed: int = 0) -> Estimate:
 
 def measure(
     config: EvalConfig, held_out: Sequence[Prompt], rollouts: Sampler, on_group: Callable[[Group], None]
-) -> tuple[list[ScoredGroup], list[PromptResult]]:
-    """Sample and score the held-out prompts: the groups, and what they say of each prompt.
+) -> tuple[dict[str, list[ScoredGroup]], list[PromptResult]]:
+    """Sample and score the held-out prompts: the groups, those of `eval` and `eval_greedy`, and what they say.
 
     Always with the same seeds, so that two evaluations differ by their weights only.
     """
     groups = rollouts.generate(held_out, config.samples, "eval", on_group)
-    greedy = rollouts.generate(held_out, 1, "greedy", greedy=True) if config.greedy else []
+    greedy = rollouts.generate(held_out, 1, "eval", greedy=True) if config.greedy else []
     scored = rollouts.score([*groups, *greedy])
     sampled, likeliest = scored[: len(groups)], scored[len(groups) :]
     rewards = [g.rewards[0] if g.valid[0] else None for g in likeliest] or [None] * len(sampled)
     answers = rollouts.answers(sampled)
-    return sampled, [prompt_result(*found) for found in zip(sampled, answers, rewards, strict=True)]
+    results = [prompt_result(*found) for found in zip(sampled, answers, rewards, strict=True)]
+    return {"eval": sampled} | ({"eval_greedy": likeliest} if config.greedy else {}), results
 
 
 def prompt_result(

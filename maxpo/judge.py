@@ -93,13 +93,14 @@ def sampling_metrics(groups: Sequence[ScoredGroup], k: int, generate_s: float) -
     rewards, valid = reward_matrix(groups, torch.device("cpu"))
     outcomes = Counter(outcome.partition(":")[0] for group in groups for outcome in group.outcomes)
     newest = max(c.max_weight_version for c in completions)
+    stale = [c for c in completions if c.token_ids and c.min_weight_version < newest]
     metrics = {
         "reward/mean": float(rewards.sum() / valid.sum().clamp(min=1)),
         "groups/sampled": float(len(groups)),
         "completions/tokens_mean": tokens / len(completions),
         "completions/truncated": sum(c.finish_reason == "length" for c in completions) / len(completions),
         "completions/unique": unique_fraction(groups),
-        "completions/stale": sum(c.min_weight_version < newest for c in completions) / len(completions),
+        "completions/stale": len(stale) / len(completions),
         "throughput/generate_tokens_per_s": sampled / generate_s,
     }
     if turns:

@@ -226,7 +226,8 @@ def evaluate(
         except ValueError as error:
             raise RunError(f"evaluation at step {step}: {error}") from error
     log.log(step, result.metrics() | timing)
-    log.log_rollouts(f"eval_{step:06d}", scored)
+    for name, groups in scored.items():
+        log.log_rollouts(f"{name}_{step:06d}", groups)
     observer.evaluated(step, result)
     return result
 

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import os
+import math
 import pickle
+import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from pebble import ProcessExpired, ProcessPool
+from pebble import ProcessExpired
 
-from maxpo.background import Background
 from maxpo.configenvironment import EnvironmentConfig
 from maxpo.environments import Environment, Step, find_environment
 from maxpo.errors import RunError
 from maxpo.seeds import derive_seed
 from maxpo.types import Completion, Episode, Prompt
+from rollout.killable import POOLS, forget_token, new_pool, stop
 
 Turn = Callable[[str, list[int], int, int], Awaitable[Completion]]
 """Request id, tokens so far, seed and token limit to the policy's next turn, text included."""
-
-POOLS = 4
-"""Pools of processes that one call may see break before it is an error."""
 
 _make: Callable[[], Environment] | None = None  # of an environment process, set once at its start
 
@@ -36,8 +33,7 @@ class StepError(Exception):
 def _start(config: EnvironmentConfig) -> None:
     """Runs first in an environment process: import the environment, and forget the cluster's token."""
     global _make
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        os.environ.pop(name, None)
+    forget_token()
     assert config.name is not None
     _make = find_environment(config.name, config.args)
 
@@ -53,10 +49,25 @@ def _reset(prompt: str, reference: Any, seed: int) -> bytes:
 def _step(state: bytes, completion: str) -> tuple[bytes, Step]:
     """Runs in an environment process: the environment after one more step, and what it said."""
     environment: Environment = pickle.loads(state)  # written by `_reset` or `_step` of such a process
-    step = environment.step(completion)
+    step = checked(environment.step(completion))
+    return pickle.dumps(environment), step
+
+
+def checked(step: Any) -> Step:
+    """The step, made of plain values.
+
+    Raises:
+        TypeError: something in it is not what it should be.
+    """
     if not isinstance(step, Step):
         raise TypeError(f"step must return a maxpo.environments.Step, not {step!r:.100}")
-    return pickle.dumps(environment), step
+    if not isinstance(step.observation, str):
+        raise TypeError(f"the observation must be text, not {step.observation!r:.100}")
+    for name, number in [("reward", step.reward), *step.parts.items()]:
+        if not re.fullmatch(r"[\w.]+", name) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise TypeError(f"reward and parts must be finite numbers with plain names, not {name!r}: {number!r:.100}")
+    parts = {name: float(number) for name, number in step.parts.items()}
+    return Step(observation=step.observation, reward=float(step.reward), done=bool(step.done), parts=parts)
 
 
 def _guarded(function: Callable[..., Any], *args: Any) -> tuple[str, Any]:
@@ -71,18 +82,20 @@ class EnvironmentPool:
     """Environments in processes that can be killed. An environment is bytes between two steps, so any process can take
     any step, and a step whose process was lost by no fault of its own is taken again."""
 
-    def __init__(self, config: EnvironmentConfig) -> None:
-        """Start nothing yet; processes start with the first call."""
-        self._config = config
-        self._pool = self._new_pool()
+    def __init__(self, config: EnvironmentConfig, limit_s: float) -> None:
+        """Start the processes.
 
-    def _new_pool(self) -> ProcessPool:
-        return ProcessPool(
-            max_workers=self._config.workers,
-            context=multiprocessing.get_context("spawn"),
-            initializer=_start,
-            initargs=[self._config],
-        )
+        Args:
+            config: the section `environment`.
+            limit_s: seconds that a step may take with its wait for a process; then the pool is given up.
+        """
+        self._config, self._limit_s = config, limit_s
+        self._pool = new_pool(config.workers, _start, config)
+
+    def _give_up(self, pool: Any) -> None:
+        if self._pool is pool:
+            self._pool = new_pool(self._config.workers, _start, self._config)
+            stop(pool)
 
     async def reset(self, prompt: Prompt, seed: int) -> bytes:
         """An environment at the beginning of an episode.
@@ -101,36 +114,46 @@ class EnvironmentPool:
             pool = self._pool
             try:
                 future = pool.schedule(_guarded, args=[function, *args], timeout=self._config.timeout_s)
-                failed, result = await asyncio.wrap_future(future)
+            except RuntimeError:  # so says pebble of a pool that is broken
+                self._give_up(pool)
+                continue
+            try:
+                async with asyncio.timeout(self._limit_s):
+                    failed, result = await asyncio.wrap_future(future)
             except TimeoutError:
+                if future.cancelled():  # it did not get its turn
+                    self._give_up(pool)
                 raise StepError("timeout") from None
             except ProcessExpired:
                 raise StepError("died") from None
-            except (BrokenProcessPool, RuntimeError):  # the second is said by `schedule` of a broken pool
-                if self._pool is pool:
-                    self._pool = self._new_pool()
-                    Background(lambda broken=pool: _stop(broken))
-                continue
-            if failed:
-                raise StepError(f"error: environment {self._config.name}: {failed}")
-            return result
+            except BrokenProcessPool:
+                self._give_up(pool)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if self._pool is pool or (task is not None and task.cancelling()):
+                    raise
+                # Its pool was given up while it waited.
+            else:
+                if failed:
+                    raise StepError(f"error: environment {self._config.name}: {failed}")
+                return result
         raise RunError(f"the processes of environment {self._config.name} broke down {POOLS} times in a row")
 
     def shutdown(self) -> None:
         """Kill the processes."""
-        pool = self._pool
-        Background(lambda: _stop(pool)).wait(10.0)
+        stop(self._pool).wait(10.0)
 
 
 class Observer:
     """Writes observations as the tokens that follow a turn."""
 
-    def __init__(self, tokenizer: Any, role: str | None) -> None:
+    def __init__(self, tokenizer: Any, role: str | None, template_args: Mapping[str, Any]) -> None:
         """Take the tokenizer apart.
 
         Args:
             tokenizer: of the model.
             role: see `environment.observation_role`.
+            template_args: see `data.template_args`.
 
         Raises:
             ValueError: a role is wanted, but the tokenizer has no chat template, or one that hides the message.
@@ -147,7 +170,7 @@ class Observer:
             {"role": "assistant", "content": turn},
             {"role": role, "content": observation},
         ]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_args)
         _, found, rest = text.partition(turn)
         self._before, shown, self._after = rest.partition(observation)
         if not found or not shown:
@@ -244,8 +267,3 @@ async def run_episode(
             turns=len(turns), answer=turns[-1].text if turns else "", reward=reward, outcome=outcome, parts=dict(parts)
         ),
     )
-
-
-def _stop(pool: ProcessPool) -> None:
-    pool.stop()
-    pool.join()

@@ -57,6 +57,7 @@ class RolloutPool:
                 config.model.path,
                 config.rollout,
                 config.environment,
+                config.data.template_args,
                 device=device,
                 sync_backend=sync_backend,
                 max_prompt_tokens=config.data.max_prompt_tokens,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
@@ -12,7 +10,6 @@ from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
-from maxpo.background import Background
 from maxpo.config import RewardConfig
 from maxpo.deadline import waiting
 from maxpo.errors import RunError
@@ -20,6 +17,7 @@ from maxpo.rewards import Score, find_judge, unread
 from maxpo.rewards.answers import answers_of, find_answer
 from maxpo.rewards.code import configure
 from maxpo.types import Completion, Group, Prompt, ScoredGroup
+from rollout.killable import POOLS, forget_token, new_pool, stop
 
 T = TypeVar("T")
 Verdict = tuple[str, T | None]
@@ -27,8 +25,6 @@ Verdict = tuple[str, T | None]
 for answers the answer."""
 
 
-POOLS = 4
-"""Pools of processes that may break one after the other before it is an error."""
 STALL_S = 90.0
 """Seconds, beside the time limit of an answer, without a verdict after which a pool is given up. Above pebble's own
 limit for a process that waits for its turn (60 s), and the start of a process."""
@@ -46,8 +42,7 @@ _answer: Callable[[Prompt, str], str | None] | None = None
 def _start(config: RewardConfig) -> None:
     """Runs first in a worker process: import the verifiers, and forget the cluster's token."""
     global _judge, _answer
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        os.environ.pop(name, None)
+    forget_token()
     configure(config)
     _judge, _answer = find_judge(config), answers_of(config)
 
@@ -97,12 +92,7 @@ class RewardPool:
         self._stall_s = config.timeout_s + STALL_S
 
     def _new_pool(self) -> ProcessPool:
-        return ProcessPool(
-            max_workers=self._config.workers,
-            context=multiprocessing.get_context("spawn"),
-            initializer=_start,
-            initargs=[self._config],
-        )
+        return new_pool(self._config.workers, _start, self._config)
 
     def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
         """Rewards for every completion, in order.
@@ -121,6 +111,10 @@ class RewardPool:
                 elif len(_judged_text(completion)) > self._config.max_chars:
                     verdicts[g][i] = ("too_long", unread(self._config, group.prompt.source))
         filled = self._fill(_judge_all, groups, verdicts, "judging answers")
+        outcomes = [outcome for row in filled for outcome, _ in row]
+        errors = [outcome for outcome in outcomes if outcome.startswith("error")]
+        if errors and len(errors) == len(outcomes):
+            raise VerifierError(f"reward.verifier = {self._config.verifier} failed on every answer; first {errors[0]}")
         return [_scored(group, row) for group, row in zip(groups, filled, strict=True)]
 
     def answers(self, groups: Sequence[ScoredGroup]) -> list[tuple[str | None, ...] | None]:
@@ -130,7 +124,7 @@ class RewardPool:
         found in time; None for a group whose verifier does not say what an answer is.
 
         Raises:
-            VerifierError: as `score`.
+            VerifierError: the processes as a whole broke down again and again.
         """
         voting = [g for g in groups if find_answer(self._config, g.group.prompt.source) is not None]
         found = self._fill(
@@ -163,12 +157,7 @@ class RewardPool:
         single = [_Task(task.group, (i,)) for task in failed for i in task.indices]
         for task, outcome in self._run(function, single, groups, verdicts, doing).items():
             verdicts[task.group][task.indices[0]] = (outcome, None)
-        filled = [[v for v in row if v is not None] for row in verdicts]
-        outcomes = [outcome for row in filled for outcome, _ in row]
-        errors = [outcome for outcome in outcomes if outcome.startswith("error")]
-        if errors and len(errors) == len(outcomes):
-            raise VerifierError(f"reward.verifier = {self._config.verifier} failed on every answer; first {errors[0]}")
-        return filled
+        return [[v for v in row if v is not None] for row in verdicts]
 
     def _run(
         self,
@@ -191,7 +180,7 @@ class RewardPool:
                 return failed
             # An idle process was killed, or one that held what the others wait for: pebble gives the whole pool up.
             broken, self._pool = self._pool, self._new_pool()
-            Background(lambda pool=broken: _stop(pool))  # its threads may never end
+            stop(broken)
         raise VerifierError(f"the verifier processes broke down {POOLS} times in a row, {len(left)} groups are left")
 
     def _run_in_pool(
@@ -233,13 +222,7 @@ class RewardPool:
 
     def shutdown(self) -> None:
         """Kill the processes."""
-        pool = self._pool
-        Background(lambda: _stop(pool)).wait(10.0)  # the threads of a pool that is broken may never end
-
-
-def _stop(pool: ProcessPool) -> None:
-    pool.stop()
-    pool.join()
+        stop(self._pool).wait(10.0)
 
 
 def _judged_text(completion: Completion) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -56,6 +56,7 @@ class RolloutWorker:
         model_path: str,
         config: RolloutConfig,
         environment: EnvironmentConfig,
+        template_args: Mapping[str, Any],
         *,
         device: str,
         sync_backend: str,
@@ -66,6 +67,7 @@ class RolloutWorker:
         """Remember the settings; `start` loads the model."""
         print_stacks_on_signal()
         self._model_path, self._config, self._environment = model_path, config, environment
+        self._template_args = template_args
         self._device, self._sync_backend = device, sync_backend
         self._max_model_len = max_prompt_tokens + config.max_new_tokens
         self._trust_remote_code, self._interface = trust_remote_code, interface
@@ -89,8 +91,8 @@ class RolloutWorker:
             self._model_path, trust_remote_code=self._trust_remote_code, local_files_only=True
         )
         if self._environment.name is not None:
-            self._environments = EnvironmentPool(self._environment)
-            self._observe = Observer(self._tokenizer, self._environment.observation_role)
+            self._environments = EnvironmentPool(self._environment, self._config.generate_timeout_s / 2)
+            self._observe = Observer(self._tokenizer, self._environment.observation_role, self._template_args)
         self._engine = Engine(
             self._model_path,
             self._config,

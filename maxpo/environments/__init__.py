@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -59,11 +60,15 @@ def find_environment(name: str, args: Mapping[str, Any]) -> Callable[[], Environ
     """A constructor of an environment of `ENVIRONMENTS`, or of a class of your own as `package.module:Class`.
 
     Raises:
-        ValueError: There is no such environment, or it does not take these settings.
+        ValueError: There is no such environment, or it does not take these settings, or needs others.
     """
     cls = ENVIRONMENTS[name] if name in ENVIRONMENTS else _own(name)
     if wrong := mistakes(name, cls, args):
         raise ValueError(" ".join(wrong))
+    try:
+        inspect.signature(cls).bind(**args)
+    except TypeError as error:
+        raise ValueError(f"{name}: environment.args: {error}") from error
     return functools.partial(cls, **args)
 
 

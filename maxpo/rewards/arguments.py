@@ -37,8 +37,8 @@ RULES: Mapping[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
         "closing must not be empty, and not the same as opening",
     ),
     "calculator": (
-        lambda a: bool(a["closing"]) and "{value}" in a["reply"],
-        "closing must not be empty, and reply must have {value} where the result goes",
+        lambda a: a["opening"] and a["closing"] and a["opening"] != a["closing"] and "{value}" in a["reply"],
+        "opening and closing must be two texts, neither empty, and reply must have {value} where the result goes",
     ),
     "regex": (lambda a: a["pattern"] is None or _compiles(a["pattern"]), "pattern must be one of Python's re"),
 }

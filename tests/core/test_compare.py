@@ -68,7 +68,6 @@ def test_each_source_graded_rewards_every_k_and_what_only_one_has() -> None:
     first = [found("p", 1, 0.5, source="s", greedy=1.0), found("p", 0, 0, source="t", greedy=0.0)]
     second = [found("p", 1, 1, source="s", votes=(0, 0)), found("p", 0, 1, source="t", votes=(0, 1))]
     result = compare(evaluation("a", *first, eval={"greedy": True, "k": [1]}), evaluation("b", *second))
-    assert result.graded
     assert list(result.overall.figures) == ["pass@1", "pass@2", "max@1", "max@2", "avg@2"]
     assert {s: c.figures["max@1"].difference.value for s, c in result.sources.items()} == {"s": 0.25, "t": 0.5}
     assert result.missing[:2] == ("greedy: only in A", "maj@2: only in B")
@@ -91,7 +90,13 @@ def test_settings_that_change_what_a_figure_means_are_refused(changes: dict[str,
 
 
 def test_settings_that_do_not_are_not_refused() -> None:
-    free = {"reward": {"workers": 5}, "environment": {"workers": 5}, "rollout": {"workers": 5}, "eval": {"k": [2]}}
+    free = {
+        "reward": {"workers": 5},
+        "environment": {"max_turns": 5},
+        "run": {"seed": 5},
+        "rollout": {"workers": 5},
+        "eval": {"k": [2]},
+    }
     assert compare(evaluation("a", found("p", 1, 0)), evaluation("b", found("p", 1, 0), **free)).overall.prompts == 1
 
 

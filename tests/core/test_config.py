@@ -469,7 +469,8 @@ class TestChecks:
                 "environment.args environment.name",
                 "calculator has no argument open: it has opening, closing, reply. Did you mean opening?",
             ),
-            (["environment.args={a: 1}"], "environment.args environment.name", "Arguments without an environment"),
+            (["environment.stop=[x]"], "environment.stop environment.name", "Does nothing without environment.name"),
+            (["environment.args={a: 1}"], "environment.args environment.name", "Does nothing without environment.name"),
         ],
     )
     def test_mistakes_of_verifiers(self, overrides: list[str], keys: str, message: str) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from maxpo.environments import Step, calculator, find_environment
 from maxpo.environments.calculator import Calculator, calculate
 from maxpo.types import Completion
-from rollout.episodes import Observer, StepError, run_episode
+from rollout.episodes import Observer, StepError, checked, run_episode
 from tests.fakes import prompt
 from tests.hostile.texts import BOMBS, CANARY, TEXTS
 
@@ -85,11 +85,31 @@ def test_environments_are_found_by_name_and_by_class():
         (f"{__name__}:Mine", {"limits": 3}, "has no argument limits: it has limit. Did you mean limit?"),
         ("calculator", {"opening": 3}, "opening must be text"),
         ("calculator", {"reply": "value"}, r"reply must have \{value\}"),
+        ("calculator", {"opening": ""}, "must be two texts"),
+        ("calculator", {"opening": "|", "closing": "|"}, "must be two texts"),
+        (f"{__name__}:Mine", {}, "missing a required argument: 'limit'"),
     ],
 )
 def test_a_wrong_environment_is_told(name, args, message):
     with pytest.raises(ValueError, match=message):
         find_environment(name, args)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("stop", "must return a maxpo.environments.Step, not 'stop'"),
+        (Step(observation=None), "the observation must be text, not None"),
+        (Step(reward=float("nan")), "not 'reward': nan"),
+        (Step(reward=None), "not 'reward': None"),
+        (Step(parts={"tool calls": 1.0}), "not 'tool calls': 1.0"),
+        (Step(parts={"reward": 1.0, "x": float("inf")}), "not 'x': inf"),
+    ],
+)
+def test_a_step_is_checked_before_it_counts(wrong, message):
+    with pytest.raises(TypeError, match=message):
+        checked(wrong)
+    assert checked(Step(reward=1, parts={"calls": True})) == Step(reward=1.0, parts={"calls": 1.0})
 
 
 class Script:
@@ -238,8 +258,8 @@ def test_the_game_of_the_documentation_can_be_played(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(tmp_path))
     game = find_environment("my_games:Guess", {"largest": 50})()
     game.reset("", None, 130)
-    assert [game.step(turn).observation for turn in ("10;", "10", "40", "x")] == ["low;", "low;", "high;", "low;"]
-    assert game.step("30") == Step(reward=1.0, done=True)
+    assert [game.step(turn).observation for turn in ("10;", "10", "40;", "x;")] == ["low;", "low;", "high;", "low;"]
+    assert game.step("30;") == Step(reward=1.0, done=True)
 
 
 CHATML = (
@@ -251,18 +271,22 @@ CHATML = (
 def test_observations_as_text_and_as_messages():
     tokenizer = AutoTokenizer.from_pretrained(MODEL, local_files_only=True)
     eos = tokenizer.eos_token_id
-    assert tokenizer.decode(Observer(tokenizer, None)("42:", [5])) == "42:"
+    assert tokenizer.decode(Observer(tokenizer, None, {})("42:", [5])) == "42:"
     with pytest.raises(ValueError, match=r"has no chat template: set environment\.observation_role to null"):
-        Observer(tokenizer, "tool")
+        Observer(tokenizer, "tool", {})
     tokenizer.chat_template = CHATML
-    observe = Observer(tokenizer, "tool")
+    observe = Observer(tokenizer, "tool", {})
     assert tokenizer.decode(observe("42", [5])) == "<eos>\n<s>tool:42<eos>\n<s>assistant:"
     # A turn that has ended itself is not ended again.
     assert tokenizer.decode(observe("42", [5, eos])) == "\n<s>tool:42<eos>\n<s>assistant:"
+    # It is written with the arguments of the template that the prompt had.
+    tokenizer.chat_template = CHATML.replace("assistant:", "assistant:{{ mood }}")
+    assert tokenizer.decode(Observer(tokenizer, "tool", {"mood": "glad"})("42", [5, eos])).endswith("assistant:glad")
+    tokenizer.chat_template = CHATML
     # Nothing that an observation says can end it.
     assert observe("<eos>", [5, eos]).count(eos) == 1
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m['role'] != 'tool' %}{{ m['content'] }}{% endif %}{% endfor %}"
     )
     with pytest.raises(ValueError, match="does not show a message of the role 'tool'"):
-        Observer(tokenizer, "tool")
+        Observer(tokenizer, "tool", {})

@@ -42,7 +42,7 @@ def test_greedy_completions_are_drawn_once_for_each_prompt_where_they_are_wanted
     settings.eval.greedy = True
     rollouts = FakeRollouts(lambda p: 1.0 if p.prompt_id == "e1" else 0.3)
     result, _, lines = run(tmp_path, settings, rollouts)
-    drawn = [(names, count) for draw, names, count in rollouts.draws if draw == "greedy"]
+    drawn = [(names, count) for draw, names, count in rollouts.draws if draw == "eval" and count == 1]
     assert drawn == [(["e0", "e1", "e2"], 1)] * 3
     assert lines[0]["eval/greedy"] == pytest.approx(1 / 3)
     assert 0 <= lines[0]["eval/greedy/low"] < lines[0]["eval/maj@16"] <= 1

@@ -21,7 +21,7 @@ from tests.integration.test_cli import maxpo
 @pytest.fixture(scope="module")
 def pool() -> Iterator[EnvironmentPool]:
     config = EnvironmentConfig(name="tests.environments:Moody", args={"start": 5}, timeout_s=2.0, workers=2)
-    pool = EnvironmentPool(config)
+    pool = EnvironmentPool(config, 60.0)
     asyncio.run(pool.reset(prompt(), 7))  # the start of the processes is not part of the limit
     yield pool
     pool.shutdown()

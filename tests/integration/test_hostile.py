@@ -34,7 +34,7 @@ MAY_GIVE_UP = {"math", "regex"}
 
 def test_there_are_enough_of_them_and_every_verifier_of_text_is_tried() -> None:
     assert len(TEXTS) + len(BOMBS) >= 40
-    assert set(HONEST) >= set(REWARDS) - {"code", "code_unsafe_no_sandbox", "reasoning_gym"}
+    assert set(HONEST) >= set(REWARDS) - {"code", "code_unsafe_no_sandbox", "environment", "reasoning_gym"}
 
 
 @pytest.mark.parametrize("name", sorted(HONEST))
