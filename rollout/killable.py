@@ -25,6 +25,9 @@ def stop(pool: ProcessPool) -> Background:
     """Kill the processes of a pool, beside what goes on: the threads of one that is broken may never end."""
 
     def end() -> None:
+        # pebble asks its processes to end, and waits for what one that is stopped never gives back.
+        for process in list(pool._pool_manager.worker_manager.workers.values()):  # pyright: ignore
+            process.kill()
         pool.stop()
         pool.join()
 

@@ -38,7 +38,7 @@ def test_differences_by_hand() -> None:
     b = evaluation("b", found("q", 1, 1, votes=(0, 0)), found("p", 1, 0, votes=(0, 0)), found("r", 1, 1))
     result = compare(a, b)
     assert (result.overall.prompts, result.overall.dropped_prompts) == (2, 1)
-    assert (result.sources, result.graded, result.missing) == ({}, False, ())
+    assert (result.sources, result.missing) == ({}, ())
     values = {name: (d.a.value, d.b.value, d.difference.value) for name, d in result.overall.figures.items()}
     assert values == {
         "pass@1": (0.25, 0.75, 0.5),

@@ -11,7 +11,7 @@ from tests.integration.test_cli import environment
 
 
 def test_random_kills_lose_and_double_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "benchmarks/chaos.py", "--minutes", "0.7", "--mtbf", "6", "--seed", "1", "--learner"]
+    command = [sys.executable, "benchmarks/chaos.py", "--minutes", "0.5", "--mtbf", "6", "--seed", "1", "--learner"]
     command += ["--compare", "0", "--out", str(tmp_path / "runs"), "--json", str(tmp_path / "report.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=560, env=environment())
     output = tmp_path / "runs" / "output.txt"

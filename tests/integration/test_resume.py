@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from maxpo.checkpoint import Checkpoints
 from tests.integration.test_cli import MAXPO, SMALL, environment, maxpo
 
 SETTINGS = [*SMALL, "run.steps=6", "checkpoint.every=1", "algorithm.k_schedule=adaptive", "algorithm.k_values=[1,6]"]
@@ -156,27 +155,15 @@ def test_ctrl_c_saves_and_another_layout_goes_on(whole: Path, tmp_path: Path) ->
     assert first["train/grad_norm"] == pytest.approx(same["train/grad_norm"], rel=1e-4)
 
 
-def test_a_learner_that_dies_is_started_again_until_that_was_often_enough(whole: Path, tmp_path: Path) -> None:
+def test_a_learner_that_dies_is_started_again(whole: Path, tmp_path: Path) -> None:
+    """Until that was often enough, see `test_learner_restarts.py`."""
     run = tmp_path / "run"
     process = until_step(run, 2, tmp_path, "learner.max_restarts=1")
     learner_of(process).kill()
     text = until_output("going on from", tmp_path, process)
     assert re.search(r"learner rank 0 died while .*worker-\*-\d+\.\*", text)
     assert "starting the learner again; 0 restarts are left" in text
-    until_output("step 4 ", tmp_path, process)
-    learner_of(process).kill()
-    assert process.wait(timeout=120) == 1
-    text = (tmp_path / "output.txt").read_text()
-    assert "maxpo: learner rank 0 died while" in text
-    assert f"The output of the workers is in {run / 'log'}." in text
-    assert "Traceback" not in text
-    newest = Checkpoints(run / "checkpoints").newest_good()[0]
-    assert newest is not None
-    assert f"The newest checkpoint is {newest}; go on with: maxpo resume {run}" in text
-    # From the checkpoint by its absolute name, into the same folder, which must not be taken for a new run.
-    again = ["configs/presets/demo.yaml", f"run.dir={tmp_path}", "run.name=run", *SETTINGS]
-    done = maxpo("train", *again, f"checkpoint.resume={newest.resolve()}")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.wait(timeout=240) == 0, (tmp_path / "output.txt").read_text()[-3000:]
     assert_same_run(run, whole)
 
 
