@@ -38,7 +38,7 @@ class Calculator:
         _, found, rest = completion.rpartition(self._opening)
         expression, closed, _ = rest.partition(self._closing)
         if not found or not closed:
-            return Step(done=True)
+            return Step(done=True, parts={"calls": 0.0, "errors": 0.0})
         value = calculate(expression)
         parts = {"calls": 1.0, "errors": float(value is None)}
         return Step(observation=self._reply.replace("{value}", "error" if value is None else value), parts=parts)

@@ -42,11 +42,14 @@ def test_the_calculator_knows_arithmetic_only(expression, value):
 
 @pytest.mark.parametrize("text", [*TEXTS.values(), *BOMBS.values(), "1e300*" * 28 + "1", "-" * 199 + "1"])
 def test_the_calculator_survives_hostile_requests(text):
-    assert Calculator().step(text) == Step(done=True)
+    assert Calculator().step(text) == NO_CALL
     answered = Calculator().step(f"<calc>{text}</calc>")
     assert (answered.done, answered.parts["calls"]) == (False, 1.0)
     assert len(answered.observation) < 4400
     assert not Path(CANARY).exists()
+
+
+NO_CALL = Step(done=True, parts={"calls": 0.0, "errors": 0.0})
 
 
 def test_a_calculator_answers_the_last_request_and_ends_without_one():
@@ -55,8 +58,7 @@ def test_a_calculator_answers_the_last_request_and_ends_without_one():
         observation="=6;", parts={"calls": 1.0, "errors": 0.0}
     )
     assert env.step("<calc>nonsense</calc>") == Step(observation="=error;", parts={"calls": 1.0, "errors": 1.0})
-    assert env.step("the answer is 6") == Step(done=True)
-    assert env.step("<calc>1 + 1") == Step(done=True)
+    assert env.step("the answer is 6") == env.step("<calc>1 + 1") == NO_CALL
 
 
 class Mine:

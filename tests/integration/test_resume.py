@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from maxpo.checkpoint import Checkpoints
 from tests.integration.test_cli import MAXPO, SMALL, environment, maxpo
 
 SETTINGS = [*SMALL, "run.steps=6", "checkpoint.every=1", "algorithm.k_schedule=adaptive", "algorithm.k_values=[1,6]"]
@@ -142,7 +143,11 @@ def test_ctrl_c_saves_and_another_layout_goes_on(whole: Path, tmp_path: Path) ->
     assert "run.seed: 0 in the checkpoint, 1 now" in refused.stderr
     # Another number of engines and ranks and another stage sum up in another order, so the last bits differ.
     before = len(figures(run))
-    done = maxpo("resume", str(run), "rollout.workers=2", "learner.ranks=2", "learner.zero_stage=3")
+    # From the checkpoint by its absolute name, into the same folder, which must not be taken for a new run.
+    newest = Checkpoints(run / "checkpoints").newest_good()[0]
+    assert newest is not None
+    other = ["rollout.workers=2", "learner.ranks=2", "learner.zero_stage=3"]
+    done = maxpo(*command(tmp_path), *other, f"checkpoint.resume={newest.resolve()}")
     assert done.returncode == 0, done.stdout + done.stderr
     for change in ("rollout.workers: 1 -> 2", "learner.ranks: 1 -> 2", "learner.zero_stage: 2 -> 3"):
         assert f"changed: {change}" in done.stdout
