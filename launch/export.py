@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
-from learner.export import write_policy
-from learner.lora import add_adapter, trained_parameters
+from learner.export import META, write_policy
+from learner.lora import add_adapter, base_digest, check_base, trained_parameters
 from learner.model import load_language_model
 from maxpo.checkpoint import Checkpoints
 from maxpo.config import Config
@@ -20,7 +21,8 @@ def export_checkpoint(config: Config, run: Path, step: int | None, target: Path)
     """Write the policy of a checkpoint to the new folder `target`; returns the checkpoint.
 
     Raises:
-        InputError: the target exists, or there is no such checkpoint, or it is damaged.
+        InputError: the target exists, or there is no such checkpoint, or it is damaged, or its adapter was trained on
+            another base.
     """
     if target.exists():
         raise InputError(f"--to {target}: it exists already")
@@ -38,6 +40,8 @@ def export_checkpoint(config: Config, run: Path, step: int | None, target: Path)
     lm = load_language_model(config.model.path, dtype, trust_remote_code=config.model.trust_remote_code)
     lora = config.learner.lora
     if lora.rank:
+        extra = json.loads((source / "learner" / META).read_text(encoding="utf-8"))["extra"]
+        check_base(extra.get("base"), base_digest(lm), config.model.path)
         add_adapter(lm, lora, seed=0)
     masters = {}
     for file in sorted((source / "learner").glob("*.safetensors")):

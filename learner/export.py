@@ -18,6 +18,8 @@ from maxpo.configlora import LoraConfig
 from maxpo.transport import TensorMeta, cut_into_buckets
 
 SHARD_BYTES = 4 << 30
+META = "meta.json"
+"""The file of a training state that is no tensors."""
 SINGLE = "model.safetensors"
 """The file of a model that fits into one."""
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")

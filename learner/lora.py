@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from learner.model import parameters_by_name
 from maxpo.configlora import LoraConfig
+from maxpo.digest import tensor_digest
 from maxpo.errors import InputError
+from maxpo.seeds import derive_seed
 
 if TYPE_CHECKING:  # it imports deepspeed, which must come after the environment is set
     from learner.engine import TrainEngine
@@ -72,6 +74,25 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """What the optimizer changes, by name: all parameters, or those of the adapter under peft's names in files."""
     parameters = parameters_by_name(model)
     return {re.sub(rf"(\.lora_[AB])\.{ADAPTER}\.", r"\1.", n): p for n, p in parameters.items() if p.requires_grad}
+
+
+def base_digest(lm: Any) -> str:
+    """Checksum of a language model without an adapter, in the number format that it was loaded in."""
+    digests = [(name, int(tensor_digest(parameter))) for name, parameter in lm.named_parameters()]
+    return f"{lm.dtype}:{derive_seed(*digests):x}"
+
+
+def check_base(recorded: str | None, now: str, model_path: str) -> None:
+    """Compare the base that an adapter was trained on, as its checkpoint says, with the one that is there now.
+
+    Raises:
+        InputError: it is another one. What was loaded in another number format cannot be compared, and passes.
+    """
+    if recorded is not None and recorded != now and recorded.partition(":")[0] == now.partition(":")[0]:
+        raise InputError(
+            f"model.path = {model_path}: its weights are not those that the adapter of the checkpoint was trained on; "
+            "put them back, or name their folder"
+        )
 
 
 def require_peft() -> None:

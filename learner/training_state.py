@@ -27,8 +27,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from learner.export import META
+
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
-META = "meta.json"
 
 
 class TrainingState:

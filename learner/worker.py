@@ -60,7 +60,7 @@ class LearnerWorker:
         )
         # Imported here: deepspeed reads the environment above when it is imported.
         from learner.engine import TrainEngine
-        from learner.lora import add_adapter, base_of
+        from learner.lora import add_adapter, base_digest, base_of
         from learner.model import Policy, enable_gradient_checkpointing, load_language_model
         from learner.step import Updater
         from learner.ulysses import SequenceGroup
@@ -72,7 +72,9 @@ class LearnerWorker:
         if learner.gradient_checkpointing:
             enable_gradient_checkpointing(lm)
         parameters = sum(p.numel() for p in lm.parameters())
+        self._base = None
         if learner.lora.rank:
+            self._base = base_digest(lm)
             add_adapter(lm, learner.lora, seed=self._config.run.seed)
         shared = learner.sequence_parallel
         sequence = SequenceGroup(shared, learner.step_timeout_s) if shared > 1 else None
@@ -128,7 +130,9 @@ class LearnerWorker:
         See `saved`."""
         from learner.export import adapter_of, policy_shards
 
-        write_state = self._training_state().copy({"optimizer_steps": self._updater.optimizer_steps})
+        write_state = self._training_state().copy(
+            {"optimizer_steps": self._updater.optimizer_steps, "base": self._base}
+        )
         shards = list(policy_shards(self._engine, rank=self._rank)) if policy else []
         adapter = adapter_of(self._engine) if policy and self._config.learner.lora.rank else None
 
@@ -147,8 +151,17 @@ class LearnerWorker:
         return True
 
     def load(self, folder: str) -> None:
-        """Take over what `save` wrote, also with other ranks or another ZeRO stage."""
-        self._updater.optimizer_steps = self._training_state().load(Path(folder))["optimizer_steps"]
+        """Take over what `save` wrote, also with other ranks or another ZeRO stage.
+
+        Raises:
+            InputError: an adapter was trained on another base.
+        """
+        from learner.lora import check_base
+
+        extra = self._training_state().load(Path(folder))
+        if self._base is not None:
+            check_base(extra.get("base"), self._base, self._config.model.path)
+        self._updater.optimizer_steps = extra["optimizer_steps"]
 
     def _training_state(self) -> Any:
         from learner.lora import trained_parameters

@@ -17,7 +17,7 @@ from launch.preflight import check_model
 from launch.resume import describe_changes
 from learner import lora as lora_module
 from learner.export import write_policy
-from learner.lora import Weight, add_adapter, policy_weights, trained_parameters
+from learner.lora import Weight, add_adapter, base_digest, check_base, policy_weights, trained_parameters
 from maxpo.configload import load_config, to_yaml
 from maxpo.configlora import LoraConfig
 from maxpo.errors import InputError
@@ -31,6 +31,19 @@ LORA = LoraConfig(rank=4, alpha=6.0)
 
 def model(path: str = MODEL, dtype: torch.dtype = torch.float32) -> Any:
     return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+
+
+def test_another_base_is_told() -> None:
+    lm = model()
+    before = base_digest(lm)
+    assert before == base_digest(model())
+    check_base(before, base_digest(model()), MODEL)
+    check_base(None, before, MODEL)  # a checkpoint from before there was a checksum
+    with torch.no_grad():
+        lm.model.layers[1].mlp.up_proj.weight[3, 4] += 1e-3
+    with pytest.raises(InputError, match=f"model.path = {MODEL}: its weights are not those that the adapter"):
+        check_base(before, base_digest(lm), MODEL)
+    check_base(before, base_digest(model(dtype=torch.bfloat16)), MODEL)
 
 
 def test_what_an_adapter_adds_by_hand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from learner.lora import trained_parameters
 from maxpo.checkpoint import Checkpoints
 from maxpo.configload import load_config
 from maxpo.configlora import LoraConfig
+from maxpo.errors import InputError
 from tests.integration.learner_ranks import adapt, job, run_ranks
 from tests.integration.test_cli import maxpo
 from tests.integration.test_gradients import MODEL, assert_same, make_batch, plain_loss
@@ -161,5 +163,10 @@ def test_a_run_with_real_engines(tmp_path: Path) -> None:
     for other in (tmp_path / "exported", source / "policy"):
         assert_equal(load_file(other / "model.safetensors"), policy)
         assert_equal(load_file(other / "adapter" / "adapter_model.safetensors"), adapter)
+    # On another base the adapter means something else.
+    shutil.copytree(run / "policy", tmp_path / "other")
+    config.model.path = str(tmp_path / "other")
+    with pytest.raises(InputError, match="are not those that the adapter of the checkpoint was trained on"):
+        export_checkpoint(config, run, None, tmp_path / "again")
     trained = [key for file in (source / "learner").glob("*.safetensors") for key in load_file(file)]
     assert len(trained) == 3 * len(adapter)
