@@ -20,6 +20,7 @@ SETTINGS = {
     "rollout": {"max_new_tokens": 9, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "workers": 1},
     "reward": {"verifier": "exact", "args": {}, "workers": 1},
     "environment": {"name": None, "workers": 1},
+    "run": {"seed": 0},
 }
 
 
@@ -80,6 +81,7 @@ def test_each_source_graded_rewards_every_k_and_what_only_one_has() -> None:
         ({"rollout": {"temperature": 0.5}}, "rollout.temperature: 1.0 in A, 0.5 in B"),
         ({"reward": {"verifier": "math"}}, "reward.verifier: 'exact' in A, 'math' in B"),
         ({"environment": {"name": "calculator"}}, "environment.name: None in A, 'calculator' in B"),
+        ({"environment": {"name": "calculator"}, "run": {"seed": 1}}, "run.seed: 0 in A, 1 in B"),
         ({"reward": {"max_chars": 9}}, "reward.max_chars: None in A, 9 in B"),
     ],
 )
