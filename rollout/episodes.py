@@ -91,10 +91,15 @@ class EnvironmentPool:
         """
         self._config, self._limit_s = config, limit_s
         self._pool = new_pool(config.workers, _start, config)
+        self._waiting: set[Any] = set()  # futures of that pool
 
     def _give_up(self, pool: Any) -> None:
+        """Replace the pool; pebble forgets what waits in one that is stopped, so that is cancelled and taken again."""
         if self._pool is pool:
             self._pool = new_pool(self._config.workers, _start, self._config)
+            for future in self._waiting:
+                future.cancel()
+            self._waiting = set()
             stop(pool)
 
     async def reset(self, prompt: Prompt, seed: int) -> bytes:
@@ -117,6 +122,7 @@ class EnvironmentPool:
             except RuntimeError:  # so says pebble of a pool that is broken
                 self._give_up(pool)
                 continue
+            self._waiting.add(future)
             try:
                 async with asyncio.timeout(self._limit_s):
                     failed, result = await asyncio.wrap_future(future)
@@ -137,6 +143,8 @@ class EnvironmentPool:
                 if failed:
                     raise StepError(f"error: environment {self._config.name}: {failed}")
                 return result
+            finally:
+                self._waiting.discard(future)
         raise RunError(f"the processes of environment {self._config.name} broke down {POOLS} times in a row")
 
     def shutdown(self) -> None:

@@ -82,6 +82,29 @@ def test_a_pool_whose_idle_processes_are_killed_is_replaced(pool: EnvironmentPoo
     assert pool._pool is not before
 
 
+def test_a_step_without_a_turn_is_a_timeout_and_others_are_taken_again() -> None:
+    """The one process hangs within its own time limit, which is longer than a step may wait."""
+    config = EnvironmentConfig(name="tests.environments:Moody", timeout_s=60.0)
+    pool = EnvironmentPool(config, 3.0)
+    first = pool._pool
+
+    async def later() -> str:
+        await asyncio.sleep(2.0)
+        return (await pool.step(state, "fine"))[1].observation
+
+    async def both() -> list[object]:
+        return await asyncio.gather(pool.step(state, "hang"), later(), return_exceptions=True)
+
+    try:
+        state = asyncio.run(pool.reset(prompt(reference="r"), 7))
+        hung, taken_again = asyncio.run(both())
+    finally:
+        pool.shutdown()
+    assert (type(hung), str(hung)) == (StepError, "timeout")
+    assert taken_again == "r/7/1"
+    assert pool._pool is not first
+
+
 def test_a_policy_learns_to_ask_the_calculator(tmp_path: Path) -> None:
     shorter = ["run.steps=14", "eval.prompts=48", "eval.samples=8", "tracking.save_rollouts=2"]
     done = maxpo("train", "configs/presets/calculator.yaml", f"run.dir={tmp_path}", *shorter)
