@@ -18,6 +18,7 @@ from launch import fetchmodel
 from launch.cli import main
 from launch.fetchmodel import MODELS, fetch_model
 from maxpo.configload import load_config
+from maxpo.configschema import get, schema
 from maxpo.errors import InputError, RunError
 
 EXAMPLES = Path("docs/examples")
@@ -51,6 +52,12 @@ def test_the_gpu_preset_differs_in_size_alone() -> None:
     assert (gpu.data, gpu.reward, gpu.learner.lr, gpu.algorithm.k) == (cpu.data, cpu.reward, cpu.learner.lr, 4)
     sizes = [c.algorithm.prompts_per_step * c.algorithm.group_size for c in (cpu, gpu)]
     assert sizes == [128, 2048]
+    of_size = """
+        run.name algorithm.group_size algorithm.prompts_per_step rollout.workers rollout.max_concurrent_sequences
+        rollout.gpu_memory_utilization learner.token_budget learner.logprob_chunk cluster.gpus_per_node eval.prompts
+        eval.samples ray.num_cpus
+    """.split()
+    assert {key for key in schema() if get(gpu, key) != get(cpu, key)} == set(of_size)
 
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
