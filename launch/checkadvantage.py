@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from launch.say import say
 from maxpo.advantages import ADVANTAGES
 from maxpo.bandit import Bandit, Comparison, Measured, bernoulli, compare, empirical
 from maxpo.errors import InputError
@@ -50,11 +51,11 @@ def check_advantage(args: argparse.Namespace, console: Console) -> int:
     how = f"all {result.groups} possible groups" if result.exact else f"{result.groups} groups drawn"
     goal = f"max@{k}" if objective == "max" else f"{objective} of {k} samples"
     title = f"{goal} with groups of N = {n}, rewards: {source}; {how}"
-    console.print(title, highlight=False, markup=False, soft_wrap=True)
+    say(console, title)
     console.print(_table(result))
     for row in result.measured:
         if row.refused:
-            console.print(f"left out   {row.refused}", highlight=False, markup=False, soft_wrap=True)
+            say(console, f"left out   {row.refused}")
     console.print(
         f"bias      |mean gradient - gradient of {goal}| / |gradient|; 0 is unbiased\n"
         "scale     length of the mean gradient along the right one; angle: degrees between them\n"

@@ -10,7 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.rayenv import prepare_ray
+from launch.say import say
 from maxpo import __version__
+from maxpo.checkpoint import Checkpoints
 from maxpo.configcheck import ConfigError
 from maxpo.configload import LoadedConfig, explain, load_config, to_yaml
 from maxpo.errors import InputError, RunError
@@ -159,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console, errors = Console(), Console(stderr=True)
     try:
         if args.command == "config":
-            console.print(explain(args.key), highlight=False, markup=False, soft_wrap=True)
+            say(console, explain(args.key))
             return 0
         if args.command == "check-advantage":
             from launch.checkadvantage import check_advantage
@@ -172,9 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "fetch-model":
             from launch.fetchmodel import fetch_model
 
-            console.print(
-                f"{args.to}: {fetch_model(args.name, args.to)}", highlight=False, markup=False, soft_wrap=True
-            )
+            say(console, f"{args.to}: {fetch_model(args.name, args.to)}")
             return 0
         if args.command == "evaluate":
             return _evaluate(args, console)
@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from launch.export import export_checkpoint
 
             source = export_checkpoint(_config_of_run(args.run, []).config, args.run, args.step, args.to)
-            console.print(f"{args.to}: the policy of {source}", highlight=False, markup=False, soft_wrap=True)
+            say(console, f"{args.to}: the policy of {source}")
             return 0
         if args.command == "resume":
             return _train(_config_of_run(args.run, args.overrides), console)
@@ -197,17 +197,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _plan(loaded, args, console)
         return _dry_run(loaded, console) if args.dry_run else _train(loaded, console)
     except ConfigError as error:
-        errors.print(str(error), highlight=False, markup=False, soft_wrap=True)
+        say(errors, str(error))
         errors.print("\n`maxpo config explain KEY` says what a setting means.", highlight=False, markup=False)
         return 2
     except (InputError, FileExistsError) as error:
-        errors.print(f"maxpo: {error}", highlight=False, markup=False, soft_wrap=True)
+        say(errors, f"maxpo: {error}")
         return 2
     except RunError as error:
         from launch.signals import PREEMPTED, StopTooLateError
 
         text = "\n".join([f"maxpo: {error}", *getattr(error, "__notes__", [])])
-        errors.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(errors, text)
         return PREEMPTED if isinstance(error, StopTooLateError) else 1
     except KeyboardInterrupt:
         errors.print("maxpo: stopped at once", highlight=False)
@@ -250,7 +250,6 @@ def _dry_run(loaded: LoadedConfig, console: Console) -> int:
     from launch.placement import gpus_described, place
     from launch.preflight import load_data
     from launch.resume import remote_store
-    from launch.say import say
     from launch.train import banner
 
     config = loaded.config
@@ -291,8 +290,7 @@ def _policy_of(given: Path) -> Path:
         return given / "policy"
     if not (given / "config.yaml").is_file() or (given / "config.json").is_file():
         return given  # what is wrong with it, if anything, is said as of any model.path
-    checkpoints = sorted((given / "checkpoints").glob("step_*"))
-    if not checkpoints:
+    if not Checkpoints(given / "checkpoints").steps():
         raise InputError(f"{given} has neither an exported policy nor a checkpoint: nothing to evaluate yet")
     raise InputError(
         f"{given} has no exported policy, since the run has not ended, but it has checkpoints. Write the policy of the "

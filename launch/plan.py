@@ -17,6 +17,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.placement import place
+from launch.say import say
 from learner.lora import adapter_parameters
 from maxpo.config import Config
 from maxpo.configclustercheck import CLUSTER_COMBINATIONS
@@ -251,7 +252,7 @@ def show_plan(config: Config, console: Console, *, gpus: int, gpu_gib: float) ->
         return 0
     found = remedies(config, shape, gpu_gib=gpu_gib, shared=shared)
     text = "any one of these would make it fit: " + "  ".join(found) if found else "no single setting makes it fit"
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    say(console, text)
     return 1
 
 

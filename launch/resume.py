@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from launch.say import say
 from maxpo.checkpoint import Checkpoints
 from maxpo.config import Config
 from maxpo.configcheck import show
@@ -47,7 +48,7 @@ def locked(folder: Path, name: str, console: Console) -> Iterator[None]:
             raise InputError(f"{folder / name} is in use by {user}: wait for it, or choose another run.name") from None
         except OSError as error:
             text = f"{path}: cannot be locked ({error}); see to it that nobody else trains this run"
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            say(console, text)
         with suppress(OSError):  # for the message above only
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
@@ -76,15 +77,15 @@ def find_checkpoint(config: Config, checkpoints: Checkpoints, console: Console) 
             + (f"\nThe newest good one is {found}: name it with checkpoint.resume={found}" if found else "")
         )
     for line in wrong:
-        console.print(f"damaged checkpoint left out: {line}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"damaged checkpoint left out: {line}")
     if found is None and wanted == "must":
         remote = f" nor has {config.checkpoint.remote}" if config.checkpoint.remote else ""
         raise CheckpointError(f"{checkpoints.folder.parent} has no checkpoint to go on from{remote}")
     if found is not None:
         if found.name not in [f"step_{step:06d}" for step in before]:
             text = f"fetched {found.name} from {config.checkpoint.remote}"
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
-        console.print(f"going on from {found}", highlight=False, markup=False, soft_wrap=True)
+            say(console, text)
+        say(console, f"going on from {found}")
     return found
 
 
@@ -119,7 +120,7 @@ def go_back_to(source: Path, checkpoints: Checkpoints, console: Console, *, name
             "run that begins there another run.name"
         )
     for moved in checkpoints.set_aside(newer_than=step):
-        console.print(f"damaged checkpoint set aside: {moved}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"damaged checkpoint set aside: {moved}")
 
 
 def describe_changes(checkpoint: Path, settings: str, console: Console) -> None:
@@ -139,7 +140,7 @@ def describe_changes(checkpoint: Path, settings: str, console: Console) -> None:
     for key in changed:
         if key not in quiet:
             line = f"changed: {key}: {show(before.get(key))} -> {show(now.get(key))}"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            say(console, line)
 
 
 def _flat(text: str) -> dict[str, Any]:

@@ -137,6 +137,7 @@ class TrainEngine:
 
         return safe_get_full_grad(parameter)
 
-    def full_shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
+    @staticmethod
+    def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
         """Shape of the whole parameter, also while it is sharded."""
         return tuple(getattr(parameter, "ds_shape", parameter.shape))

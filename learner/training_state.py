@@ -27,6 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from learner.engine import TrainEngine
 from learner.export import META
 
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
@@ -89,10 +90,8 @@ class TrainingState:
         files = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
         where = {key: file for file in files for key in file.keys()}  # noqa: SIM118
         for name, parameter in self._parameters.items():
-            there, here = (
-                tuple(where[f"{name}/{MASTER}"].get_slice(f"{name}/{MASTER}").get_shape()),
-                _shape(parameter),
-            )
+            there = tuple(where[f"{name}/{MASTER}"].get_slice(f"{name}/{MASTER}").get_shape())
+            here = TrainEngine.full_shape(parameter)
             if there != here:
                 raise ValueError(f"{folder}: the checkpoint is of another model: {name} is {there} there, {here} here")
 
@@ -177,11 +176,6 @@ class TrainingState:
                         parameter.data.copy_(read(name)[MASTER])
         else:
             self._engine.optimizer.update_lp_params()
-
-
-def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """Of the whole parameter, also while it is sharded."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _share_of(whole: Tensor, size: int) -> Tensor:

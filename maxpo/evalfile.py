@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from maxpo.errors import InputError, RunError
+from maxpo.errors import InputError
 from maxpo.evaluate import EvalReport, PromptResult
+from maxpo.manifest import flush
+from maxpo.tracking import clear_errors
 
 EVAL_FILE = "eval.json"
 FORMAT = 1
@@ -40,14 +41,10 @@ def write_evaluation(
     assert head.endswith("\n}")
     rows = ",\n".join(f"    {json.dumps(asdict(result))}" for result in results)  # a prompt on each line
     partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(f'{head[:-2]},\n  "prompts": [\n{rows}\n  ]\n}}\n')
-            file.flush()
-            os.fsync(file.fileno())
+    with clear_errors(path):
+        partial.write_text(f'{head[:-2]},\n  "prompts": [\n{rows}\n  ]\n}}\n', encoding="utf-8")
+        flush(partial)
         partial.replace(path)
-    except OSError as error:
-        raise RunError(f"{path} could not be written: {error.strerror}") from error
 
 
 def read_evaluation(path: Path) -> Evaluation:

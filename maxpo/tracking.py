@@ -52,7 +52,7 @@ class RunLog:
             if row["step"] <= step and line.endswith(b"\n"):
                 kept += line
         whole = self._metrics.with_name(".metrics.partial")
-        with _clear_errors(whole):
+        with clear_errors(whole):
             whole.write_bytes(kept)
             whole.replace(self._metrics)
         self._fed = len(kept)
@@ -66,7 +66,7 @@ class RunLog:
         """
         check_names(list(metrics))
         line = json.dumps({"step": step, "time": round(time.time(), 3)} | dict(metrics))
-        with _clear_errors(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
+        with clear_errors(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         self._feed()
 
@@ -78,9 +78,9 @@ class RunLog:
     def dump(self, name: str, groups: Sequence[ScoredGroup]) -> Path:
         """Write the completions of all groups, one line for each; returns the file."""
         path = self._rollouts / f"{name}.jsonl"
-        with _clear_errors(path):
+        with clear_errors(path):
             self._rollouts.mkdir(exist_ok=True)
-        with _clear_errors(path), path.open("w", encoding="utf-8") as file:
+        with clear_errors(path), path.open("w", encoding="utf-8") as file:
             for scored in groups:
                 for row in _rows(scored):
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -106,7 +106,8 @@ class RunLog:
 
 
 @contextmanager
-def _clear_errors(path: Path) -> Generator[None]:
+def clear_errors(path: Path) -> Generator[None]:
+    """Inside, an error of the file system is a RunError that names the file."""
     try:
         yield
     except OSError as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
@@ -126,7 +127,8 @@ class RewardPool:
         Raises:
             VerifierError: the processes as a whole broke down again and again.
         """
-        voting = [g for g in groups if find_answer(self._config, g.group.prompt.source) is not None]
+        votes = [find_answer(self._config, g.group.prompt.source) is not None for g in groups]
+        voting = list(compress(groups, votes))
         found = self._fill(
             _answer_all,
             [g.group for g in voting],
@@ -134,12 +136,7 @@ class RewardPool:
             "finding the answers",
         )
         rows = iter(found)
-        return [
-            tuple(answer for _, answer in next(rows))
-            if find_answer(self._config, g.group.prompt.source) is not None
-            else None
-            for g in groups
-        ]
+        return [tuple(answer for _, answer in next(rows)) if voted else None for voted in votes]
 
     def _fill(
         self,

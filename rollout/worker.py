@@ -14,6 +14,7 @@ from maxpo.deadline import print_stacks_on_signal
 from maxpo.errors import RunError
 from maxpo.network import use_interface
 from maxpo.types import Completion, Group, Prompt
+from rollout.episodes import EnvironmentPool, Observer, run_episode
 
 T = TypeVar("T")
 
@@ -85,7 +86,6 @@ class RolloutWorker:
         os.environ["VLLM_HOST_IP"] = use_interface(ray.util.get_node_ip_address(), self._interface)
 
         from rollout.engine import Engine
-        from rollout.episodes import EnvironmentPool, Observer
 
         self._tokenizer = AutoTokenizer.from_pretrained(
             self._model_path, trust_remote_code=self._trust_remote_code, local_files_only=True
@@ -130,7 +130,6 @@ class RolloutWorker:
 
     async def _episodes(self, rollout_id: str, prompt: Prompt, n: int, seed: int, greedy: bool) -> Sequence[Completion]:
         """The same, of several turns each."""
-        from rollout.episodes import run_episode
 
         async def turn(request_id: str, token_ids: list[int], seed: int, max_tokens: int) -> Completion:
             (said,) = await self._engine.generate(
