@@ -13,8 +13,8 @@ from learner.lora import add_adapter, base_digest, check_base, trained_parameter
 from learner.model import load_language_model
 from maxpo.checkpoint import Checkpoints
 from maxpo.config import Config
-from maxpo.errors import InputError
-from maxpo.manifest import CheckpointError, verify
+from maxpo.errors import CheckpointError, InputError
+from maxpo.manifest import verify
 
 
 def export_checkpoint(config: Config, run: Path, step: int | None, target: Path) -> Path:

@@ -17,8 +17,8 @@ from launch.say import say
 from maxpo.checkpoint import Checkpoints
 from maxpo.config import Config
 from maxpo.configcheck import show
-from maxpo.errors import InputError
-from maxpo.manifest import CheckpointError, read_manifest, verify
+from maxpo.errors import CheckpointError, InputError
+from maxpo.manifest import read_manifest, verify
 from maxpo.remote import RemoteStore
 
 FIXED = ("run.seed", "data.task", "data.task_args", "data.train_size", "learner.lora")

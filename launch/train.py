@@ -25,8 +25,7 @@ from maxpo.checkpoint import Checkpoints
 from maxpo.config import Config
 from maxpo.configload import LoadedConfig, to_yaml
 from maxpo.data import Mixture, PromptStream
-from maxpo.deadline import LearnerLostError
-from maxpo.errors import InputError, RunError
+from maxpo.errors import InputError, LearnerLostError, RunError
 from maxpo.loop import train
 from maxpo.manifest import read_manifest, read_state
 from maxpo.runstate import RunResult

@@ -19,7 +19,8 @@ import torch
 
 from learner.engine import TrainEngine
 from learner.parameter_source import ParameterSource
-from maxpo.deadline import RemoteError, wait_for
+from maxpo.deadline import wait_for
+from maxpo.errors import RemoteError
 from maxpo.transport import gloo_group, serve_store
 from maxpo.types import Receiver, WeightManifest
 

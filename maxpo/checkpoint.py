@@ -18,18 +18,9 @@ from typing import Any, Protocol
 
 from maxpo import __version__
 from maxpo.background import Background
-from maxpo.errors import RunError
-from maxpo.manifest import (
-    FORMAT,
-    MANIFEST,
-    STATE,
-    CheckpointError,
-    describe,
-    flush,
-    read_manifest,
-    verify,
-    write_json,
-)
+from maxpo.errors import CheckpointError, RunError
+from maxpo.files import flush, write_json
+from maxpo.manifest import FORMAT, MANIFEST, STATE, describe, read_manifest, verify
 
 LATEST = "LATEST"
 

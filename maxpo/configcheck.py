@@ -28,10 +28,11 @@ from maxpo.configenvironmentcheck import (
 )
 from maxpo.configestimator import ESTIMATOR_COMBINATIONS, is_objective
 from maxpo.configrewardcheck import REWARD_KEYS, VERIFIERS, reward_problems
-from maxpo.configschema import describe, get, schema
+from maxpo.configschema import get, schema
 from maxpo.manifest import MANIFEST
 from maxpo.objective import OBJECTIVES
 from maxpo.tasks import TASKS
+from maxpo.wording import describe
 
 DEFAULT = "default"
 """Where a value comes from that nobody set."""

@@ -26,7 +26,8 @@ from omegaconf.errors import (
 from maxpo.config import Config
 from maxpo.configcheck import ConfigError, Problem, Setting, allowed, check, problem, show
 from maxpo.configread import COMMAND_LINE, read_file, read_override, unknown_key
-from maxpo.configschema import leaf_of, parts, schema, sections
+from maxpo.configschema import leaf_of, schema, sections
+from maxpo.wording import parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

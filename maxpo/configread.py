@@ -10,7 +10,8 @@ from typing import Any, Literal, cast, get_origin
 import yaml
 
 from maxpo.configcheck import Problem, Setting, problem
-from maxpo.configschema import describe, leaf_of, nearest, parts, schema, sections
+from maxpo.configschema import leaf_of, schema, sections
+from maxpo.wording import describe, nearest, parts
 
 COMMAND_LINE = "command line"
 _untyped = cast(Any, yaml)  # For what PyYAML's stubs leave without types.
@@ -20,7 +21,7 @@ def unknown_key(key: str, where: str, text: str = "") -> Problem:
     """Says that there is no such key, with the nearest ones or else all that the section has."""
     section = key.partition(".")[0]
     known = [k for k in schema() if k.startswith(section + ".")] or list(sections())
-    near = nearest(key)
+    near = nearest(key, (*sections(), *schema()))
     message = "There is no such key." if near else f"There is no such key. There are: {', '.join(known)}."
     return problem(message, key=key, where=where, text=text, nearest=near)
 
@@ -160,7 +161,7 @@ def read_override(override: str) -> Iterator[Setting | Problem]:
             "A setting on the command line is written key=value, without spaces.",
             key=override,
             where=COMMAND_LINE,
-            nearest=nearest(key),
+            nearest=nearest(key, (*sections(), *schema())),
         )
     elif not re.fullmatch(r"[A-Za-z_]\w*(\.[\w-]+)*", key):
         yield problem("A key is a section and a name, such as run.name=first.", key=override, where=COMMAND_LINE)

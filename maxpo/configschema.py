@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import inspect
 import operator
-import types
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from maxpo import config, configcluster, configdata, configenvironment, configlora, configreward
 from maxpo.config import Config
@@ -77,41 +75,3 @@ def schema() -> dict[str, Field]:
             doc = docs.get((cls.__name__, field.name), "")
             found[key] = Field(type=hints[field.name], default=get(whole, key), doc=doc)
     return found
-
-
-def parts(hint: Any) -> tuple[Any, ...]:
-    """Lists the members of a union, or the one type that `hint` is."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def describe(hint: Any) -> str:
-    """Says in words what values a type allows."""
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
-    words: list[str] = []
-    for part in parts(hint):
-        if get_origin(part) is Literal:
-            words.append("one of " + ", ".join(get_args(part)))
-        elif get_origin(part) is list:
-            inner = get_args(part)[0]
-            if get_origin(inner) is dict:
-                words.append("a list of mappings, such as [{name: value}]")
-            else:
-                words.append("a list of text" if inner is str else f"a list of {describe(inner)[2:]}s, such as [1, 2]")
-        else:
-            words.append("a mapping, such as {name: value}" if get_origin(part) is dict else names[part])
-    return " or ".join(words)
-
-
-def nearest(key: str) -> tuple[str, ...]:
-    """Finds the keys and sections most like `key`, as a whole or by last name (a wrong or forgotten section)."""
-
-    def ratio(a: str, b: str) -> float:
-        return difflib.SequenceMatcher(None, a, b).ratio()
-
-    def alike(known: str) -> float:
-        return max(ratio(key, known), 0.95 * ratio(key.rpartition(".")[2], known.rpartition(".")[2]))
-
-    score = {known: alike(known) for known in (*sections(), *schema())}
-    least = max(0.7, max(score.values()) - 0.05)
-    ranked = sorted((known for known in score if score[known] >= least), key=lambda known: -score[known])
-    return tuple(ranked[:3])

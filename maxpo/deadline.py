@@ -11,22 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from maxpo.errors import RunError
+from maxpo.errors import LateError, RemoteError
 
 SIGNAL_S = 1.0
 """Longest single call of `ray.wait`: while it waits, no signal reaches this process."""
-
-
-class RemoteError(RunError):
-    """A remote worker failed or did not answer in time; the message names it."""
-
-
-class LateError(RemoteError):
-    """A remote worker did not answer in time."""
-
-
-class LearnerLostError(RemoteError):
-    """The learner is gone, in part or as a whole, and can only be started again, from a checkpoint."""
 
 
 def failure(name: str, doing: str, error: Exception) -> RemoteError:

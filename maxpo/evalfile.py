@@ -10,8 +10,7 @@ from typing import Any, cast
 
 from maxpo.errors import InputError
 from maxpo.evaluate import EvalReport, PromptResult
-from maxpo.manifest import flush
-from maxpo.tracking import clear_errors
+from maxpo.files import clear_errors, flush
 
 EVAL_FILE = "eval.json"
 FORMAT = 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,34 +16,10 @@ from jaxtyping import Float
 
 from maxpo.config import EvalConfig
 from maxpo.metrics import max_at_k
+from maxpo.protocols import Sampler
 from maxpo.types import Group, Prompt, ScoredGroup
 
 BOOTSTRAP_RESAMPLES = 2000
-
-
-class Sampler(Protocol):
-    """Samples groups and scores them."""
-
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        group_size: int,
-        draw: str,
-        on_group: Callable[[Group], None] = ...,
-        *,
-        greedy: bool = False,
-    ) -> list[Group]:
-        """One whole group for each prompt, in order; `draw` names the sampling, equal draws sample equally.
-        `greedy`: nothing is drawn, the likeliest token is taken each time."""
-        ...
-
-    def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
-        """Rewards for every completion."""
-        ...
-
-    def answers(self, groups: Sequence[ScoredGroup]) -> list[tuple[str | None, ...] | None]:
-        """What every completion answers, None where it does not; None for a group whose verifier does not say."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

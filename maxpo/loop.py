@@ -3,80 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from maxpo.checkpoint import Checkpoints
 from maxpo.config import AlgorithmConfig, Config
 from maxpo.data import PromptStream
-from maxpo.deadline import LearnerLostError, RemoteError
-from maxpo.errors import RunError
-from maxpo.evaluate import EvalReport, Sampler, measure, report
+from maxpo.errors import LearnerLostError, RemoteError, RunError
+from maxpo.evaluate import EvalReport, measure, report
 from maxpo.judge import Judged, judge, sampling_metrics, usable_metrics, valid_rewards
 from maxpo.manifest import read_state
+from maxpo.protocols import Learner, Rollouts
 from maxpo.runstate import TOTALS, RunResult, state_of, take_over
 from maxpo.schedule import PassRates, adapted_k, evaluation_due, mix_weight, scheduled_k
+from maxpo.timing import timed
 from maxpo.tracking import RunLog
-from maxpo.types import Prompt, Receiver, StepBatch, StepResult, WeightManifest
+from maxpo.types import Prompt, StepBatch
 
 REFUSED_STEPS = 20
 """Training steps in a row without one optimizer step, since loss or gradient was never finite, that end a run."""
 
 PUBLISH_AGAIN = 3
 """Times that one version is sent again after losses of engines; then its error is no accident."""
-
-
-class Rollouts(Sampler, Protocol):
-    """Samples groups and scores them, with engines that want weights."""
-
-    def rest(self) -> None:
-        """Nothing is sampled until the next `receivers`; the learner may have the memory that is shared."""
-
-    def receivers(self) -> list[Receiver]:
-        """The engines that want weights."""
-        ...
-
-    def confirm(self, manifest: WeightManifest) -> None:
-        """Raise unless every engine holds exactly these weights."""
-        ...
-
-    def replace_lost(self) -> bool:
-        """After a failed publish: replace engines that died; whether there are any, so that it can be repeated.
-
-        Raises:
-            LearnerLostError: it was an engine's death, but the learner cannot get over it either.
-        """
-        ...
-
-    def metrics(self) -> dict[str, float]:
-        """Figures of the engines for the log."""
-        ...
-
-
-class Learner(Protocol):
-    """Turns scored groups into new weights."""
-
-    def update(self, batch: StepBatch) -> StepResult:
-        """One training step."""
-        ...
-
-    def publish(self, receivers: Sequence[Receiver], *, again: bool = False) -> WeightManifest:
-        """Send the weights to the engines under the next version; `again`: under the version of the last call."""
-        ...
-
-    def save(self, folder: Path, *, policy: bool) -> Callable[[], None]:
-        """Copy everything that `update` changes, and the policy where it is wanted; the function writes it there."""
-        ...
-
-    def load(self, folder: Path, version: int) -> None:
-        """Go on from what `save` wrote; the next `publish` sends it as `version`."""
-        ...
-
-    def export(self, target: Path) -> None:
-        """Write the policy as a Hugging Face folder."""
-        ...
 
 
 class Observer:
@@ -177,7 +125,7 @@ def train(
         if checkpoints is not None and every and (step % every == 0 or step == config.run.steps or should_stop()):
             observer.stage("checkpoint")
             timing: dict[str, float] = {}
-            with _timed(timing, "time/checkpoint_s"):
+            with timed(timing, "time/checkpoint_s"):
                 found = result.evaluations[step].metrics() if step in result.evaluations else {}
                 state = state_of(result, stream, rates, version)
                 checkpoints.write(
@@ -208,7 +156,7 @@ def publish(rollouts: Rollouts, learner: Learner) -> dict[str, float]:
                 raise
             again += 1
     timing: dict[str, float] = {}
-    with _timed(timing, "time/confirm_s"):
+    with timed(timing, "time/confirm_s"):
         rollouts.confirm(manifest)
     return dict(manifest.metrics) | timing | {"weights/version": float(manifest.version)}
 
@@ -218,7 +166,7 @@ def evaluate(
 ) -> EvalReport:
     """Evaluate the current weights."""
     timing: dict[str, float] = {}
-    with _timed(timing, "time/eval_s"):
+    with timed(timing, "time/eval_s"):
         observer.stage("evaluate", len(held_out))
         scored, results = measure(config.eval, held_out, rollouts, lambda group: observer.advance())
         try:
@@ -252,12 +200,12 @@ def sample(
         prompts = stream.next(algorithm.prompts_per_step - len(kept))
         ks = group_ks(algorithm, rates, prompts, step, config.run.steps)
         observer.stage("generate", len(prompts))
-        with _timed(timing, "time/generate_s"):
+        with timed(timing, "time/generate_s"):
             groups = rollouts.generate(
                 prompts, algorithm.group_size, f"step{step}.{rounds}", lambda group: observer.advance()
             )
         observer.stage("score")
-        with _timed(timing, "time/score_s"):
+        with timed(timing, "time/score_s"):
             scored = rollouts.score(groups)
         try:
             judged = judge(scored, algorithm, ks, weight)
@@ -305,10 +253,3 @@ def group_ks(
     if algorithm.k_schedule == "adaptive":
         return [adapted_k(rates(prompt.prompt_id), *algorithm.k_values) for prompt in prompts]
     return [scheduled_k(algorithm, step, total_steps)] * len(prompts)
-
-
-@contextmanager
-def _timed(timing: dict[str, float], name: str) -> Generator[None]:
-    started = time.perf_counter()
-    yield
-    timing[name] = timing.get(name, 0.0) + time.perf_counter() - started

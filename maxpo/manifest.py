@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from maxpo.errors import InputError
+from maxpo.errors import CheckpointError
 
 MANIFEST, STATE = "manifest.json", "state.json"
 FORMAT = 2
 """Version of the layout; a checkpoint of another one is refused."""
-
-
-class CheckpointError(InputError):
-    """A checkpoint cannot be used; the message names folder and file."""
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -66,20 +60,6 @@ def describe(path: Path) -> dict[str, Any]:
     """Size and checksum of a file, as the manifest has them."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def flush(path: Path) -> None:
-    """Force a file or the entries of a folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write plain JSON values."""
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
 from maxpo.checkpoint import LATEST
-from maxpo.errors import InputError, RunError
-from maxpo.manifest import MANIFEST, CheckpointError, verify
+from maxpo.errors import CheckpointError, InputError, RunError
+from maxpo.manifest import MANIFEST, verify
 
 COMMIT = "COMMIT"
 WAITS = (1.0, 4.0)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maxpo.errors import RunError
+from maxpo.files import clear_errors
 from maxpo.metrics import check_names
 from maxpo.types import ScoredGroup
 
@@ -103,15 +102,6 @@ class RunLog:
                 for name, value in row.items():
                     self._board.add_scalar(name, value, step, walltime=when)
             self._fed = file.tell()
-
-
-@contextmanager
-def clear_errors(path: Path) -> Generator[None]:
-    """Inside, an error of the file system is a RunError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"{path} could not be written: {error.strerror}") from error
 
 
 def _rows(scored: ScoredGroup) -> list[dict[str, Any]]:

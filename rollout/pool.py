@@ -14,8 +14,8 @@ from typing import Any
 import ray
 
 from maxpo.config import Config
-from maxpo.deadline import SIGNAL_S, LateError, LearnerLostError, RemoteError, failure, wait_for, waiting
-from maxpo.errors import RunError
+from maxpo.deadline import SIGNAL_S, failure, wait_for, waiting
+from maxpo.errors import LateError, LearnerLostError, RemoteError, RunError
 from maxpo.seeds import derive_seed
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, WeightManifest
 from rollout.crew import Crew, Place, Places, is_loss

@@ -14,9 +14,9 @@ import pytest
 from maxpo.checkpoint import Checkpoints
 from maxpo.config import AlgorithmConfig, CheckpointConfig, Config, EvalConfig, RunConfig
 from maxpo.data import PromptStream
-from maxpo.errors import RunError
+from maxpo.errors import CheckpointError, RunError
 from maxpo.loop import Observer, train
-from maxpo.manifest import CheckpointError, read_manifest, read_state, verify
+from maxpo.manifest import read_manifest, read_state, verify
 from maxpo.tracking import RunLog
 from tests.fakes import FakeLearner, FakeRollouts, prompt
 

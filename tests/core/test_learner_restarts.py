@@ -13,7 +13,7 @@ from rich.console import Console
 from launch.train import with_restarts
 from maxpo.checkpoint import Checkpoints
 from maxpo.data import PromptStream
-from maxpo.deadline import LearnerLostError, RemoteError
+from maxpo.errors import LearnerLostError, RemoteError
 from maxpo.loop import Observer, publish, train
 from maxpo.runstate import RunResult
 from maxpo.tracking import RunLog

@@ -13,8 +13,7 @@ import torch
 from maxpo.advantages import ADVANTAGES, maxpo
 from maxpo.config import AlgorithmConfig, Config, EvalConfig, RunConfig
 from maxpo.data import PromptStream
-from maxpo.deadline import RemoteError
-from maxpo.errors import RunError
+from maxpo.errors import RemoteError, RunError
 from maxpo.judge import judge, usable_metrics
 from maxpo.loop import Observer, publish, train
 from maxpo.schedule import PassRates, adapted_k

@@ -20,8 +20,7 @@ from learner.export import write_policy
 from learner.lora import Weight, add_adapter, base_digest, check_base, policy_weights, trained_parameters
 from maxpo.configload import load_config, to_yaml
 from maxpo.configlora import LoraConfig
-from maxpo.errors import InputError
-from maxpo.manifest import CheckpointError
+from maxpo.errors import CheckpointError, InputError
 from tests.integration.learner_ranks import adapt
 
 MODEL = "configs/models/countdown-0.5m"

@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError
 
 import rollout.crew
 from maxpo.config import Config, RewardConfig, RolloutConfig
-from maxpo.deadline import RemoteError
+from maxpo.errors import RemoteError
 from maxpo.types import Group, Prompt
 from rollout.crew import Crew
 from rollout.pool import RolloutPool

@@ -19,8 +19,8 @@ from fsspec.registry import _registry
 from moto.server import ThreadedMotoServer
 
 from maxpo.checkpoint import Checkpoints
-from maxpo.errors import InputError
-from maxpo.manifest import CheckpointError, verify
+from maxpo.errors import CheckpointError, InputError
+from maxpo.manifest import verify
 from maxpo.remote import WAITS, RemoteStore, RemoteStoreError, _seal
 
 WRITES = ("put_file", "pipe_file", "rm_file", "rm")

@@ -20,7 +20,7 @@ from launch.train import _open
 from maxpo.checkpoint import Checkpoints
 from maxpo.config import CheckpointConfig, Config
 from maxpo.configload import LoadedConfig, load_config
-from maxpo.manifest import CheckpointError
+from maxpo.errors import CheckpointError
 from maxpo.remote import RemoteStore, RemoteStoreError
 
 

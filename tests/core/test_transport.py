@@ -8,9 +8,9 @@ import threading
 import pytest
 import torch
 
-from maxpo.deadline import RemoteError, wait_for, who_waits
+from maxpo.deadline import wait_for, who_waits
 from maxpo.digest import tensor_digest
-from maxpo.errors import RunError
+from maxpo.errors import RemoteError, RunError
 from maxpo.seeds import derive_seed
 from maxpo.transport import TensorMeta, cut_into_buckets, gloo_group, join_store, serve_store, unpack_bucket
 

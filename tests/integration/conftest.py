@@ -13,7 +13,7 @@ from launch.system import system
 from learner.group import LearnerGroup
 from maxpo.config import Config
 from maxpo.configload import load_config
-from maxpo.deadline import RemoteError
+from maxpo.errors import RemoteError
 from maxpo.types import Prompt
 from rollout.pool import RolloutPool
 

@@ -14,8 +14,7 @@ import ray
 from launch.preflight import load_data
 from launch.system import System, system
 from maxpo.configload import load_config
-from maxpo.deadline import LearnerLostError
-from maxpo.errors import RunError
+from maxpo.errors import LearnerLostError, RunError
 from maxpo.loop import publish
 from maxpo.types import Group, Prompt
 from tests.integration.conftest import DEMO

@@ -12,8 +12,8 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from maxpo.deadline import RemoteError
 from maxpo.digest import tensor_digest
+from maxpo.errors import RemoteError
 from maxpo.judge import judge
 from maxpo.types import Group, StepBatch, WeightManifest
 from tests.integration.conftest import Stack
