@@ -171,7 +171,7 @@ def child(args: argparse.Namespace) -> int:
     secure_own_cluster()
     import launch.train
     from launch.progress import Terminal
-    from maxpo.configload import load_config
+    from maxpo.configure.loading import load_config
 
     now = {"stage": "", "step": 0}
 
@@ -254,7 +254,7 @@ def account(
     disturbed: Path, undisturbed: Path, kills: list[dict[str, Any]], steps: int, seconds: float
 ) -> dict[str, Any]:
     from launch.preflight import load_data
-    from maxpo.configload import load_config
+    from maxpo.configure.loading import load_config
     from maxpo.data import PromptStream
 
     metrics, calm = rows(disturbed), rows(undisturbed)

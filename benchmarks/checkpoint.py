@@ -45,7 +45,7 @@ def measure(args: argparse.Namespace, model: Path, folder: Path) -> dict[str, An
     from launch.room import room_for
     from learner.group import LearnerGroup
     from maxpo.checkpoint import Checkpoints
-    from maxpo.configload import load_config
+    from maxpo.configure.loading import load_config
 
     overrides = [f"run.dir={folder}", f"model.path={model}", f"learner.dtype={args.dtype}"]
     config = load_config([ROOT / "configs/presets/demo.yaml"], overrides).config

@@ -24,8 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.weight_sync import DEMO, machine, random_model
-from maxpo.config import AlgorithmConfig, LearnerConfig
-from maxpo.configlora import LoraConfig
+from maxpo.config import AlgorithmConfig, LearnerConfig, LoraConfig
 from maxpo.types import Completion, Group, Prompt, ScoredGroup, StepBatch
 
 PURPOSES = ("frozen", "trained", "gradients", "masters", "moments")

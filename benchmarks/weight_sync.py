@@ -76,7 +76,7 @@ def random_model(target: Path, dtype: str) -> Path:
 def measure(args: argparse.Namespace, model: Path, folder: Path) -> dict[str, Any]:
     """Start everything, measure limits and rounds, end everything."""
     from launch.system import system
-    from maxpo.configload import load_config
+    from maxpo.configure.loading import load_config
 
     overrides = [f"run.dir={folder}", f"model.path={model}", f"sync.bucket_mib={args.bucket_mib}"]
     overrides += [f"rollout.workers={args.workers}", f"rollout.dtype={args.dtype}", f"learner.dtype={args.dtype}"]

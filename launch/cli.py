@@ -13,8 +13,9 @@ from launch.rayenv import prepare_ray
 from launch.say import say
 from maxpo import __version__
 from maxpo.checkpoint import Checkpoints
-from maxpo.configcheck import ConfigError
-from maxpo.configload import LoadedConfig, explain, load_config, to_yaml
+from maxpo.configure.loading import LoadedConfig, load_config
+from maxpo.configure.problems import ConfigError
+from maxpo.configure.writing import explain, to_yaml
 from maxpo.errors import InputError, RunError
 
 

@@ -21,8 +21,7 @@ from ray.exceptions import AuthenticationError
 
 from launch.rayenv import LETS_EVERYBODY_IN, cluster_address, use_token
 from launch.signals import own_sigterm
-from maxpo.config import Config
-from maxpo.configcluster import RayConfig
+from maxpo.config import Config, RayConfig
 from maxpo.errors import InputError
 
 SCRATCH, OWNER = "maxpo-ray-", "owner"

@@ -46,8 +46,8 @@ from launch.doctorchecks import (
 from launch.doctornode import facts
 from launch.rayenv import cluster_address, use_token
 from maxpo.config import Config
-from maxpo.configdatacheck import local_sources
-from maxpo.configload import load_config
+from maxpo.configure.loading import load_config
+from maxpo.configure.rules.data import local_sources
 from maxpo.errors import InputError
 from maxpo.rewards.code import cannot_run
 

@@ -17,7 +17,8 @@ from launch.preflight import load_data
 from launch.room import room_for
 from launch.say import say
 from launch.train import for_all_nodes
-from maxpo.configload import LoadedConfig, to_yaml
+from maxpo.configure.loading import LoadedConfig
+from maxpo.configure.writing import to_yaml
 from maxpo.errors import InputError, RunError
 from maxpo.evalfile import EVAL_FILE, write_evaluation
 from maxpo.evaluate import EvalReport, PromptResult, measure, report

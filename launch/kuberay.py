@@ -15,7 +15,8 @@ from launch.rayenv import EVERY_CLUSTER
 from launch.say import say
 from launch.submission import RESUME, check_job, need_program
 from maxpo.config import Config
-from maxpo.configload import LoadedConfig, to_yaml
+from maxpo.configure.loading import LoadedConfig
+from maxpo.configure.writing import to_yaml
 from maxpo.errors import InputError, RunError
 
 RAY_VERSION = "2.60.0"

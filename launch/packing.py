@@ -13,8 +13,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 import maxpo
-from maxpo.configdatacheck import local_sources
-from maxpo.configload import LoadedConfig, to_yaml
+from maxpo.configure.loading import LoadedConfig
+from maxpo.configure.rules.data import local_sources
+from maxpo.configure.writing import to_yaml
 from maxpo.errors import InputError
 from maxpo.rewards import names_in_use
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maxpo.config import Config
-from maxpo.configcluster import ClusterConfig
+from maxpo.config import ClusterConfig, Config
 from maxpo.errors import InputError
 from rollout.worker import environment
 

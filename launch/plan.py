@@ -19,9 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from launch.placement import place
 from launch.say import say
 from learner.lora import adapter_parameters
-from maxpo.config import Config
-from maxpo.configclustercheck import CLUSTER_COMBINATIONS
-from maxpo.configlora import LoraConfig
+from maxpo.config import Config, LoraConfig
+from maxpo.configure.rules.cluster import CLUSTER_COMBINATIONS
 from maxpo.errors import InputError
 
 GIB = 2**30

@@ -10,7 +10,8 @@ import secrets
 import sys
 from pathlib import Path
 
-from maxpo.configcluster import RayConfig, is_host_port
+from maxpo.config import RayConfig
+from maxpo.config.cluster import is_host_port
 from maxpo.errors import InputError
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"

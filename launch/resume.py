@@ -16,7 +16,7 @@ from rich.console import Console
 from launch.say import say
 from maxpo.checkpoint import Checkpoints
 from maxpo.config import Config
-from maxpo.configcheck import show
+from maxpo.configure.problems import show
 from maxpo.errors import CheckpointError, InputError
 from maxpo.manifest import read_manifest, verify
 from maxpo.remote import RemoteStore

@@ -15,8 +15,7 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from launch.placement import Placement, ResourceError
-from maxpo.config import Config
-from maxpo.configcluster import ClusterConfig
+from maxpo.config import ClusterConfig, Config
 from maxpo.deadline import SIGNAL_S, actor_is_lost, waiting
 
 CPU_SHARE = 0.01

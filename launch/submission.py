@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from launch.placement import gpus_described, place
-from maxpo.configload import LoadedConfig
+from maxpo.configure.loading import LoadedConfig
 from maxpo.errors import InputError
 
 RESUME = "checkpoint.resume=auto"

@@ -25,7 +25,8 @@ from launch.say import say
 from launch.signals import INTERRUPTED, PREEMPTED
 from launch.submission import RESUME, check_env
 from maxpo.config import Config
-from maxpo.configload import LoadedConfig, to_yaml
+from maxpo.configure.loading import LoadedConfig
+from maxpo.configure.writing import to_yaml
 from maxpo.errors import InputError, RunError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")

@@ -23,7 +23,8 @@ from launch.system import system
 from launch.watchdog import Watchdog
 from maxpo.checkpoint import Checkpoints
 from maxpo.config import Config
-from maxpo.configload import LoadedConfig, to_yaml
+from maxpo.configure.loading import LoadedConfig
+from maxpo.configure.writing import to_yaml
 from maxpo.data import Mixture, PromptStream
 from maxpo.errors import InputError, LearnerLostError, RunError
 from maxpo.loop import train

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from learner.model import parameters_by_name
-from maxpo.configlora import LoraConfig
+from maxpo.config import LoraConfig
 from maxpo.digest import tensor_digest
 from maxpo.errors import InputError
 from maxpo.seeds import derive_seed

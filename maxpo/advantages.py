@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from maxpo.config import BEYOND_K
+from maxpo.config.algorithm import BEYOND_K
 from maxpo.orderstats import Ranked, deviation, include_one, increments, rank
 
 GroupK = int | Int[Tensor, " G"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from pebble import ProcessExpired
 
-from maxpo.configenvironment import EnvironmentConfig
+from maxpo.config import EnvironmentConfig
 from maxpo.environments import Environment, Step, find_environment
 from maxpo.errors import RunError
 from maxpo.seeds import derive_seed

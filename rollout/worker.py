@@ -8,8 +8,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from maxpo.config import RolloutConfig
-from maxpo.configenvironment import EnvironmentConfig
+from maxpo.config import EnvironmentConfig, RolloutConfig
 from maxpo.deadline import print_stacks_on_signal
 from maxpo.errors import RunError
 from maxpo.network import use_interface

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from maxpo.configload import LoadedConfig, load_config, to_yaml
+from maxpo.configure.loading import LoadedConfig, load_config
+from maxpo.configure.writing import to_yaml
 
 GOLDEN = Path(__file__).parent / "golden"
 

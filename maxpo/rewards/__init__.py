@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from maxpo.configreward import COMBINED, ENVIRONMENT, RewardConfig
+from maxpo.config import RewardConfig
+from maxpo.config.reward import COMBINED, ENVIRONMENT
 from maxpo.types import Prompt
 
 

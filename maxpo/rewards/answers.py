@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 
-from maxpo.configreward import COMBINED, RewardConfig
+from maxpo.config import RewardConfig
+from maxpo.config.reward import COMBINED
 from maxpo.rewards import choice, exact, maths, numeric, reasoning_gym
 from maxpo.types import Prompt
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from maxpo.configreward import RewardConfig
+from maxpo.config import RewardConfig
 from maxpo.rewards import Score
 from maxpo.rewards.codetests import CodeTests, read_tests, same_output, same_value
 from maxpo.rewards.sandbox import GRACE_S, CaseError, Sandbox, problem

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from maxpo.configreward import RewardConfig
+from maxpo.config import RewardConfig
 from maxpo.rewards.sandbox_driver import NOBODY
 from maxpo.rewards.sandbox_wire import OUTPUT_BYTES
 from maxpo.rewards.seccomp import filter_program

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from maxpo.configload import load_config
+from maxpo.configure.loading import load_config
 from maxpo.metrics import METRICS, check_names, markdown
 from maxpo.types import WeightManifest
 from tests.fakes import FakeLearner, FakeRollouts

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from maxpo.advantages import ADVANTAGES, maxpo, min_valid, mixed, nonzero
-from maxpo.config import ADVANTAGE_NAMES
+from maxpo.config.algorithm import ADVANTAGE_NAMES
 from tests.devices import on_each_device
 
 

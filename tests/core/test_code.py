@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from maxpo.config import Config, RewardConfig
-from maxpo.configcheck import check
+from maxpo.configure.checking import check
 from maxpo.rewards import sandbox
 from maxpo.rewards.code import cannot_run, code, code_unsafe_no_sandbox, extract_program
 from maxpo.rewards.codetests import read_tests, same_output, same_value
@@ -276,7 +276,7 @@ def test_without_bubblewrap_nothing_is_run() -> None:
 @pytest.mark.usefixtures("no_bubblewrap")
 def test_a_run_without_bubblewrap_is_refused_before_it_starts() -> None:
     from launch.preflight import check_model
-    from maxpo.configload import load_config
+    from maxpo.configure.loading import load_config
     from maxpo.errors import InputError
 
     config = load_config([Path("configs/presets/demo.yaml")], ["reward.verifier=code", "reward.timeout_s=92"]).config

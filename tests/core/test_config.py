@@ -16,9 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from maxpo.config import Config
-from maxpo.configcheck import COMBINATIONS, RANGES, ConfigError, Problem, Setting, check
-from maxpo.configload import LoadedConfig, explain, load_config, to_yaml
-from maxpo.configschema import get, leaf_of, schema
+from maxpo.configure.checking import check
+from maxpo.configure.fields import get, leaf_of, schema
+from maxpo.configure.loading import LoadedConfig, load_config
+from maxpo.configure.problems import ConfigError, Problem, Setting
+from maxpo.configure.rules.general import COMBINATIONS, RANGES
+from maxpo.configure.writing import explain, to_yaml
 
 GOOD = {
     "run": {"name": "first", "steps": 3},
@@ -857,8 +860,7 @@ class TestExplain:
 
 
 def test_nothing_heavy_is_imported() -> None:
-    code = (
-        "import sys, maxpo.configload; print(*{'torch', 'ray', 'vllm', 'deepspeed', 'transformers'} & set(sys.modules))"
-    )
+    heavy = {"torch", "ray", "vllm", "deepspeed", "transformers"}
+    code = f"import sys, maxpo.configure.loading; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == ""

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from maxpo.configload import load_config
+from maxpo.configure.loading import load_config
 from maxpo.data import PromptStream, load_prompts
 from maxpo.tasks import TASKS
 from tests.core.test_data import encode

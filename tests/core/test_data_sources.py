@@ -18,7 +18,7 @@ from launch.cli import main
 from launch.preflight import chat_template
 from launch.train import passes
 from maxpo.config import DataConfig
-from maxpo.configload import load_config
+from maxpo.configure.loading import load_config
 from maxpo.data import DataError, Mixture, PromptStream, Turns, load_prompts, whole_weights
 from maxpo.types import Prompt
 from tests.core.test_data import encode, write

@@ -17,8 +17,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from launch import fetchmodel
 from launch.cli import main
 from launch.fetchmodel import MODELS, fetch_model
-from maxpo.configload import load_config
-from maxpo.configschema import get, schema
+from maxpo.configure.fields import get, schema
+from maxpo.configure.loading import load_config
 from maxpo.errors import InputError, RunError
 
 EXAMPLES = Path("docs/examples")

@@ -16,7 +16,7 @@ import yaml
 
 from launch.cli import main
 from launch.kuberay import render
-from maxpo.configload import load_config
+from maxpo.configure.loading import load_config
 from maxpo.errors import InputError
 from tests.submitted import GOLDEN, LARGE, SECRET, SMALL, check_golden, loaded
 

@@ -18,7 +18,7 @@ from learner.model import Policy, RowLayout, load_language_model, packed_attenti
 from learner.step import learning_rate
 from maxpo.batching import Sample, own_part, pack
 from maxpo.config import LearnerConfig
-from maxpo.configload import load_config
+from maxpo.configure.loading import load_config
 from maxpo.errors import InputError
 
 

@@ -18,8 +18,9 @@ from launch.resume import describe_changes
 from learner import lora as lora_module
 from learner.export import write_policy
 from learner.lora import Weight, add_adapter, base_digest, check_base, policy_weights, trained_parameters
-from maxpo.configload import load_config, to_yaml
-from maxpo.configlora import LoraConfig
+from maxpo.config import LoraConfig
+from maxpo.configure.loading import load_config
+from maxpo.configure.writing import to_yaml
 from maxpo.errors import CheckpointError, InputError
 from tests.integration.learner_ranks import adapt
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from launch.train import for_all_nodes
-from maxpo.configload import load_config
+from maxpo.configure.loading import load_config
 from maxpo.errors import InputError
 from maxpo.network import NAMES, use_interface
 

@@ -10,8 +10,7 @@ import pytest
 
 import launch.cluster
 from launch.placement import ResourceError, gpus_described, place
-from maxpo.config import Config, LearnerConfig, RolloutConfig, RunConfig
-from maxpo.configcluster import ClusterConfig
+from maxpo.config import ClusterConfig, Config, LearnerConfig, RolloutConfig, RunConfig
 
 
 def config(device: str = "cuda", placement: str = "auto", **kwargs: object) -> Config:

@@ -13,8 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from launch.plan import GIB, ModelShape, learner_bytes, make_plan, remedies, sequences_at_once, shape_of, show_plan
-from maxpo.config import AlgorithmConfig, Config, DataConfig, LearnerConfig, ModelConfig, RolloutConfig
-from maxpo.configlora import LoraConfig
+from maxpo.config import AlgorithmConfig, Config, DataConfig, LearnerConfig, LoraConfig, ModelConfig, RolloutConfig
 
 QWEN_7B = {
     "model_type": "qwen2",

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from launch.cli import main
 from launch.preflight import load_data
-from maxpo.configload import load_config
+from maxpo.configure.loading import load_config
 from maxpo.rewards import find_judge
 
 

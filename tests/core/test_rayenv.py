@@ -15,8 +15,8 @@ import pytest
 
 from launch.cluster import check_head, cluster
 from launch.rayenv import cluster_address, use_token
-from maxpo.configcluster import RayConfig
-from maxpo.configload import load_config
+from maxpo.config import RayConfig
+from maxpo.configure.loading import load_config
 from maxpo.errors import InputError
 
 MAXPO = str(Path(sys.executable).with_name("maxpo"))

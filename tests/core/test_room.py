@@ -10,7 +10,7 @@ import pytest
 import launch.room
 from launch.placement import Placement, ResourceError
 from launch.room import Room
-from maxpo.configcluster import ClusterConfig
+from maxpo.config import ClusterConfig
 
 
 class Tables:

@@ -16,7 +16,7 @@ import pytest
 
 from launch.cli import main
 from launch.slurm import NODE, render
-from maxpo.configload import load_config
+from maxpo.configure.loading import load_config
 from maxpo.errors import InputError
 from tests.submitted import LARGE, SECRET, SMALL, check_golden, loaded
 

@@ -19,7 +19,7 @@ from launch.signals import StopTooLateError, own_sigterm, stop_on_signal
 from launch.train import _open
 from maxpo.checkpoint import Checkpoints
 from maxpo.config import CheckpointConfig, Config
-from maxpo.configload import LoadedConfig, load_config
+from maxpo.configure.loading import LoadedConfig, load_config
 from maxpo.errors import CheckpointError
 from maxpo.remote import RemoteStore, RemoteStoreError
 

@@ -24,7 +24,7 @@ from launch.cli import main
 from launch.doctor import _paths as doctor_paths
 from launch.packing import LIMIT_MIB, packed
 from launch.submit_ray import check_dashboard, dashboard, entrypoint
-from maxpo.configload import LoadedConfig, load_config
+from maxpo.configure.loading import LoadedConfig, load_config
 from maxpo.errors import InputError, RunError
 
 DEMO = Path("configs/presets/demo.yaml").resolve()

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from maxpo.config import RewardConfig
-from maxpo.configreward import COMBINED
-from maxpo.configrewardcheck import reward_problems
+from maxpo.config.reward import COMBINED
+from maxpo.configure.rules.reward import reward_problems
 from maxpo.rewards import REWARDS, find_verifier
 
 TEXT = Path("docs/verifiers.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from launch.preflight import load_data
 from launch.system import system
 from learner.group import LearnerGroup
 from maxpo.config import Config
-from maxpo.configload import load_config
+from maxpo.configure.loading import load_config
 from maxpo.errors import RemoteError
 from maxpo.types import Prompt
 from rollout.pool import RolloutPool

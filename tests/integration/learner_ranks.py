@@ -13,8 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import save_file
 
-from maxpo.config import AlgorithmConfig, LearnerConfig
-from maxpo.configlora import LoraConfig
+from maxpo.config import AlgorithmConfig, LearnerConfig, LoraConfig
 from maxpo.transport import join_store, serve_store
 from maxpo.types import StepBatch
 

@@ -11,7 +11,7 @@ import ray
 
 from launch.placement import Placement, ResourceError
 from launch.room import Room
-from maxpo.configcluster import ClusterConfig
+from maxpo.config import ClusterConfig
 
 
 class Probe:

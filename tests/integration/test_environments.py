@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from maxpo.configenvironment import EnvironmentConfig
+from maxpo.config import EnvironmentConfig
 from rollout.episodes import EnvironmentPool, StepError
 from tests.fakes import prompt
 from tests.integration.test_cli import maxpo

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 from launch.export import export_checkpoint
 from learner.lora import trained_parameters
 from maxpo.checkpoint import Checkpoints
-from maxpo.configload import load_config
-from maxpo.configlora import LoraConfig
+from maxpo.config import LoraConfig
+from maxpo.configure.loading import load_config
 from maxpo.errors import InputError
 from tests.integration.learner_ranks import adapt, job, run_ranks
 from tests.integration.test_cli import maxpo

@@ -13,7 +13,7 @@ import ray
 
 from launch.preflight import load_data
 from launch.system import System, system
-from maxpo.configload import load_config
+from maxpo.configure.loading import load_config
 from maxpo.errors import LearnerLostError, RunError
 from maxpo.loop import publish
 from maxpo.types import Group, Prompt

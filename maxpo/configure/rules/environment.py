@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from maxpo.configenvironment import EnvironmentConfig
-from maxpo.configreward import ENVIRONMENT, RewardConfig
+from maxpo.config import EnvironmentConfig, RewardConfig
+from maxpo.config.reward import ENVIRONMENT
 from maxpo.environments import ENVIRONMENTS
 from maxpo.rewards import names_in_use
 from maxpo.rewards.arguments import mistakes

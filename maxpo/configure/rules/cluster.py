@@ -7,31 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from maxpo.config import Config
-from maxpo.configcluster import is_host_port
+from maxpo.config.cluster import is_host_port
+from maxpo.configure.rules.launch import DNS_NAME, is_line, is_variable
 
 CLUSTER_POSITIVE = """
     learner.sequence_parallel cluster.nodes cluster.gpus_per_node cluster.node_timeout_s ray.num_cpus
     launch.time_limit_min launch.stop_before_s launch.max_attempts launch.cpus_per_node launch.memory_gib
     launch.k8s_shm_gib launch.k8s_user
 """.split()
-
-_DNS_NAME = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
-
-
-def _is_line(text: str) -> bool:
-    """Whether the text is one line: control characters would end it, or hide what follows, in a job's script."""
-    return bool(text.strip()) and text.isprintable()
-
-
-def _is_variable(name: object, value: object) -> bool:
-    return (
-        isinstance(name, str)
-        and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is not None
-        and not name.startswith("RAY_AUTH_")
-        and isinstance(value, str | int | float)
-        and not isinstance(value, bool)
-        and str(value).isprintable()
-    )
 
 
 CLUSTER_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
@@ -48,10 +31,10 @@ CLUSTER_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda v: re.fullmatch(r"[\w.:-]+", v, re.ASCII) is not None,
         "Must be the name of a network interface, such as eth0.",
     ),
-    ("launch.setup", lambda v: all(map(_is_line, v)), "Each must be one line of shell, not empty."),
+    ("launch.setup", lambda v: all(map(is_line, v)), "Each must be one line of shell, not empty."),
     (
         "launch.env",
-        lambda v: all(_is_variable(name, value) for name, value in v.items()),
+        lambda v: all(is_variable(name, value) for name, value in v.items()),
         "Names must be letters, digits and _, and not begin with RAY_AUTH_ (the job sets those itself); values text on "
         "one line, or numbers. Quote true and false.",
     ),
@@ -62,7 +45,7 @@ CLUSTER_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     (
         "launch.slurm_options",
-        lambda v: all(_is_line(o) and re.match(r"-\w|--\w", o) is not None for o in v),
+        lambda v: all(is_line(o) and re.match(r"-\w|--\w", o) is not None for o in v),
         "Each must be one option of sbatch on one line, such as --partition=gpu.",
     ),
     (
@@ -71,7 +54,7 @@ CLUSTER_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "Must be the name of a container image, such as registry.example.org/maxpo:1.0.",
     ),
     *(
-        (key, lambda v: re.fullmatch(_DNS_NAME, v) is not None and len(v) <= 253, f"Must be the name of a {what}.")
+        (key, lambda v: re.fullmatch(DNS_NAME, v) is not None and len(v) <= 253, f"Must be the name of a {what}.")
         for key, what in (("launch.k8s_claim", "PersistentVolumeClaim"), ("launch.k8s_secret", "Secret"))
     ),
     (

@@ -6,27 +6,25 @@ at once, each with the place where it is written.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import Any, get_origin
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import (
     GrammarParseError,
-    InterpolationToMissingValueError,
     MissingMandatoryValue,
     OmegaConfBaseException,
     ValidationError,
 )
 
 from maxpo.config import Config
-from maxpo.configcheck import ConfigError, Problem, Setting, allowed, check, problem, show
-from maxpo.configread import COMMAND_LINE, read_file, read_override, unknown_key
-from maxpo.configschema import leaf_of, schema, sections
+from maxpo.configure.checking import check
+from maxpo.configure.fields import leaf_of, schema, sections
+from maxpo.configure.problems import ConfigError, Problem, Setting, problem
+from maxpo.configure.reading import COMMAND_LINE, read_file, read_override
+from maxpo.configure.rules.general import allowed
 from maxpo.wording import parts
 
 
@@ -104,7 +102,7 @@ def _set(tree: DictConfig, setting: Setting) -> Problem | None:
     return Problem(settings=(setting,), message=message)
 
 
-def _value(tree: DictConfig, key: str) -> Any:
+def value_of(tree: DictConfig, key: str) -> Any:
     """Reads a leaf with every interpolation in it resolved."""
     value = OmegaConf.select(tree, key, throw_on_missing=True)
     return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if OmegaConf.is_config(value) else value
@@ -113,7 +111,7 @@ def _value(tree: DictConfig, key: str) -> Any:
 def _resolve(tree: DictConfig, key: str, setting: Setting) -> tuple[Any, Problem | None]:
     """Reads the value of a key, MISSING if there is none, and what is wrong with it."""
     try:
-        value, kinds = _value(tree, key), [get_origin(part) for part in parts(schema()[key].type)]
+        value, kinds = value_of(tree, key), [get_origin(part) for part in parts(schema()[key].type)]
         if not isinstance(value, str) or not {list, dict} & set(kinds):
             return value, None
         # An escaped reference is text, which OmegaConf lets pass for a list or a mapping.
@@ -141,44 +139,3 @@ def _build(values: dict[str, Any]) -> Config:
         outer, _, name = section.rpartition(".")
         whole[outer][name] = cls(**whole[section])
     return Config(**whole[""])
-
-
-def explain(key: str | None = None) -> str:
-    """Says what a key means, or all keys of a section, or without `key` all there are.
-
-    Raises:
-        ConfigError: There is no such key or section; it holds the nearest ones.
-    """
-    chosen = [known for known in schema() if key is None or known == key or known.startswith(f"{key}.")]
-    if not chosen:
-        raise ConfigError([unknown_key(str(key), COMMAND_LINE)])
-    entries: list[str] = []
-    for known in chosen:
-        field = schema()[known]
-        default = show(field.default) if field.default != MISSING else "(must be set)"
-        text = f"{allowed(known)}\n{field.doc}"
-        entries.append(f"{known} = {default}\n{textwrap.indent(text, '    ')}")
-    return "\n\n".join(entries)
-
-
-def to_yaml(loaded: LoadedConfig) -> str:
-    """Writes every setting as YAML that `load_config` reads again.
-
-    `${section.key}` is resolved. What calls a resolver, such as `${oc.env:TOKEN}`, stays as written, and so does what
-    refers to it, so that no secret lands in a file.
-    """
-    shown, public = loaded.tree.copy(), loaded.tree.copy()
-    raw: Any = OmegaConf.to_container(loaded.tree, resolve=False)
-    written = {key: str(reduce(getitem, key.split("."), raw)) for key in schema()}
-    for key, text in written.items():
-        if "${" in text and ":" in text:
-            OmegaConf.update(public, key, MISSING)
-    for key, text in written.items():
-        if "${" in text:
-            try:
-                value = _value(public, key)
-            except (MissingMandatoryValue, InterpolationToMissingValueError):
-                continue  # It reads a resolver's result, directly or through another key.
-            if "${" not in str(value):  # An escaped \${...} is text now, but would be resolved when it is read again.
-                OmegaConf.update(shown, key, value)
-    return OmegaConf.to_yaml(shown)

@@ -1,103 +1,28 @@
-"""Checks of a run's settings: ranges of single values and combinations that make no sense.
-
-Pure Python, so that a mistake is reported in a moment and on any machine. Checks never edit a value.
-Whether the machines have what the settings ask for is checked elsewhere, once a cluster is there.
-"""
+"""Ranges and combinations of the sections without a file of their own."""
 
 from __future__ import annotations
 
 import json
-import math
-import textwrap
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
-from maxpo.config import ADVANTAGE_NAMES, Config
-from maxpo.configclustercheck import CLUSTER_COMBINATIONS, CLUSTER_POSITIVE, CLUSTER_RANGES
-from maxpo.configcodecheck import CODE_COMBINATIONS, CODE_POSITIVE, CODE_RANGES
-from maxpo.configdatacheck import DATA_COMBINATIONS, DATA_RANGES, PATH_HELP, source_problems
-from maxpo.configenvironmentcheck import (
-    ENVIRONMENT_KEYS,
+from maxpo.config import Config
+from maxpo.config.algorithm import ADVANTAGE_NAMES
+from maxpo.configure.fields import schema
+from maxpo.configure.rules.algorithm import ESTIMATOR_COMBINATIONS, is_objective
+from maxpo.configure.rules.cluster import CLUSTER_COMBINATIONS, CLUSTER_POSITIVE, CLUSTER_RANGES
+from maxpo.configure.rules.code import CODE_COMBINATIONS, CODE_POSITIVE, CODE_RANGES
+from maxpo.configure.rules.data import DATA_COMBINATIONS, DATA_RANGES, PATH_HELP
+from maxpo.configure.rules.environment import (
     ENVIRONMENT_POSITIVE,
     ENVIRONMENT_RANGES,
-    environment_problems,
 )
-from maxpo.configestimator import ESTIMATOR_COMBINATIONS, is_objective
-from maxpo.configrewardcheck import REWARD_KEYS, VERIFIERS, reward_problems
-from maxpo.configschema import get, schema
+from maxpo.configure.rules.reward import VERIFIERS
 from maxpo.manifest import MANIFEST
 from maxpo.objective import OBJECTIVES
 from maxpo.tasks import TASKS
 from maxpo.wording import describe
-
-DEFAULT = "default"
-"""Where a value comes from that nobody set."""
-
-
-def show(value: object) -> str:
-    """Writes a value as YAML on one line: JSON has the same true, false and null, and tells "8" from 8."""
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """One value and where it was written."""
-
-    key: str
-    """Dotted key such as `algorithm.k`; empty when a problem is about a whole file."""
-    where: str
-    """`file:line`, `command line` or `default`."""
-    text: str = ""
-    """The value as it was written, interpolations included; empty when there is none to show."""
-    value: object = MISSING
-    """The value that is set, interpolations unresolved."""
-
-    def __str__(self) -> str:
-        short = self.text if len(self.text) <= 80 else self.text[:77] + "..."
-        return f"{self.key}{' = ' * bool(short)}{short}   ({self.where})" if self.key else self.where
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """One thing that is wrong with the settings."""
-
-    settings: tuple[Setting, ...]
-    """The values involved, at least one."""
-    message: str
-    """What is wrong, or what is allowed."""
-    nearest: tuple[str, ...] = ()
-    """Keys that may have been meant, best first."""
-
-    @property
-    def key(self) -> str:
-        """Key of the first value involved."""
-        return self.settings[0].key
-
-    def __str__(self) -> str:
-        hint = f" Did you mean {' or '.join(self.nearest)}?" if self.nearest else ""
-        text = textwrap.fill(self.message + hint, 90, break_long_words=False, break_on_hyphens=False)
-        return "\n".join(["  " + str(setting) for setting in self.settings] + [textwrap.indent(text, "      ")])
-
-
-def problem(message: str, *, where: str, key: str = "", text: str = "", nearest: tuple[str, ...] = ()) -> Problem:
-    """Makes a problem that is about one key, or without `key` about a file."""
-    return Problem(settings=(Setting(key=key, where=where, text=text),), message=message, nearest=nearest)
-
-
-class ConfigError(Exception):
-    """Everything that is wrong with the settings of a run, ready to be printed."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        super().__init__(problems)
-        self.problems = problems
-
-    def __str__(self) -> str:
-        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-        return "\n\n".join([f"{count} in the settings, nothing was started:", *map(str, self.problems)])
 
 
 def _is_json_object(path: str) -> bool:
@@ -143,12 +68,14 @@ _POSITIVE = (
     + ENVIRONMENT_POSITIVE
 )
 
+
 _NOT_NEGATIVE = """
     algorithm.clip_high algorithm.kl_coef algorithm.entropy_coef algorithm.refill_rounds
     learner.warmup_steps learner.weight_decay learner.grad_clip eval.every tracking.save_rollouts
     checkpoint.every checkpoint.keep_every rollout.max_restarts rollout.health_grace_s learner.max_restarts
     run.stall_timeout_s data.max_bad_rows learner.lora.rank
 """.split()
+
 
 RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     *(
@@ -221,6 +148,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 )
 """Key, what must hold for its value, and what is said otherwise. Null is never asked: the type allows it or not."""
 
+
 COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] = (
     (
         ("learner.zero_stage", "learner.dtype"),
@@ -260,64 +188,5 @@ COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] 
 """Keys that are read, what must hold for the config, and what is said otherwise."""
 
 
-def _holds(holds: Callable[[Any], bool], value: object) -> bool:
-    """Whether it does; an escaped interpolation may have left a value of another type."""
-    try:
-        return holds(value)
-    except TypeError:
-        return False
-
-
 FILES = ("model.path", "data.train_file", "data.eval_file", "learner.deepspeed", "checkpoint.resume")
 """Keys whose ranges look at files."""
-
-
-def check(config: Config, origin: Mapping[str, Setting], *, files_here: bool = True) -> list[Problem]:
-    """Finds values out of range and combinations that make no sense.
-
-    A key whose value is MISSING, or was found wrong by itself, is left out of what follows: what is said of it once is
-    not said again in other words.
-
-    Args:
-        config: Typed settings; a key whose value is not known holds MISSING.
-        origin: Where each key was set last; a key that is not there has its default.
-        files_here: Whether the files that are named are on this machine, and can be looked at.
-    """
-    problems: list[Problem] = []
-    keys = list(schema())
-    unusable = {key for key in keys if get(config, key) == MISSING}
-
-    def setting(key: str) -> Setting:
-        value = get(config, key)
-        return origin.get(key) or Setting(key=key, where=DEFAULT, text=show(value), value=value)
-
-    def report(involved: tuple[str, ...], message: str) -> None:
-        problems.append(Problem(settings=tuple(map(setting, involved)), message=message))
-        if len(involved) == 1:
-            unusable.add(involved[0])
-
-    for key in keys:
-        value = get(config, key)
-        # Strings are cut into characters here, which are no floats either.
-        numbers: list[object] = list(value) if isinstance(value, Iterable) else [value]  # pyright: ignore
-        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-            report((key,), "Must be a finite number.")
-    for key, holds, message in RANGES:
-        if key in FILES and not files_here:
-            continue
-        if key not in unusable and get(config, key) is not None and not _holds(holds, get(config, key)):
-            report((key,), message)
-    for key in sorted({"data.train", "data.eval"} - unusable):
-        for message in source_problems(get(config, key), files_here=files_here):
-            report((key,), message)
-    for involved, holds, message in COMBINATIONS:
-        if unusable.isdisjoint(involved) and not holds(config):
-            report(involved, message)
-    found: list[tuple[tuple[str, ...], str]] = []
-    if unusable.isdisjoint(REWARD_KEYS):
-        found += reward_problems(config.reward)
-    if unusable.isdisjoint({*ENVIRONMENT_KEYS, *REWARD_KEYS}):
-        found += environment_problems(config.environment, config.reward)
-    for involved, message in found:
-        report(involved, message)
-    return problems

@@ -9,8 +9,8 @@ from typing import Any, Literal, cast, get_origin
 
 import yaml
 
-from maxpo.configcheck import Problem, Setting, problem
-from maxpo.configschema import leaf_of, schema, sections
+from maxpo.configure.fields import leaf_of, schema, sections
+from maxpo.configure.problems import Problem, Setting, problem
 from maxpo.wording import describe, nearest, parts
 
 COMMAND_LINE = "command line"

@@ -1,4 +1,4 @@
-"""What `config.py` says about every key: type, default, docstring, and which key is most like a wrong one."""
+"""Everything that `maxpo/config/` says of each key: type, default and docstring."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import ast
 import functools
 import inspect
 import operator
+import sys
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_type_hints
 
-from maxpo import config, configcluster, configdata, configenvironment, configlora, configreward
 from maxpo.config import Config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """What `config.py` says about one key."""
+    """Type, default and docstring of one key."""
 
     type: Any
     default: object
@@ -49,8 +49,8 @@ def sections() -> dict[str, type[Any]]:
 def _docstrings() -> dict[tuple[str, str], str]:
     """Reads the string below each field from the source, by class and field: Python does not keep it."""
     docs: dict[tuple[str, str], str] = {}
-    modules = (config, configcluster, configdata, configenvironment, configlora, configreward)
-    for node in (node for module in modules for node in ast.parse(inspect.getsource(module)).body):
+    modules = {cls.__module__: sys.modules[cls.__module__] for cls in sections().values()}
+    for node in (node for module in modules.values() for node in ast.parse(inspect.getsource(module)).body):
         if isinstance(node, ast.ClassDef):
             for field, below in zip(node.body, node.body[1:], strict=False):
                 match field, below:
@@ -63,7 +63,7 @@ def _docstrings() -> dict[tuple[str, str], str]:
 
 @functools.cache
 def schema() -> dict[str, Field]:
-    """Maps every dotted key to its type, default and docstring, in the order of `config.py`."""
+    """Maps every dotted key to its type, default and docstring, in the order of `Config`."""
     docs, whole = _docstrings(), Config()
     found: dict[str, Field] = {}
     for section, cls in sections().items():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from maxpo.config import BEYOND_K, AlgorithmConfig, Config
+from maxpo.config import AlgorithmConfig, Config
+from maxpo.config.algorithm import BEYOND_K
 from maxpo.objective import parse
 
 

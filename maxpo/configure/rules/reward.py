@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterator
 from typing import cast
 
-from maxpo.configreward import COMBINED, RewardConfig
+from maxpo.config import RewardConfig
+from maxpo.config.reward import COMBINED
 from maxpo.rewards import REWARDS, names_in_use
 from maxpo.rewards.arguments import mistakes, nearest
 from maxpo.rewards.length import CAP

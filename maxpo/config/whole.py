@@ -1,0 +1,38 @@
+"""The settings of a whole run."""
+
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from maxpo.config.algorithm import AlgorithmConfig
+from maxpo.config.cluster import ClusterConfig, RayConfig
+from maxpo.config.data import DataConfig
+from maxpo.config.environment import EnvironmentConfig
+from maxpo.config.evaluation import EvalConfig
+from maxpo.config.launch import LaunchConfig
+from maxpo.config.learner import LearnerConfig
+from maxpo.config.reward import RewardConfig
+from maxpo.config.rollout import RolloutConfig, SyncConfig
+from maxpo.config.run import CheckpointConfig, ModelConfig, RunConfig, TrackingConfig
+
+
+@dataclass(kw_only=True)
+class Config:
+    """A whole run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)

@@ -1,0 +1,1 @@
+"""Which values and combinations of settings make sense, a file for each section."""
