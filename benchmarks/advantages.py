@@ -2,7 +2,7 @@
 
     python benchmarks/advantages.py [--device cuda]
 
-- batched: `maxpo.advantages.maxpo`.
+- batched: `maxpo.estimators.advantages.maxpo`.
 - pairs: the definition, the increment of each j without each i, vectorised over all pairs with sorted rewards: O(N^2).
 - loop: one group after the other, samples collected by prompt and written back one by one, as trainers commonly do.
 - sort: `torch.sort` of the same rewards, the part that no method can do without.
@@ -28,8 +28,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 from evidence.common import machine
 
-from maxpo.advantages import maxpo
-from maxpo.orderstats import include_one_weights
+from maxpo.estimators.advantages import maxpo
+from maxpo.estimators.order_statistics import include_one_weights
 
 SIZES = ((64, 8), (1024, 16), (1024, 64), (256, 1024))
 PAIR_ELEMENTS = 1 << 22

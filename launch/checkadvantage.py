@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.say import say
-from maxpo.advantages import ADVANTAGES
-from maxpo.bandit import Bandit, Comparison, Measured, bernoulli, compare, empirical
 from maxpo.errors import InputError
-from maxpo.objective import rank_coefficients
+from maxpo.estimators.advantages import ADVANTAGES
+from maxpo.estimators.bandit import Bandit, Comparison, Measured, bernoulli, compare, empirical
+from maxpo.estimators.objectives import rank_coefficients
 
 
 def check_advantage(args: argparse.Namespace, console: Console) -> int:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from maxpo.batching import TrainBatch
-from maxpo.logprobs import token_logprobs
+from maxpo.batches.packing import TrainBatch
+from maxpo.losses.logprobs import token_logprobs
 
 if TYPE_CHECKING:  # it imports deepspeed, which must come after the environment is set
     from learner.ulysses import SequenceGroup

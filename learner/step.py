@@ -12,11 +12,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from learner.engine import TrainEngine
-from maxpo.advantages import mixed, nonzero
-from maxpo.batching import Sample, TrainBatch, own_part, pack, plan_microbatches, reward_matrix, valid_samples
+from maxpo.batches.packing import TrainBatch, own_part, pack, plan_microbatches
+from maxpo.batches.samples import Sample, reward_matrix, valid_samples
 from maxpo.config import AlgorithmConfig, LearnerConfig
-from maxpo.losses import LOSSES, kl_estimate, truncated_importance_weights
-from maxpo.reductions import sequence_weight, weighted_sum
+from maxpo.estimators.mixing import mixed, nonzero
+from maxpo.losses.aggregation import sequence_weight, weighted_sum
+from maxpo.losses.policy import LOSSES, kl_estimate, truncated_importance_weights
 from maxpo.types import StepBatch
 
 SUMS = (

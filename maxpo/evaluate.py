@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from maxpo.batches.samples import unique_share
 from maxpo.config import EvalConfig
-from maxpo.metrics import max_at_k
+from maxpo.estimators.pass_at_k import max_at_k
 from maxpo.protocols import Sampler
 from maxpo.types import Group, Prompt, ScoredGroup
 
@@ -152,7 +153,7 @@ def prompt_result(
         rewards=tuple(r if ok else None for r, ok in zip(scored.rewards, scored.valid, strict=True)),
         votes=None if answers is None else tuple(None if a is None else numbers[a] for a in answers),
         greedy=greedy,
-        unique=_unique(scored.group),
+        unique=unique_share(scored.group),
     )
 
 
@@ -243,12 +244,3 @@ def report(results: Sequence[PromptResult], ks: Sequence[int], *, greedy: bool =
         overall=figures(kept, len(results)),
         sources={s: figures([r for r in kept if r.source == s], totals[s]) for s in several},
     )
-
-
-def unique_fraction(groups: Sequence[ScoredGroup]) -> float:
-    """Different completions of a group divided by its size, mean over groups."""
-    return float(np.mean([_unique(scored.group) for scored in groups]))
-
-
-def _unique(group: Group) -> float:
-    return len({c.token_ids for c in group.completions}) / len(group.completions)

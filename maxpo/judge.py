@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from maxpo.advantages import min_valid, mixed, nonzero
-from maxpo.batching import reward_matrix
+from maxpo.batches.samples import reward_matrix, unique_fraction
 from maxpo.config import AlgorithmConfig
-from maxpo.evaluate import unique_fraction
-from maxpo.metrics import max_at_k
-from maxpo.shadow import advantage_metrics, shadow_metrics
+from maxpo.estimators.arguments import min_valid
+from maxpo.estimators.mixing import mixed, nonzero
+from maxpo.estimators.pass_at_k import max_at_k
+from maxpo.estimators.shadow import advantage_metrics, shadow_metrics
 from maxpo.types import ScoredGroup
 
 OUTCOMES = ("too_long", "timeout", "error", "died", "abort")

@@ -10,12 +10,12 @@ from maxpo.checkpoint import Checkpoints
 from maxpo.config import AlgorithmConfig, Config
 from maxpo.data import PromptStream
 from maxpo.errors import LearnerLostError, RemoteError, RunError
+from maxpo.estimators.k_schedule import PassRates, adapted_k, evaluation_due, mix_weight, scheduled_k
 from maxpo.evaluate import EvalReport, measure, report
 from maxpo.judge import Judged, judge, sampling_metrics, usable_metrics, valid_rewards
 from maxpo.manifest import read_state
 from maxpo.protocols import Learner, Rollouts
 from maxpo.runstate import TOTALS, RunResult, state_of, take_over
-from maxpo.schedule import PassRates, adapted_k, evaluation_due, mix_weight, scheduled_k
 from maxpo.timing import timed
 from maxpo.tracking import RunLog
 from maxpo.types import Prompt, StepBatch

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import LINES, figure, load, save, save_figure
 from matplotlib.figure import Figure
 
-from maxpo.bandit import Measured, bandit_of, bernoulli, compare
+from maxpo.estimators.bandit import Measured, bandit_of, bernoulli, compare
 
 UNBIASED = ("maxpo", "pkpo_loo_minus_one", "pkpo_loo", "pkpo")
 OTHERS = ("rloo", "grpo")

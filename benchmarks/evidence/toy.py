@@ -22,8 +22,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from maxpo.advantages import ADVANTAGES
-from maxpo.metrics import max_at_k
+from maxpo.estimators.advantages import ADVANTAGES
+from maxpo.estimators.pass_at_k import max_at_k
 
 ESTIMATORS = ("maxpo", "pkpo_loo_minus_one", "pkpo_loo", "rloo", "grpo")
 TARGETS = (4, 8)

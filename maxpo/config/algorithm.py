@@ -5,26 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-ADVANTAGE_NAMES = (
-    *("maxpo", "canonical", "pkpo", "pkpo_loo", "pkpo_loo_minus_one", "passk_training", "top1_gap"),
-    *("rloo", "grpo", "dr_grpo", "maxrl"),
-)
-"""Keys of `maxpo.advantages.ADVANTAGES`, repeated here because importing that module imports torch."""
-
-
-BEYOND_K = {"maxpo": 1, "canonical": 1, "pkpo": 0, "pkpo_loo": 1, "pkpo_loo_minus_one": 0, "passk_training": 1}
-"""Those that use K -> how many samples more than K a group needs."""
-
 
 @dataclass(kw_only=True)
 class AlgorithmConfig:
     """What is optimised: the estimator, the loss, the groups."""
 
     advantage: str = "maxpo"
-    """Advantage estimator, one of `maxpo.advantages.ADVANTAGES`."""
+    """Advantage estimator, one of `maxpo.estimators.advantages.ADVANTAGES`."""
     objective: str = "max"
     """What `maxpo` optimises, a statistic of K samples: max, min, mean, median, top_m:M, bottom_m:M, quantile:Q or
-    lower_tail:Q (see `maxpo.objective`). Other advantages know `max` only; `mix_with` and `shadow` follow it too."""
+    lower_tail:Q (see `maxpo.estimators.objectives`). Other advantages know `max` only; `mix_with` and `shadow` follow
+    it too."""
     k: int = 4
     """K of max@K, 1 <= k < group_size (`pkpo` and `pkpo_loo_minus_one`: k <= group_size). `rloo`, `grpo`, `dr_grpo`,
     `maxrl` and `top1_gap` do not use it, nor does a k_schedule other than constant; the metric reward/max@K does."""
@@ -49,7 +40,7 @@ class AlgorithmConfig:
     minibatches: int = 1
     """Optimizer steps per training step; the groups are split evenly over them."""
     loss: Literal["ppo_clip", "policy_gradient"] = "ppo_clip"
-    """Policy loss, one of `maxpo.losses.LOSSES`."""
+    """Policy loss, one of `maxpo.losses.policy.LOSSES`."""
     clip_low: float = 0.2
     """Lower clip bound: the ratio is clipped at 1 - clip_low. No effect with `policy_gradient`."""
     clip_high: float = 0.28

@@ -1,6 +1,5 @@
 """The settings of a whole run."""
 
-
 from __future__ import annotations
 
 from dataclasses import dataclass, field

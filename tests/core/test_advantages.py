@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
-from maxpo.advantages import ADVANTAGES, maxpo, min_valid, mixed, nonzero
-from maxpo.config.algorithm import ADVANTAGE_NAMES
+from maxpo.estimators.advantages import ADVANTAGES, maxpo
+from maxpo.estimators.arguments import min_valid
+from maxpo.estimators.mixing import mixed, nonzero
+from maxpo.estimators.names import ADVANTAGE_NAMES
 from tests.devices import on_each_device
 
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maxpo.batching import pack, plan_microbatches, reward_matrix, valid_samples
+from maxpo.batches.packing import pack, plan_microbatches
+from maxpo.batches.samples import reward_matrix, valid_samples
 from tests.fakes import completion, prompt, scored
 
 

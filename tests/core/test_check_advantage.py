@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from launch.cli import main
-from maxpo.advantages import ADVANTAGES
-from maxpo.bandit import Bandit, bandit_of, bernoulli, compare
+from maxpo.estimators.advantages import ADVANTAGES
+from maxpo.estimators.bandit import Bandit, bandit_of, bernoulli, compare
 
 UNBIASED = {"maxpo", "pkpo", "pkpo_loo", "pkpo_loo_minus_one"}
 CENTRED = {"maxpo", "canonical", "passk_training", "rloo", "grpo", "dr_grpo", "maxrl"}
@@ -68,7 +68,7 @@ def test_verdicts(bandit: Bandit, n: int, k: int) -> None:
 
 @pytest.mark.parametrize("objective", ["max", "min", "top_m:2", "quantile:0.3", "lower_tail:0.4"])
 def test_the_exact_gradient_is_that_of_enumeration(objective: str) -> None:
-    from maxpo.objective import rank_coefficients
+    from maxpo.estimators.objectives import rank_coefficients
 
     bandit = bandit_of([0.2, 1.0, -0.5, 1.0], [1, 2, 3, 4])
     logits = bandit.probabilities.log().requires_grad_()
@@ -83,7 +83,7 @@ def test_the_exact_gradient_is_that_of_enumeration(objective: str) -> None:
 
 def test_drawn_groups_agree_with_all_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = compare(TEN_ARMS, 4, 2, names=["maxpo", "rloo"], timed=False)
-    monkeypatch.setattr("maxpo.bandit.MOST_CELLS", 0)
+    monkeypatch.setattr("maxpo.estimators.bandit.MOST_CELLS", 0)
     drawn = compare(TEN_ARMS, 4, 2, names=["maxpo", "rloo"], draws=20_000, timed=False)
     assert (exact.exact, drawn.exact, drawn.groups) == (True, False, 20_000)
     for a, b in zip(exact.measured, drawn.measured, strict=True):

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from maxpo.estimators.pass_at_k import max_at_k
 from maxpo.evaluate import Estimate, EvalReport, bootstrap, majority, prompt_result, report
-from maxpo.metrics import check_names, max_at_k
+from maxpo.metrics import check_names
 from maxpo.types import ScoredGroup
 from tests.fakes import completion, prompt, scored
 

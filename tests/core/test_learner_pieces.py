@@ -16,7 +16,8 @@ from launch.preflight import check_model
 from learner.engine import deepspeed_config
 from learner.model import Policy, RowLayout, load_language_model, packed_attention
 from learner.step import learning_rate
-from maxpo.batching import Sample, own_part, pack
+from maxpo.batches.packing import own_part, pack
+from maxpo.batches.samples import Sample
 from maxpo.config import LearnerConfig
 from maxpo.configure.loading import load_config
 from maxpo.errors import InputError

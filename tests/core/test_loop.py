@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from maxpo.advantages import ADVANTAGES, maxpo
 from maxpo.config import AlgorithmConfig, Config, EvalConfig, RunConfig
 from maxpo.data import PromptStream
 from maxpo.errors import RemoteError, RunError
+from maxpo.estimators.advantages import ADVANTAGES, maxpo
+from maxpo.estimators.k_schedule import PassRates, adapted_k
 from maxpo.judge import judge, usable_metrics
 from maxpo.loop import Observer, publish, train
-from maxpo.schedule import PassRates, adapted_k
 from maxpo.tracking import RunLog
 from maxpo.types import Prompt, Receiver, StepBatch, StepResult, WeightManifest
 from tests.fakes import FakeLearner, FakeRollouts, prompt, scored

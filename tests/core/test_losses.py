@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from maxpo.logprobs import token_logprobs
-from maxpo.losses import kl_estimate, policy_gradient, ppo_clip, truncated_importance_weights
-from maxpo.reductions import sequence_weight, weighted_sum
+from maxpo.losses.aggregation import sequence_weight, weighted_sum
+from maxpo.losses.logprobs import token_logprobs
+from maxpo.losses.policy import kl_estimate, policy_gradient, ppo_clip, truncated_importance_weights
 
 
 def logs(*ratios: float) -> torch.Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from maxpo.config import AlgorithmConfig
-from maxpo.objective import rank_coefficients
-from maxpo.schedule import PassRates, adapted_k, mix_weight, scheduled_k
+from maxpo.estimators.k_schedule import PassRates, adapted_k, mix_weight, scheduled_k
+from maxpo.estimators.objectives import rank_coefficients
 
 
 def test_constant_linear_and_stepwise() -> None:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from maxpo.advantages import ADVANTAGES, maxpo
-from maxpo.batching import plan_microbatches, valid_samples
+from maxpo.batches.packing import plan_microbatches
+from maxpo.batches.samples import valid_samples
+from maxpo.estimators.advantages import ADVANTAGES, maxpo
 from maxpo.types import Completion, Group, Prompt, ScoredGroup, StepBatch
 from tests.integration.learner_ranks import job, run_ranks
 

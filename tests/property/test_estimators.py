@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maxpo.advantages import ADVANTAGES, AdvantageFn, maxpo, min_valid
-from maxpo.objective import OBJECTIVES
+from maxpo.estimators.advantages import ADVANTAGES, AdvantageFn, maxpo
+from maxpo.estimators.arguments import min_valid
+from maxpo.estimators.objectives import OBJECTIVES
 from tests.devices import on_each_device
 
 CENTRED = ("maxpo", "canonical", "passk_training", "rloo", "grpo", "dr_grpo", "maxrl")

@@ -13,10 +13,10 @@ from functools import partial
 import pytest
 import torch
 
-from maxpo.advantages import ADVANTAGES, maxpo
-from maxpo.metrics import max_at_k
-from maxpo.objective import rank_coefficients
-from maxpo.orderstats import deviation, include_one, increments, rank
+from maxpo.estimators.advantages import ADVANTAGES, maxpo
+from maxpo.estimators.objectives import rank_coefficients
+from maxpo.estimators.order_statistics import deviation, include_one, increments, rank
+from maxpo.estimators.pass_at_k import max_at_k
 from tests.devices import on_each_device
 
 Rewards = Sequence[Fraction]

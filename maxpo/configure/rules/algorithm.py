@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from maxpo.config import AlgorithmConfig, Config
-from maxpo.config.algorithm import BEYOND_K
-from maxpo.objective import parse
+from maxpo.estimators.names import BEYOND_K
+from maxpo.estimators.objectives import parse
 
 
 def is_objective(value: str) -> bool:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from maxpo.config import Config
-from maxpo.config.algorithm import ADVANTAGE_NAMES
 from maxpo.configure.fields import schema
 from maxpo.configure.rules.algorithm import ESTIMATOR_COMBINATIONS, is_objective
 from maxpo.configure.rules.cluster import CLUSTER_COMBINATIONS, CLUSTER_POSITIVE, CLUSTER_RANGES
@@ -19,8 +18,9 @@ from maxpo.configure.rules.environment import (
     ENVIRONMENT_RANGES,
 )
 from maxpo.configure.rules.reward import VERIFIERS
+from maxpo.estimators.names import ADVANTAGE_NAMES
+from maxpo.estimators.objectives import OBJECTIVES
 from maxpo.manifest import MANIFEST
-from maxpo.objective import OBJECTIVES
 from maxpo.tasks import TASKS
 from maxpo.wording import describe
 

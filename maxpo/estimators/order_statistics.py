@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from maxpo.objective import rank_coefficients
+from maxpo.estimators.objectives import rank_coefficients
 
 _ROWS = 256
 """Rows of P that are held at once: 8 MiB at n = 4096."""
@@ -71,7 +71,7 @@ def include_one(ranked: Ranked, k: int | Int[Tensor, " G"], objective: str = "ma
     Args:
         ranked: the groups.
         k: K of all groups or of each, K >= 1; a group with n < K gets 0.
-        objective: the statistic, see `maxpo.objective`.
+        objective: the statistic, see `maxpo.estimators.objectives`.
     """
     relative, every = _include_one_but_for_a_constant(ranked, k, objective)
     return ranked.unsort(relative + (ranked.x * every).sum(1, keepdim=True))

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from maxpo.advantages import GroupK, estimator, min_valid, nonzero
+from maxpo.estimators.arguments import GroupK, min_valid
+from maxpo.estimators.mixing import estimator, nonzero
 
 
 def advantage_metrics(

@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from maxpo.advantages import ADVANTAGES, AdvantageFn, estimator, nonzero
-from maxpo.objective import rank_coefficients
+from maxpo.estimators.advantages import ADVANTAGES, AdvantageFn
+from maxpo.estimators.mixing import estimator, nonzero
+from maxpo.estimators.objectives import rank_coefficients
 
 MOST_CELLS = 500_000
 """Multisets of arms times N, up to which the expectation is exact."""

@@ -1,0 +1,70 @@
+"""Scored groups as samples and as a matrix of rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from maxpo.types import Group, ScoredGroup
+
+
+def unique_fraction(groups: Sequence[ScoredGroup]) -> float:
+    """Different completions of a group divided by its size, mean over groups."""
+    return float(np.mean([unique_share(scored.group) for scored in groups]))
+
+
+def unique_share(group: Group) -> float:
+    """Different completions of a group divided by its size."""
+    return len({c.token_ids for c in group.completions}) / len(group.completions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One prompt with one valid completion, L tokens in all; per-token arrays are [L]."""
+
+    group: int
+    index: int
+    """Row and column of its advantage in the [G, N] matrix."""
+    token_ids: tuple[int, ...]
+    loss_mask: tuple[bool, ...]
+    rollout_logprobs: tuple[float, ...]
+    """0 where loss_mask is False."""
+
+    @property
+    def loss_tokens(self) -> int:
+        """Number of tokens that contribute to the loss."""
+        return sum(self.loss_mask)
+
+
+def reward_matrix(
+    groups: Sequence[ScoredGroup], device: torch.device
+) -> tuple[Float[Tensor, "G N"], Bool[Tensor, "G N"]]:
+    """Rewards and validity of the groups as matrices; the reward of an invalid sample is 0 and means nothing."""
+    valid = torch.tensor([group.valid for group in groups], dtype=torch.bool, device=device)
+    rewards = torch.tensor([group.rewards for group in groups], dtype=torch.float64, device=device)
+    return torch.where(valid, rewards, 0.0), valid
+
+
+def valid_samples(groups: Sequence[ScoredGroup]) -> list[Sample]:
+    """The valid samples of all groups, in order."""
+    samples: list[Sample] = []
+    for g, scored in enumerate(groups):
+        prompt = scored.group.prompt.token_ids
+        for i, completion in enumerate(scored.group.completions):
+            if not scored.valid[i] or not completion.token_ids:
+                continue
+            samples.append(
+                Sample(
+                    group=g,
+                    index=i,
+                    token_ids=prompt + completion.token_ids,
+                    loss_mask=(False,) * len(prompt) + completion.loss_mask,
+                    rollout_logprobs=(0.0,) * len(prompt) + completion.logprobs,
+                )
+            )
+    return samples

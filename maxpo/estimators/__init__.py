@@ -1,0 +1,1 @@
+"""Advantage estimators, the statistics behind them, and K."""

@@ -1,0 +1,120 @@
+"""Checked arguments of the estimators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import overload
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from maxpo.estimators.names import BEYOND_K
+from maxpo.estimators.order_statistics import Ranked, deviation, rank
+
+GroupK = int | Int[Tensor, " G"]
+"""K of all groups, or of each."""
+
+
+Mask = Bool[Tensor, "G N"] | None
+"""True where the sample exists; None: everywhere."""
+
+
+@overload
+def min_valid(name: str, k: int) -> int: ...
+
+
+@overload
+def min_valid(name: str, k: GroupK) -> GroupK: ...
+
+
+def min_valid(name: str, k: GroupK) -> GroupK:
+    """Fewest valid samples that a group needs for estimator `name` to say anything about it."""
+    return k + BEYOND_K[name] if name in BEYOND_K else 2
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Checked arguments of an estimator, in float64."""
+
+    x: Float[Tensor, "G N"]
+    """Rewards, 0 where not valid and in groups with too few valid samples."""
+    valid: Mask
+    """None where every sample of every group is there."""
+    n: Float[Tensor, "G 1"] | float
+    """Valid size; in groups with too few samples the size that would do, so that nothing divides by 0."""
+    k: Float[Tensor, "G 1"] | float
+    k_index: GroupK
+    base: Float[Tensor, "G 1"]
+    """One of the rewards."""
+    offset: Float[Tensor, "G 1"]
+    """Mean of the rewards, less `base`: so that equal rewards have exactly no deviation."""
+    dtype: torch.dtype
+
+    @property
+    def mean(self) -> Float[Tensor, "G 1"]:
+        """Mean of the valid rewards."""
+        return self.base + self.offset
+
+    def centred(self) -> Float[Tensor, "G N"]:
+        """Rewards minus their group's mean; 0 where not valid."""
+        centred = self.x - self.base - self.offset
+        return centred if self.valid is None else centred.masked_fill_(~self.valid, 0.0)
+
+    def ranked(self) -> Ranked:
+        """The groups in ascending order."""
+        return rank(self.x, self.valid)
+
+    def deviation(self, objective: str) -> Float[Tensor, "G N"]:
+        """in_i - rho. A common shift cancels in it, so it is taken off first to keep the digits of the rewards."""
+        return deviation(rank(self.centred(), self.valid), self.k_index, objective)
+
+    def finish(self, advantages: Tensor) -> Float[Tensor, "G N"]:
+        """0 where not valid, in the dtype of the rewards."""
+        if self.valid is not None:
+            advantages = advantages.masked_fill(~self.valid, 0.0)
+        return advantages.to(self.dtype)
+
+
+def prepare(name: str, rewards: Tensor, k: GroupK, valid: Mask, *, binary: bool = False) -> Groups:
+    """Check the arguments of estimator `name`."""
+    if rewards.ndim != 2 or not rewards.is_floating_point():
+        raise ValueError(f"{name}: rewards must be a float tensor [G, N], not {rewards.dtype} {tuple(rewards.shape)}")
+    groups, width = rewards.shape
+    if groups < 1 or width < min_valid(name, 1):
+        raise ValueError(
+            f"{name}: groups need {min_valid(name, 1)} samples, and there are rewards {tuple(rewards.shape)}"
+        )
+    if valid is not None and (valid.shape != rewards.shape or valid.dtype != torch.bool):
+        raise ValueError(f"{name}: valid must be bool {tuple(rewards.shape)}, not {valid.dtype} {tuple(valid.shape)}")
+    if name not in BEYOND_K:
+        k = 1
+    _check_k(name, k, groups, width)
+    need = min_valid(name, k)
+    x = rewards.double()
+    n: Tensor | float = float(width)
+    base = x[:, :1]
+    if valid is not None:
+        n = valid.sum(1)
+        valid = valid & (n >= need)[:, None]
+        n = torch.maximum(n, torch.as_tensor(need, device=n.device)).double()[:, None]
+        x = torch.where(valid, x, 0.0)
+        base = x.gather(1, valid.long().argmax(1, keepdim=True))
+    relative = x - base if valid is None else torch.where(valid, x - base, 0.0)
+    offset = relative.sum(1, keepdim=True) / n
+    if not bool(torch.isfinite(offset).all()):
+        raise ValueError(f"{name}: a valid reward is not finite")
+    if binary and not bool(((x == 0) | (x == 1)).all()):
+        other = x[(x != 0) & (x != 1)][0]
+        raise ValueError(f"{name}: its formula is for rewards of 0 and 1, and there is a reward of {float(other):g}")
+    return Groups(x, valid, n, k if isinstance(k, int) else k.double()[:, None], k, base, offset, rewards.dtype)
+
+
+def _check_k(name: str, k: GroupK, groups: int, width: int) -> None:
+    largest = width - BEYOND_K.get(name, 1)
+    if not isinstance(k, int) and (k.shape != (groups,) or k.is_floating_point() or k.dtype == torch.bool):
+        raise ValueError(f"{name}: k must be a whole number or integers [{groups}], not {k.dtype} {tuple(k.shape)}")
+    low, high = (k, k) if isinstance(k, int) else (int(k.min()), int(k.max()))
+    if low < 1 or high > largest:
+        wrong = low if low < 1 else high
+        raise ValueError(f"{name}: k = {wrong} with groups of N = {width}; allowed is 1 <= k <= {largest}")

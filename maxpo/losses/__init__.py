@@ -1,0 +1,1 @@
+"""Policy losses, their aggregation, and token log-probabilities."""
