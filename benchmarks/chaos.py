@@ -33,7 +33,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from maxpo.rewards import REWARDS  # noqa: E402
+from maxpo.rewards.registry import REWARDS  # noqa: E402
 
 STAGES = ("generate", "score", "update", "sync", "checkpoint")
 KINDS = ("worker", "engine", "hung engine", "verifier")

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from maxpo.rewards.code import cannot_run, code, code_unsafe_no_sandbox
+from maxpo.rewards.code.verifier import cannot_run, code, code_unsafe_no_sandbox
 
 KINDS: dict[str, tuple[str, Any]] = {
     "stdin, 1 case": ("print(int(input()) + 1)", {"inputs": ["1"], "outputs": ["2"]}),

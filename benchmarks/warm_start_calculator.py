@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from warm_start_countdown import BATCH, EOS, Row, build_model, build_tokenizer, warm_start
 
 from maxpo.environments.calculator import Calculator
-from maxpo.tasks import Problem
 from maxpo.tasks.arithmetic import problems
+from maxpo.tasks.base import Problem
 
 OUT = Path(__file__).resolve().parents[1] / "configs/models/calculator-0.5m"
 TASK = {"terms": 2, "largest": 99, "operations": "*", "question": "{chain}="}

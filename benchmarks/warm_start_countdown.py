@@ -19,8 +19,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from maxpo.rewards.countdown import countdown
-from maxpo.tasks import Problem
+from maxpo.rewards.verifiers.countdown import countdown
+from maxpo.tasks.base import Problem
 from maxpo.tasks.countdown import count, problems, teacher
 
 Row = tuple[list[int], list[bool]]

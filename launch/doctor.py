@@ -49,7 +49,7 @@ from maxpo.config import Config
 from maxpo.configure.loading import load_config
 from maxpo.configure.rules.data import local_sources
 from maxpo.errors import InputError
-from maxpo.rewards.code import cannot_run
+from maxpo.rewards.code.verifier import cannot_run
 
 CONNECT_S, TASK_S = 20, 20
 """Seconds for `ray.init`, and for a task on every node: a worker process has to start there first."""

@@ -17,7 +17,7 @@ from maxpo.configure.loading import LoadedConfig
 from maxpo.configure.rules.data import local_sources
 from maxpo.configure.writing import to_yaml
 from maxpo.errors import InputError
-from maxpo.rewards import names_in_use
+from maxpo.rewards.registry import names_in_use
 
 PACKAGES = ("maxpo", "rollout", "learner", "launch")
 PATHS = ("model.path", "data.train_file", "data.eval_file", "learner.deepspeed")

@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from learner.lora import require_peft, target_layers
 from maxpo.config import Config
 from maxpo.data import Mixture, load_prompts
-from maxpo.environments import find_environment
+from maxpo.environments.registry import find_environment
 from maxpo.errors import InputError
-from maxpo.rewards import find_judge, names_in_use
-from maxpo.rewards.code import cannot_run
+from maxpo.rewards.code.verifier import cannot_run
+from maxpo.rewards.registry import find_judge, names_in_use
 from maxpo.rows import Chat, Message
 from maxpo.types import Prompt
 from rollout.episodes import Observer

@@ -19,7 +19,7 @@ from maxpo.config import DataConfig
 from maxpo.errors import DataError
 from maxpo.rows import Chat, Encode, Reader, Rows, columns, said
 from maxpo.tables import open_table
-from maxpo.tasks import TASKS
+from maxpo.tasks.registry import TASKS
 from maxpo.types import Prompt
 
 __all__ = ["DataError", "Encode", "Mixture", "PromptStream", "load_prompts"]

@@ -14,7 +14,8 @@ from typing import Any
 from pebble import ProcessExpired
 
 from maxpo.config import EnvironmentConfig
-from maxpo.environments import Environment, Step, find_environment
+from maxpo.environments.base import Environment, Step
+from maxpo.environments.registry import find_environment
 from maxpo.errors import RunError
 from maxpo.seeds import derive_seed
 from maxpo.types import Completion, Episode, Prompt
@@ -60,7 +61,7 @@ def checked(step: Any) -> Step:
         TypeError: something in it is not what it should be.
     """
     if not isinstance(step, Step):
-        raise TypeError(f"step must return a maxpo.environments.Step, not {step!r:.100}")
+        raise TypeError(f"step must return a maxpo.environments.base.Step, not {step!r:.100}")
     if not isinstance(step.observation, str):
         raise TypeError(f"the observation must be text, not {step.observation!r:.100}")
     for name, number in [("reward", step.reward), *step.parts.items()]:

@@ -11,9 +11,9 @@ class EnvironmentConfig:
     """What answers the policy between its turns; without `name` every completion is one turn."""
 
     name: str | None = None
-    """Environment, one of `maxpo.environments.ENVIRONMENTS`, or a class of your own as `package.module:Class`. The
-    whole episode, observations included, has `rollout.max_new_tokens` tokens. Its reward is the sum of those of its
-    steps and of the one that `reward.verifier` gives the last turn; the verifier `environment` adds none.
+    """Environment, one of `maxpo.environments.registry.ENVIRONMENTS`, or a class of your own as `package.module:Class`.
+    The whole episode, observations included, has `rollout.max_new_tokens` tokens. Its reward is the sum of those of
+    its steps and of the one that `reward.verifier` gives the last turn; the verifier `environment` adds none.
     `docs/environments.md` says more."""
     args: dict[str, Any] = field(default_factory=dict[str, Any])
     """Settings of the environment, such as {opening: "<calc>"}."""

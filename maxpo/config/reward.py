@@ -18,8 +18,8 @@ class RewardConfig:
     """How answers are judged."""
 
     verifier: str = MISSING
-    """Name of the verifier, one of `maxpo.rewards.REWARDS`, or a function of your own as `package.module:function`;
-    or `combined`, which adds up those in `parts`. `docs/verifiers.md` describes them."""
+    """Name of the verifier, one of `maxpo.rewards.registry.REWARDS`, or a function of your own as
+    `package.module:function`; or `combined`, which adds up those in `parts`. `docs/verifiers.md` describes them."""
     parts: dict[str, Any] = field(default_factory=dict[str, Any])
     """Verifiers of `combined` and their weights, such as `{math: 1.0, format: 0.2}`. The reward is the weighted sum of
     theirs; each is logged by itself, unweighted, and one of weight 0 only logged."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from maxpo.environments import Step
+from maxpo.environments.base import Step
 
 LONGEST = 200
 """Characters of the longest expression that is read."""

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 
 from maxpo.config import RewardConfig
 from maxpo.config.reward import COMBINED
-from maxpo.rewards import choice, exact, maths, numeric, reasoning_gym
+from maxpo.rewards.verifiers import choice, exact, numeric, reasoning_gym
+from maxpo.rewards.verifiers import math_answer as maths
 from maxpo.types import Prompt
 
 ANSWERS: Mapping[str, Callable[..., str | None]] = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from random import Random
 
-from maxpo.tasks import Problem
+from maxpo.tasks.base import Problem
 from maxpo.tasks.draws import make_id, split
 
 _OPERATIONS = "+-*"

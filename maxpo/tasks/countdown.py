@@ -2,7 +2,7 @@
 
 A prompt is `3 7 2=13:` and a solution `3*2=6,7+6=13`. The numbers are 1 to 9, the operations + - *, every
 result lies in 0..99, and each number and each intermediate result is used once.
-`maxpo.rewards.countdown` judges the answers.
+`maxpo.rewards.verifiers.countdown` judges the answers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 from random import Random
 
-from maxpo.tasks import Problem
+from maxpo.tasks.base import Problem
 
 MAX_RESULT = 99
 """Largest result of a step; the smallest is 0."""

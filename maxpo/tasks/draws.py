@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from maxpo.tasks import Problem
+from maxpo.tasks.base import Problem
 
 HELD_OUT_ONE_IN = 5
 """One in this many problems belongs to the evaluation side."""

@@ -1,6 +1,6 @@
 """Maze: the shortest way from S to G in a small grid with walls, as moves such as `RRD`.
 
-`maxpo.rewards.maze` judges the answers.
+`maxpo.rewards.verifiers.maze` judges the answers.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from maxpo.rewards.maze import MOVES
-from maxpo.tasks import Problem
+from maxpo.rewards.verifiers.maze import MOVES
+from maxpo.tasks.base import Problem
 from maxpo.tasks.draws import make_id, split
 
 _QUESTION = (

@@ -1,6 +1,6 @@
 """Every dataset of the reasoning-gym package, as a task (the extra `reasoning-gym`).
 
-`maxpo.rewards.reasoning_gym` judges the answers, by the dataset's own scoring.
+`maxpo.rewards.verifiers.reasoning_gym` judges the answers, by the dataset's own scoring.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from maxpo.rewards import reasoning_gym as verifier
+from maxpo.rewards.verifiers import reasoning_gym as verifier
 from maxpo.seeds import derive_seed
-from maxpo.tasks import Problem
+from maxpo.tasks.base import Problem
 from maxpo.tasks.draws import make_id, split
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from maxpo.rewards.countdown import countdown
+from maxpo.rewards.verifiers.countdown import countdown
 from maxpo.tasks.countdown import problems, teacher
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs/models/countdown-0.5m"

@@ -12,11 +12,11 @@ import pytest
 
 from maxpo.config import Config, RewardConfig
 from maxpo.configure.checking import check
-from maxpo.rewards import sandbox
-from maxpo.rewards.code import cannot_run, code, code_unsafe_no_sandbox, extract_program
-from maxpo.rewards.codetests import read_tests, same_output, same_value
-from maxpo.rewards.sandbox_wire import UnsupportedError, decode, encode
-from maxpo.rewards.seccomp import MACHINES, filter_program
+from maxpo.rewards.code import sandbox
+from maxpo.rewards.code.cases import read_tests, same_output, same_value
+from maxpo.rewards.code.seccomp import MACHINES, filter_program
+from maxpo.rewards.code.verifier import cannot_run, code, code_unsafe_no_sandbox, extract_program
+from maxpo.rewards.code.wire import UnsupportedError, decode, encode
 
 HUMAN_EVAL = """
 METADATA = {"author": "x"}

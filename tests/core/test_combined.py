@@ -7,7 +7,8 @@ import importlib.util
 import pytest
 
 from maxpo.config import RewardConfig
-from maxpo.rewards import NEEDS, Score, find_judge, find_verifier, names_in_use, unread
+from maxpo.rewards.base import Score
+from maxpo.rewards.registry import NEEDS, find_judge, find_verifier, names_in_use, unread
 from maxpo.types import Prompt
 
 TEXT = "<think>six times seven</think>The answer is 42.1."

@@ -6,10 +6,10 @@ from random import Random
 
 import pytest
 
-from maxpo.rewards import Score
-from maxpo.rewards.countdown import countdown as verify
-from maxpo.tasks import TASKS
+from maxpo.rewards.base import Score
+from maxpo.rewards.verifiers.countdown import countdown as verify
 from maxpo.tasks.countdown import count, is_held_out, problems, random_derivation, teacher
+from maxpo.tasks.registry import TASKS
 
 REFERENCE = {"numbers": [3, 7, 2], "target": 13}
 ILLEGAL = Score(reward=0.0, parts={"format": 0.0})

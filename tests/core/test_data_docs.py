@@ -13,7 +13,7 @@ import yaml
 
 from maxpo.configure.loading import load_config
 from maxpo.data import PromptStream, load_prompts
-from maxpo.tasks import TASKS
+from maxpo.tasks.registry import TASKS
 from tests.core.test_data import encode
 from tests.core.test_data_sources import chat
 

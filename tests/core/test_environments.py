@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from maxpo.environments import Step, calculator, find_environment
+from maxpo.environments import calculator
+from maxpo.environments.base import Step
 from maxpo.environments.calculator import Calculator, calculate
+from maxpo.environments.registry import find_environment
 from maxpo.types import Completion
 from rollout.episodes import Observer, StepError, checked, run_episode
 from tests.fakes import prompt
@@ -100,7 +102,7 @@ def test_a_wrong_environment_is_told(name, args, message):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("stop", "must return a maxpo.environments.Step, not 'stop'"),
+        ("stop", "must return a maxpo.environments.base.Step, not 'stop'"),
         (Step(observation=None), "the observation must be text, not None"),
         (Step(reward=float("nan")), "not 'reward': nan"),
         (Step(reward=None), "not 'reward': None"),

@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
-from maxpo.rewards import Score, maths
-from maxpo.rewards.maths import maths as verify
+from maxpo.rewards.base import Score
+from maxpo.rewards.verifiers import math_answer as maths
+from maxpo.rewards.verifiers.math_answer import maths as verify
 
 RIGHT = Score(reward=1.0, parts={"format": 1.0})
 WRONG = Score(reward=0.0, parts={"format": 1.0})

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from launch.cli import main
 from launch.preflight import load_data
 from maxpo.configure.loading import load_config
-from maxpo.rewards import find_judge
+from maxpo.rewards.registry import find_judge
 
 
 def qwen(family: str, *sizes: int, tied: bool = True, vocabulary: int = 151936) -> dict[str, Any]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from maxpo.rewards import REWARDS, Score
-from maxpo.rewards.code import cannot_run
-from maxpo.rewards.exact import exact
-from maxpo.rewards.numeric import numeric
+from maxpo.rewards.base import Score
+from maxpo.rewards.code.verifier import cannot_run
+from maxpo.rewards.registry import REWARDS
+from maxpo.rewards.verifiers.exact import exact
+from maxpo.rewards.verifiers.numeric import numeric
 
 HOSTILE = [
     "",

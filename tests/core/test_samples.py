@@ -11,8 +11,8 @@ import pyarrow.parquet
 import pytest
 import sympy
 
-from maxpo.rewards.maths import maths
-from maxpo.rewards.numeric import numeric
+from maxpo.rewards.verifiers.math_answer import maths
+from maxpo.rewards.verifiers.numeric import numeric
 
 FOLDER = Path("configs/data")
 STYLES = ("gsm8k", "math")

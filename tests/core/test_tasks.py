@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maxpo.rewards import REWARDS
-from maxpo.rewards.maze import MOVES, maze
-from maxpo.tasks import TASKS
+from maxpo.rewards.registry import REWARDS
+from maxpo.rewards.verifiers.maze import MOVES, maze
 from maxpo.tasks.arithmetic import evaluate
 from maxpo.tasks.maze import shortest
+from maxpo.tasks.registry import TASKS
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("arithmetic", {}),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from maxpo.rewards import Score
-from maxpo.rewards.boxed import last_boxed
-from maxpo.rewards.choice import choice
-from maxpo.rewards.json_schema import json_schema
-from maxpo.rewards.layout import layout
-from maxpo.rewards.length import length
-from maxpo.rewards.regex import regex
+from maxpo.rewards.base import Score
+from maxpo.rewards.verifiers.boxed import last_boxed
+from maxpo.rewards.verifiers.choice import choice
+from maxpo.rewards.verifiers.json_schema import json_schema
+from maxpo.rewards.verifiers.length import length
+from maxpo.rewards.verifiers.regex import regex
+from maxpo.rewards.verifiers.thinking_format import layout
 
 RIGHT = Score(reward=1.0, parts={"format": 1.0})
 WRONG = Score(reward=0.0, parts={"format": 1.0})

@@ -13,7 +13,7 @@ import yaml
 from maxpo.config import RewardConfig
 from maxpo.config.reward import COMBINED
 from maxpo.configure.rules.reward import reward_problems
-from maxpo.rewards import REWARDS, find_verifier
+from maxpo.rewards.registry import REWARDS, find_verifier
 
 TEXT = Path("docs/verifiers.md").read_text(encoding="utf-8")
 CODE = {"code", "code_unsafe_no_sandbox", "reasoning_gym"}

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from maxpo.config import RewardConfig
-from maxpo.rewards.code import cannot_run
+from maxpo.rewards.code.verifier import cannot_run
 from maxpo.types import Group, Prompt
 from rollout.reward_pool import RewardPool
 from tests.fakes import completion
@@ -64,7 +64,7 @@ def sandboxes() -> set[int]:
     """Processes that belong to sandboxes."""
     found: set[int] = set()
     for process in psutil.process_iter(["cmdline"]):
-        if any("maxpo.rewards.sandbox_driver" in word for word in process.info["cmdline"] or []):
+        if any("maxpo.rewards.code.driver" in word for word in process.info["cmdline"] or []):
             found.add(process.pid)
     return found
 
@@ -160,7 +160,7 @@ def test_slow_programs_are_stopped_after_the_case_that_took_too_long(pool: Rewar
 
 KILLED = """
 import sys
-from maxpo.configreward import RewardConfig
+from maxpo.config import RewardConfig
 from maxpo.rewards.sandbox import Sandbox
 program = "import time; time.sleep(100)"
 box = Sandbox("stdin", RewardConfig(code_case_s=120), unsafe=sys.argv[1] == "unsafe", code=program, cases=[""])
@@ -183,8 +183,8 @@ def test_programs_die_with_the_process_that_judges_them(mode: str) -> None:
 
 
 def test_the_job_has_no_expected_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    import maxpo.rewards.sandbox as sandbox
-    from maxpo.rewards.code import code
+    import maxpo.rewards.code.sandbox as sandbox
+    from maxpo.rewards.code.verifier import code
 
     seen: list[str] = []
     original = json.dumps

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from maxpo.config import RewardConfig
-from maxpo.rewards import REWARDS
+from maxpo.rewards.registry import REWARDS
 from maxpo.types import Group, Prompt
 from rollout.reward_pool import RewardPool
 from tests.fakes import completion

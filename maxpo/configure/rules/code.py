@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from maxpo.config import Config
-from maxpo.rewards.code import CODE_VERIFIERS
-from maxpo.rewards.sandbox import GRACE_S, LEAST_MEMORY_MIB, START_S, worst_s
+from maxpo.rewards.code.sandbox import GRACE_S, LEAST_MEMORY_MIB, START_S, worst_s
+from maxpo.rewards.code.verifier import CODE_VERIFIERS
 
 CODE_POSITIVE = ["reward.code_case_s", "reward.code_max_cases"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maxpo.config import Config
-from maxpo.tasks import TASKS
+from maxpo.tasks.registry import TASKS
 
 PATH_HELP = "A relative path starts at the folder in which the command is run, and ~ is not expanded."
 FIELDS = ("prompt", "answer", "source")

@@ -7,9 +7,9 @@ from typing import Any
 
 from maxpo.config import EnvironmentConfig, RewardConfig
 from maxpo.config.reward import ENVIRONMENT
-from maxpo.environments import ENVIRONMENTS
-from maxpo.rewards import names_in_use
-from maxpo.rewards.arguments import mistakes
+from maxpo.environments.registry import ENVIRONMENTS
+from maxpo.plugins import mistakes
+from maxpo.rewards.registry import names_in_use
 
 ENVIRONMENT_KEYS = ("environment.name", "environment.args", "environment.stop", "environment.observation_role")
 """Keys that `environment_problems` reads."""

@@ -21,7 +21,7 @@ from maxpo.configure.rules.reward import VERIFIERS
 from maxpo.estimators.names import ADVANTAGE_NAMES
 from maxpo.estimators.objectives import OBJECTIVES
 from maxpo.manifest import MANIFEST
-from maxpo.tasks import TASKS
+from maxpo.tasks.registry import TASKS
 from maxpo.wording import describe
 
 

@@ -11,9 +11,9 @@ from typing import cast
 
 from maxpo.config import RewardConfig
 from maxpo.config.reward import COMBINED
-from maxpo.rewards import REWARDS, names_in_use
-from maxpo.rewards.arguments import mistakes, nearest
-from maxpo.rewards.length import CAP
+from maxpo.plugins import mistakes, nearest
+from maxpo.rewards.registry import REWARDS, names_in_use
+from maxpo.rewards.verifiers.length import CAP
 
 VERIFIERS = (*REWARDS, COMBINED)
 """Verifiers that come with this package."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, cast
 
-from maxpo.rewards.sandbox_wire import OUTPUT_BYTES
+from maxpo.rewards.code.wire import OUTPUT_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +147,7 @@ def _same_number(got: str, wanted: str) -> bool:
 
 
 def same_value(tree: Any, wanted: Any) -> bool:
-    """Whether a value that came out of the sandbox (`sandbox_wire.encode`) is the one that is wanted.
+    """Whether a value that came out of the sandbox (`wire.encode`) is the one that is wanted.
 
     Lists and tuples are the same here, because JSON has no tuples; everything else is as `==` has it. Nothing is built
     from the value: sets and dicts of chosen numbers could take hours to make.

@@ -12,8 +12,8 @@ from fractions import Fraction
 from functools import cache, lru_cache
 from typing import Any
 
-from maxpo.rewards import Score
-from maxpo.rewards.boxed import last_boxed
+from maxpo.rewards.base import Score
+from maxpo.rewards.verifiers.boxed import last_boxed
 
 _LONGEST_REFERENCE = 2000
 """Characters of a reference; whoever wrote the data means them, so more than of an answer."""

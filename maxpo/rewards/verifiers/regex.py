@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from maxpo.rewards import Score
+from maxpo.rewards.base import Score
 
 
 def regex(

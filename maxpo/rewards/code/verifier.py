@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from maxpo.config import RewardConfig
-from maxpo.rewards import Score
-from maxpo.rewards.codetests import CodeTests, read_tests, same_output, same_value
-from maxpo.rewards.sandbox import GRACE_S, CaseError, Sandbox, problem
-from maxpo.rewards.sandbox_wire import encode
+from maxpo.rewards.base import Score
+from maxpo.rewards.code.cases import CodeTests, read_tests, same_output, same_value
+from maxpo.rewards.code.sandbox import GRACE_S, CaseError, Sandbox, problem
+from maxpo.rewards.code.wire import encode
 
 CODE_VERIFIERS = ("code", "code_unsafe_no_sandbox")
 """Names of the verifiers here."""

@@ -12,7 +12,7 @@ import functools
 import json
 from typing import Any
 
-from maxpo.rewards.sandbox_wire import OUTPUT_BYTES, UnsupportedError, decode, encode, frame, write
+from maxpo.rewards.code.wire import OUTPUT_BYTES, UnsupportedError, decode, encode, frame, write
 
 
 def names_in(text: str) -> tuple[set[str], set[str]]:

@@ -1,4 +1,4 @@
-"""Programs that nobody has read, in a bubblewrap sandbox: starts `sandbox_driver.py` and reads its frames."""
+"""Programs that nobody has read, in a bubblewrap sandbox: starts `driver.py` and reads its frames."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from types import TracebackType
 from typing import Any
 
 from maxpo.config import RewardConfig
-from maxpo.rewards.sandbox_driver import NOBODY
-from maxpo.rewards.sandbox_wire import OUTPUT_BYTES
-from maxpo.rewards.seccomp import filter_program
+from maxpo.rewards.code.driver import NOBODY
+from maxpo.rewards.code.seccomp import filter_program
+from maxpo.rewards.code.wire import OUTPUT_BYTES
 
 START_S = 10.0
 """Seconds in which a sandbox must be ready."""
@@ -33,7 +33,7 @@ FOLDER_BYTES = 64 << 20
 """Size of the program's work folder, which lies in memory."""
 _HEADER_BYTES = 64
 # The texts of these modules go in as an argument: no file of this machine, and so no permission on one, is needed.
-_MODULES = ("sandbox_wire", "sandbox_judge", "sandbox_driver")
+_MODULES = ("wire", "assert_judge", "driver")
 _BOOTSTRAP = """
 import sys, types
 for name, text in {parts!r}.items():
@@ -57,8 +57,8 @@ class CaseError(Exception):
 
 @functools.cache
 def _driver() -> str:
-    here = Path(__file__)
-    parts = {f"maxpo.rewards.{name}": here.with_name(f"{name}.py").read_text(encoding="utf-8") for name in _MODULES}
+    folder = Path(__file__).parent
+    parts = {f"{__package__}.{name}": (folder / f"{name}.py").read_text(encoding="utf-8") for name in _MODULES}
     return _BOOTSTRAP.format(parts=parts)
 
 

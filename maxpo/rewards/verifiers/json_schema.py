@@ -8,7 +8,7 @@ import re
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from maxpo.rewards import Score
+from maxpo.rewards.base import Score
 
 _FENCE = re.compile(r"^```(json)?[ \t\r]*$", re.MULTILINE)
 

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from maxpo.rewards import Score
+from maxpo.rewards.base import Score
 
 # A sign counts only where it cannot be an operator (`5-3` ends with 3). Groups of digits are taken greedily and
 # checked afterwards, so the search never goes back and stays linear in the text.

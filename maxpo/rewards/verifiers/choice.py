@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from maxpo.rewards import Score
-from maxpo.rewards.boxed import last_boxed
+from maxpo.rewards.base import Score
+from maxpo.rewards.verifiers.boxed import last_boxed
 
 _LONGEST = 60
 """Characters of a letter with everything that may stand around it."""

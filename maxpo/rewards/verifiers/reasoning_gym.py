@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from maxpo.rewards import Score
+from maxpo.rewards.base import Score
 
 
 def reasoning_gym(text: str, reference: Any) -> Score:

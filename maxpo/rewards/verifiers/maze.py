@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from maxpo.rewards import Score
+from maxpo.rewards.base import Score
 
 MOVES = {"U": (-1, 0), "D": (1, 0), "L": (0, -1), "R": (0, 1)}
 """Rows down and columns to the right of each move."""

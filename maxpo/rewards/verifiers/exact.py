@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from maxpo.rewards import Score
+from maxpo.rewards.base import Score
 
 
 def exact(text: str, reference: Any) -> Score:

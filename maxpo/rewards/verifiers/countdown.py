@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from maxpo.rewards import Score
+from maxpo.rewards.base import Score
 
 # [0-9] and not \d, which also matches other scripts' digits; at most two digits, so int() is always cheap.
 _NUMBER = "(0|[1-9][0-9]?)"

@@ -24,8 +24,8 @@ import types
 from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
-from maxpo.rewards.sandbox_judge import judge
-from maxpo.rewards.sandbox_wire import OUTPUT_BYTES, decode, encode, frame, write
+from maxpo.rewards.code.assert_judge import judge
+from maxpo.rewards.code.wire import OUTPUT_BYTES, decode, encode, frame, write
 
 FILE_BYTES = 32 << 20
 """Largest file."""

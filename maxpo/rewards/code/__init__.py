@@ -1,0 +1,1 @@
+"""The verifier `code`: programs against tests, in a sandbox."""

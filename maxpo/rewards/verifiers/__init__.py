@@ -1,0 +1,1 @@
+"""Verifiers that look at an answer's text, a file each."""
