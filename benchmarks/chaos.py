@@ -255,7 +255,7 @@ def account(
 ) -> dict[str, Any]:
     from launch.preflight import load_data
     from maxpo.configure.loading import load_config
-    from maxpo.data import PromptStream
+    from maxpo.data.order import PromptStream
 
     metrics, calm = rows(disturbed), rows(undisturbed)
     config = load_config([ROOT / "configs/presets/demo.yaml"], SETTINGS).config

@@ -44,7 +44,7 @@ def measure(args: argparse.Namespace, model: Path, folder: Path) -> dict[str, An
     from launch.placement import place
     from launch.room import room_for
     from learner.group import LearnerGroup
-    from maxpo.checkpoint import Checkpoints
+    from maxpo.checkpoints.local import Checkpoints
     from maxpo.configure.loading import load_config
 
     overrides = [f"run.dir={folder}", f"model.path={model}", f"learner.dtype={args.dtype}"]

@@ -170,9 +170,9 @@ def measure(case: Case) -> dict[str, Any]:
 
     from launch.cluster import cluster
     from maxpo.config import AlgorithmConfig, Config, EvalConfig, RayConfig, RewardConfig, RolloutConfig, RunConfig
-    from maxpo.data import PromptStream
+    from maxpo.data.order import PromptStream
     from maxpo.loop import Observer, train
-    from maxpo.tracking import RunLog
+    from maxpo.tracking.run_log import RunLog
     from maxpo.types import Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
     from rollout.crew import Crew
     from rollout.pool import RolloutPool

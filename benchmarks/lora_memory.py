@@ -65,7 +65,7 @@ def measure(path: str, stage: int, dtype: str, rank: int, updates: int) -> dict[
     """Bytes by purpose after the gradients of the last update are there, and of the process before and at its peak."""
     import torch.distributed as dist
 
-    from maxpo.transport import serve_store
+    from maxpo.weights.rendezvous import serve_store
 
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", DS_ACCELERATOR="cpu")
     torch.set_num_threads(1)

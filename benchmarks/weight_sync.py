@@ -30,7 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.rayenv import secure_own_cluster
-from maxpo.transport import TensorMeta, cut_into_buckets, gloo_group, join_store, serve_store
+from maxpo.weights.buckets import TensorMeta, cut_into_buckets
+from maxpo.weights.rendezvous import gloo_group, join_store, serve_store
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "configs/models/countdown-0.5m"

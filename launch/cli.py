@@ -12,7 +12,7 @@ from rich.console import Console
 from launch.rayenv import prepare_ray
 from launch.say import say
 from maxpo import __version__
-from maxpo.checkpoint import Checkpoints
+from maxpo.checkpoints.local import Checkpoints
 from maxpo.configure.loading import LoadedConfig, load_config
 from maxpo.configure.problems import ConfigError
 from maxpo.configure.writing import explain, to_yaml

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from launch.evaltables import difference_table
 from launch.say import say
-from maxpo.compare import Compared, compare
-from maxpo.evalfile import read_evaluation
+from maxpo.evaluation.comparison import Compared, compare
+from maxpo.evaluation.result_file import read_evaluation
 
 
 def compare_evaluations(first: Path, second: Path, console: Console, *, as_json: bool) -> int:

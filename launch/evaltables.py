@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from maxpo.compare import Compared, Comparison
-from maxpo.evaluate import Estimate, EvalReport, Figures
+from maxpo.evaluation.comparison import Compared, Comparison
+from maxpo.evaluation.figures import Estimate, EvalReport, Figures
 
 ALL = "all prompts"
 

@@ -20,9 +20,11 @@ from launch.train import for_all_nodes
 from maxpo.configure.loading import LoadedConfig
 from maxpo.configure.writing import to_yaml
 from maxpo.errors import InputError, RunError
-from maxpo.evalfile import EVAL_FILE, write_evaluation
-from maxpo.evaluate import EvalReport, PromptResult, measure, report
-from maxpo.tracking import RunLog
+from maxpo.evaluation.figures import EvalReport, PromptResult
+from maxpo.evaluation.measure import measure
+from maxpo.evaluation.report import report
+from maxpo.evaluation.result_file import EVAL_FILE, write_evaluation
+from maxpo.tracking.run_log import RunLog
 from rollout.pool import RolloutPool
 
 

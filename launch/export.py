@@ -11,10 +11,10 @@ from safetensors import safe_open
 from learner.export import META, write_policy
 from learner.lora import add_adapter, base_digest, check_base, trained_parameters
 from learner.model import load_language_model
-from maxpo.checkpoint import Checkpoints
+from maxpo.checkpoints.local import Checkpoints
+from maxpo.checkpoints.manifest import verify
 from maxpo.config import Config
 from maxpo.errors import CheckpointError, InputError
-from maxpo.manifest import verify
 
 
 def export_checkpoint(config: Config, run: Path, step: int | None, target: Path) -> Path:

@@ -11,12 +11,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from learner.lora import require_peft, target_layers
 from maxpo.config import Config
-from maxpo.data import Mixture, load_prompts
+from maxpo.data.order import Mixture
+from maxpo.data.prompts import load_prompts
+from maxpo.data.rows import Chat, Message
 from maxpo.environments.registry import find_environment
 from maxpo.errors import InputError
 from maxpo.rewards.code.verifier import cannot_run
 from maxpo.rewards.registry import find_judge, names_in_use
-from maxpo.rows import Chat, Message
 from maxpo.types import Prompt
 from rollout.episodes import Observer
 

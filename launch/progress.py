@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from launch.evaltables import one_line, report_table
-from maxpo.evaluate import EvalReport
+from maxpo.evaluation.figures import EvalReport
 from maxpo.loop import Observer
 from maxpo.runstate import RunResult
 

@@ -14,12 +14,12 @@ import yaml
 from rich.console import Console
 
 from launch.say import say
-from maxpo.checkpoint import Checkpoints
+from maxpo.checkpoints.local import Checkpoints
+from maxpo.checkpoints.manifest import read_manifest, verify
+from maxpo.checkpoints.remote import RemoteStore
 from maxpo.config import Config
 from maxpo.configure.problems import show
 from maxpo.errors import CheckpointError, InputError
-from maxpo.manifest import read_manifest, verify
-from maxpo.remote import RemoteStore
 
 FIXED = ("run.seed", "data.task", "data.task_args", "data.train_size", "learner.lora")
 """Settings that must not change: the position in the data, the seeds of the samples and what is trained mean nothing

@@ -16,7 +16,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from launch.placement import Placement, ResourceError
 from maxpo.config import ClusterConfig, Config
-from maxpo.deadline import SIGNAL_S, actor_is_lost, waiting
+from maxpo.runtime.ray_calls import actor_is_lost
+from maxpo.runtime.waits import SIGNAL_S, waiting
 
 CPU_SHARE = 0.01
 """CPUs that an actor asks Ray for: its processes share the cores of the node, and Ray must not queue them."""

@@ -21,16 +21,16 @@ from launch.say import say
 from launch.signals import stop_on_signal
 from launch.system import system
 from launch.watchdog import Watchdog
-from maxpo.checkpoint import Checkpoints
+from maxpo.checkpoints.local import Checkpoints
+from maxpo.checkpoints.manifest import read_manifest, read_state
 from maxpo.config import Config
 from maxpo.configure.loading import LoadedConfig
 from maxpo.configure.writing import to_yaml
-from maxpo.data import Mixture, PromptStream
+from maxpo.data.order import Mixture, PromptStream
 from maxpo.errors import InputError, LearnerLostError, RunError
 from maxpo.loop import train
-from maxpo.manifest import read_manifest, read_state
 from maxpo.runstate import RunResult
-from maxpo.tracking import METRICS_FILE, RunLog
+from maxpo.tracking.run_log import METRICS_FILE, RunLog
 from maxpo.types import Prompt
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"

@@ -15,10 +15,10 @@ from types import FrameType
 
 import psutil
 
-from maxpo.deadline import who_waits
 from maxpo.errors import RunError
-from maxpo.evaluate import EvalReport
+from maxpo.evaluation.figures import EvalReport
 from maxpo.loop import Observer
+from maxpo.runtime.waits import who_waits
 
 GRACE_S = 60.0
 """Seconds in which the main thread must have ended the run once it is told to; then the process ends at once."""
@@ -110,7 +110,7 @@ class Watchdog(Observer):
 
 
 def _ask_workers_for_stacks() -> list[str]:
-    """Have the actors of this run's own cluster print their stacks (`maxpo.deadline.print_stacks_on_signal`)."""
+    """Have the actors of this run's own cluster print their stacks (`maxpo.runtime.waits.print_stacks_on_signal`)."""
     asked: list[str] = []
     for process in psutil.Process().children(recursive=True):
         try:

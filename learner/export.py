@@ -15,7 +15,7 @@ from torch import Tensor
 from learner.engine import TrainEngine
 from learner.lora import ADAPTER_FOLDER, Weight, policy_weights, trained_parameters, write_adapter
 from maxpo.config import LoraConfig
-from maxpo.transport import TensorMeta, cut_into_buckets
+from maxpo.weights.buckets import TensorMeta, cut_into_buckets
 
 SHARD_BYTES = 4 << 30
 META = "meta.json"

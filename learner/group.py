@@ -13,8 +13,8 @@ from ray import exceptions
 
 from learner.worker import LearnerWorker
 from maxpo.config import Config
-from maxpo.deadline import actor_is_lost, told, wait_for
 from maxpo.errors import LateError, LearnerLostError, RemoteError
+from maxpo.runtime.ray_calls import actor_is_lost, told, wait_for
 from maxpo.types import Receiver, StepBatch, StepResult, WeightManifest
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from learner.model import parameters_by_name
 from maxpo.config import LoraConfig
-from maxpo.digest import tensor_digest
 from maxpo.errors import InputError
 from maxpo.seeds import derive_seed
+from maxpo.weights.checksum import tensor_digest
 
 if TYPE_CHECKING:  # it imports deepspeed, which must come after the environment is set
     from learner.engine import TrainEngine

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from learner.engine import TrainEngine
 from learner.lora import policy_weights
-from maxpo.digest import tensor_digest
-from maxpo.transport import TensorMeta, cut_into_buckets
+from maxpo.weights.buckets import TensorMeta, cut_into_buckets
+from maxpo.weights.checksum import tensor_digest
 
 
 class ParameterSource:

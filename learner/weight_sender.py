@@ -19,10 +19,10 @@ import torch
 
 from learner.engine import TrainEngine
 from learner.parameter_source import ParameterSource
-from maxpo.deadline import wait_for
 from maxpo.errors import RemoteError
-from maxpo.transport import gloo_group, serve_store
+from maxpo.runtime.ray_calls import wait_for
 from maxpo.types import Receiver, WeightManifest
+from maxpo.weights.rendezvous import gloo_group, serve_store
 
 
 class EngineClient:

@@ -10,10 +10,10 @@ from typing import Any
 
 import ray
 
-from maxpo.background import Background
 from maxpo.config import Config
-from maxpo.deadline import print_stacks_on_signal
-from maxpo.network import use_interface
+from maxpo.runtime.background import Background
+from maxpo.runtime.network import use_interface
+from maxpo.runtime.waits import print_stacks_on_signal
 from maxpo.types import Receiver, StepBatch, WeightManifest
 
 
@@ -28,7 +28,7 @@ class LearnerWorker:
 
     def serve_rendezvous(self) -> tuple[str, int]:
         """Open the rendezvous of all ranks on this worker (rank 0); its host and port."""
-        from maxpo.transport import serve_store
+        from maxpo.weights.rendezvous import serve_store
 
         self._store, port = serve_store(self._host, self._config.learner.start_timeout_s)
         return self._host, port
@@ -41,7 +41,7 @@ class LearnerWorker:
         import torch
         import torch.distributed as dist
 
-        from maxpo.transport import join_store
+        from maxpo.weights.rendezvous import join_store
 
         learner, algorithm, rollout = self._config.learner, self._config.algorithm, self._config.rollout
         cuda = self._device_type == "cuda"

@@ -6,18 +6,20 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from maxpo.checkpoint import Checkpoints
+from maxpo.checkpoints.local import Checkpoints
+from maxpo.checkpoints.manifest import read_state
 from maxpo.config import AlgorithmConfig, Config
-from maxpo.data import PromptStream
+from maxpo.data.order import PromptStream
 from maxpo.errors import LearnerLostError, RemoteError, RunError
 from maxpo.estimators.k_schedule import PassRates, adapted_k, evaluation_due, mix_weight, scheduled_k
-from maxpo.evaluate import EvalReport, measure, report
+from maxpo.evaluation.figures import EvalReport
+from maxpo.evaluation.measure import measure
+from maxpo.evaluation.report import report
 from maxpo.judge import Judged, judge, sampling_metrics, usable_metrics, valid_rewards
-from maxpo.manifest import read_state
 from maxpo.protocols import Learner, Rollouts
 from maxpo.runstate import TOTALS, RunResult, state_of, take_over
 from maxpo.timing import timed
-from maxpo.tracking import RunLog
+from maxpo.tracking.run_log import RunLog
 from maxpo.types import Prompt, StepBatch
 
 REFUSED_STEPS = 20

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from maxpo.data import PromptStream
+from maxpo.data.order import PromptStream
 from maxpo.estimators.k_schedule import PassRates
-from maxpo.evaluate import EvalReport
+from maxpo.evaluation.figures import EvalReport
 
 TOTALS = ("groups/sampled", "groups/zero_signal", "groups/too_few_valid", "train/refused_steps")
 """Metrics of a step that are counted over the whole run, also over its resumes."""

@@ -136,7 +136,7 @@ class WeightManifest:
     dtypes: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     digests: tuple[int, ...]
-    """One checksum per tensor, see `maxpo.digest.tensor_digest`."""
+    """One checksum per tensor, see `maxpo.weights.checksum.tensor_digest`."""
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
 
 

@@ -13,8 +13,9 @@ import ray
 from ray import exceptions
 
 from maxpo.config import RolloutConfig
-from maxpo.deadline import actor_is_lost, failure, ready_of, told, wait_for, waiting
 from maxpo.errors import RunError
+from maxpo.runtime.ray_calls import actor_is_lost, failure, ready_of, told, wait_for
+from maxpo.runtime.waits import waiting
 from rollout.worker import EngineLostError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pebble import ProcessPool
 
-from maxpo.background import Background
+from maxpo.runtime.background import Background
 
 POOLS = 4
 """Pools that may break one after the other before it is an error."""

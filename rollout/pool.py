@@ -14,8 +14,9 @@ from typing import Any
 import ray
 
 from maxpo.config import Config
-from maxpo.deadline import SIGNAL_S, failure, wait_for, waiting
 from maxpo.errors import LateError, LearnerLostError, RemoteError, RunError
+from maxpo.runtime.ray_calls import failure, wait_for
+from maxpo.runtime.waits import SIGNAL_S, waiting
 from maxpo.seeds import derive_seed
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, WeightManifest
 from rollout.crew import Crew, Place, Places, is_loss

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 from pebble import ProcessExpired, ProcessPool
 
 from maxpo.config import RewardConfig
-from maxpo.deadline import waiting
 from maxpo.errors import RunError
 from maxpo.rewards.answers import answers_of, find_answer
 from maxpo.rewards.base import Score
 from maxpo.rewards.code.verifier import configure
 from maxpo.rewards.registry import find_judge, unread
+from maxpo.runtime.waits import waiting
 from maxpo.types import Completion, Group, Prompt, ScoredGroup
 from rollout.killable import POOLS, forget_token, new_pool, stop
 

@@ -20,8 +20,9 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
-from maxpo.digest import tensor_digest
-from maxpo.transport import TensorMeta, cut_into_buckets, gloo_group, join_store, unpack_bucket
+from maxpo.weights.buckets import TensorMeta, cut_into_buckets, unpack_bucket
+from maxpo.weights.checksum import tensor_digest
+from maxpo.weights.rendezvous import gloo_group, join_store
 
 
 @dataclass

@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from maxpo.config import EnvironmentConfig, RolloutConfig
-from maxpo.deadline import print_stacks_on_signal
 from maxpo.errors import RunError
-from maxpo.network import use_interface
+from maxpo.runtime.network import use_interface
+from maxpo.runtime.waits import print_stacks_on_signal
 from maxpo.types import Completion, Group, Prompt
 from rollout.episodes import EnvironmentPool, Observer, run_episode
 

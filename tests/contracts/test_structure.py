@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from maxpo.configure.loading import load_config
-from maxpo.metrics import METRICS, check_names, markdown
+from maxpo.tracking.metrics import METRICS, check_names, markdown
 from maxpo.types import WeightManifest
 from tests.fakes import FakeLearner, FakeRollouts
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from maxpo.checkpoint import Checkpoints
+from maxpo.checkpoints.local import Checkpoints
+from maxpo.checkpoints.manifest import read_manifest, read_state, verify
 from maxpo.config import AlgorithmConfig, CheckpointConfig, Config, EvalConfig, RunConfig
-from maxpo.data import PromptStream
+from maxpo.data.order import PromptStream
 from maxpo.errors import CheckpointError, RunError
 from maxpo.loop import Observer, train
-from maxpo.manifest import read_manifest, read_state, verify
-from maxpo.tracking import RunLog
+from maxpo.tracking.run_log import RunLog
 from tests.fakes import FakeLearner, FakeRollouts, prompt
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from launch.cli import main
-from maxpo.compare import compare
 from maxpo.errors import InputError
-from maxpo.evalfile import Evaluation, read_evaluation, write_evaluation
-from maxpo.evaluate import PromptResult, bootstrap, report
+from maxpo.evaluation.comparison import compare
+from maxpo.evaluation.figures import PromptResult
+from maxpo.evaluation.report import bootstrap, report
+from maxpo.evaluation.result_file import Evaluation, read_evaluation, write_evaluation
 
 SETTINGS = {
     "eval": {"samples": 2, "k": [1, 2], "greedy": False},

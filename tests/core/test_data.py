@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from maxpo.config import DataConfig
-from maxpo.data import DataError, PromptStream, load_prompts
+from maxpo.data.order import PromptStream
+from maxpo.data.prompts import load_prompts
+from maxpo.errors import DataError
 from tests.fakes import prompt
 
 

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from maxpo.configure.loading import load_config
-from maxpo.data import PromptStream, load_prompts
+from maxpo.data.order import PromptStream
+from maxpo.data.prompts import load_prompts
 from maxpo.tasks.registry import TASKS
 from tests.core.test_data import encode
 from tests.core.test_data_sources import chat

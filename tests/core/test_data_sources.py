@@ -19,7 +19,9 @@ from launch.preflight import chat_template
 from launch.train import passes
 from maxpo.config import DataConfig
 from maxpo.configure.loading import load_config
-from maxpo.data import DataError, Mixture, PromptStream, Turns, load_prompts, whole_weights
+from maxpo.data.order import Mixture, PromptStream, Turns, whole_weights
+from maxpo.data.prompts import load_prompts
+from maxpo.errors import DataError
 from maxpo.types import Prompt
 from tests.core.test_data import encode, write
 from tests.fakes import prompt

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
-from maxpo.checkpoint import Checkpoints
+from maxpo.checkpoints.local import Checkpoints
+from maxpo.checkpoints.manifest import verify
 from maxpo.errors import RunError
-from maxpo.manifest import verify
-from maxpo.tracking import RunLog
+from maxpo.tracking.run_log import RunLog
 from tests.fakes import scored
 
 

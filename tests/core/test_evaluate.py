@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from maxpo.estimators.pass_at_k import max_at_k
-from maxpo.evaluate import Estimate, EvalReport, bootstrap, majority, prompt_result, report
-from maxpo.metrics import check_names
+from maxpo.evaluation.figures import Estimate, EvalReport
+from maxpo.evaluation.measure import prompt_result
+from maxpo.evaluation.report import bootstrap, majority, report
+from maxpo.tracking.metrics import check_names
 from maxpo.types import ScoredGroup
 from tests.fakes import completion, prompt, scored
 

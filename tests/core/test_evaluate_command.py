@@ -10,7 +10,8 @@ from launch.cli import main
 from launch.evaltables import one_line, report_table
 from launch.evaluate import _make  # pyright: ignore[reportPrivateUsage]
 from maxpo.errors import InputError
-from maxpo.evaluate import prompt_result, report
+from maxpo.evaluation.measure import prompt_result
+from maxpo.evaluation.report import report
 from tests.core.test_loop import config, run
 from tests.fakes import FakeRollouts, scored
 

@@ -11,12 +11,12 @@ import pytest
 from rich.console import Console
 
 from launch.train import with_restarts
-from maxpo.checkpoint import Checkpoints
-from maxpo.data import PromptStream
+from maxpo.checkpoints.local import Checkpoints
+from maxpo.data.order import PromptStream
 from maxpo.errors import LearnerLostError, RemoteError
 from maxpo.loop import Observer, publish, train
 from maxpo.runstate import RunResult
-from maxpo.tracking import RunLog
+from maxpo.tracking.run_log import RunLog
 from maxpo.types import StepResult
 from tests.core.test_checkpoint import STEPS, lines, settings
 from tests.fakes import FakeLearner, FakeRollouts, prompt

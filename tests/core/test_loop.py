@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from maxpo.config import AlgorithmConfig, Config, EvalConfig, RunConfig
-from maxpo.data import PromptStream
+from maxpo.data.order import PromptStream
 from maxpo.errors import RemoteError, RunError
 from maxpo.estimators.advantages import ADVANTAGES, maxpo
 from maxpo.estimators.k_schedule import PassRates, adapted_k
 from maxpo.judge import judge, usable_metrics
 from maxpo.loop import Observer, publish, train
-from maxpo.tracking import RunLog
+from maxpo.tracking.run_log import RunLog
 from maxpo.types import Prompt, Receiver, StepBatch, StepResult, WeightManifest
 from tests.fakes import FakeLearner, FakeRollouts, prompt, scored
 

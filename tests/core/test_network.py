@@ -13,7 +13,7 @@ import pytest
 from launch.train import for_all_nodes
 from maxpo.configure.loading import load_config
 from maxpo.errors import InputError
-from maxpo.network import NAMES, use_interface
+from maxpo.runtime.network import NAMES, use_interface
 
 
 @pytest.fixture(autouse=True)

@@ -18,10 +18,10 @@ from botocore.exceptions import EndpointConnectionError
 from fsspec.registry import _registry
 from moto.server import ThreadedMotoServer
 
-from maxpo.checkpoint import Checkpoints
+from maxpo.checkpoints.local import Checkpoints
+from maxpo.checkpoints.manifest import verify
+from maxpo.checkpoints.remote import WAITS, RemoteStore, RemoteStoreError, _seal
 from maxpo.errors import CheckpointError, InputError
-from maxpo.manifest import verify
-from maxpo.remote import WAITS, RemoteStore, RemoteStoreError, _seal
 
 WRITES = ("put_file", "pipe_file", "rm_file", "rm")
 

@@ -17,11 +17,11 @@ from launch.cli import main
 from launch.resume import describe_changes, find_checkpoint
 from launch.signals import StopTooLateError, own_sigterm, stop_on_signal
 from launch.train import _open
-from maxpo.checkpoint import Checkpoints
+from maxpo.checkpoints.local import Checkpoints
+from maxpo.checkpoints.remote import RemoteStore, RemoteStoreError
 from maxpo.config import CheckpointConfig, Config
 from maxpo.configure.loading import LoadedConfig, load_config
 from maxpo.errors import CheckpointError
-from maxpo.remote import RemoteStore, RemoteStoreError
 
 
 def console() -> Console:

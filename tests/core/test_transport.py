@@ -8,11 +8,13 @@ import threading
 import pytest
 import torch
 
-from maxpo.deadline import wait_for, who_waits
-from maxpo.digest import tensor_digest
 from maxpo.errors import RemoteError, RunError
+from maxpo.runtime.ray_calls import wait_for
+from maxpo.runtime.waits import who_waits
 from maxpo.seeds import derive_seed
-from maxpo.transport import TensorMeta, cut_into_buckets, gloo_group, join_store, serve_store, unpack_bucket
+from maxpo.weights.buckets import TensorMeta, cut_into_buckets, unpack_bucket
+from maxpo.weights.checksum import tensor_digest
+from maxpo.weights.rendezvous import gloo_group, join_store, serve_store
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float64])

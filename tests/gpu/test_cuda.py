@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from maxpo.digest import tensor_digest
+from maxpo.weights.checksum import tensor_digest
 
 pytestmark = [
     pytest.mark.gpu,

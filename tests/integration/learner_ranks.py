@@ -14,8 +14,8 @@ import torch.multiprocessing as mp
 from safetensors.torch import save_file
 
 from maxpo.config import AlgorithmConfig, LearnerConfig, LoraConfig
-from maxpo.transport import join_store, serve_store
 from maxpo.types import StepBatch
+from maxpo.weights.rendezvous import join_store, serve_store
 
 
 class Poison:

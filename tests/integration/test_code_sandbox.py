@@ -161,7 +161,7 @@ def test_slow_programs_are_stopped_after_the_case_that_took_too_long(pool: Rewar
 KILLED = """
 import sys
 from maxpo.config import RewardConfig
-from maxpo.rewards.sandbox import Sandbox
+from maxpo.rewards.code.sandbox import Sandbox
 program = "import time; time.sleep(100)"
 box = Sandbox("stdin", RewardConfig(code_case_s=120), unsafe=sys.argv[1] == "unsafe", code=program, cases=[""])
 print("ready", flush=True)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from launch.export import export_checkpoint
 from learner.lora import trained_parameters
-from maxpo.checkpoint import Checkpoints
+from maxpo.checkpoints.local import Checkpoints
 from maxpo.config import LoraConfig
 from maxpo.configure.loading import load_config
 from maxpo.errors import InputError

@@ -15,8 +15,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from maxpo.config import LearnerConfig
-from maxpo.transport import serve_store
 from maxpo.types import StepBatch
+from maxpo.weights.rendezvous import serve_store
 from tests.integration.learner_ranks import job, run_ranks
 from tests.integration.test_gradients import MODEL, make_batch
 from tests.integration.test_training_state import LAYOUTS, assert_equal, contents

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from maxpo.checkpoint import Checkpoints
+from maxpo.checkpoints.local import Checkpoints
 from tests.integration.test_cli import MAXPO, SMALL, environment, maxpo
 
 SETTINGS = [*SMALL, "run.steps=6", "checkpoint.every=1", "algorithm.k_schedule=adaptive", "algorithm.k_values=[1,6]"]

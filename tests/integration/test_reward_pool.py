@@ -14,7 +14,7 @@ import pytest
 
 from maxpo.config import RewardConfig
 from maxpo.judge import sampling_metrics
-from maxpo.metrics import check_names
+from maxpo.tracking.metrics import check_names
 from maxpo.types import Group, Prompt
 from rollout.reward_pool import RewardPool, VerifierError
 from tests.fakes import completion, prompt

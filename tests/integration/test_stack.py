@@ -12,10 +12,10 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from maxpo.digest import tensor_digest
 from maxpo.errors import RemoteError
 from maxpo.judge import judge
 from maxpo.types import Group, StepBatch, WeightManifest
+from maxpo.weights.checksum import tensor_digest
 from tests.integration.conftest import Stack
 
 
@@ -167,7 +167,7 @@ def test_verifiers_score_what_the_engines_say(stack: Stack) -> None:
 
 def test_a_worker_that_is_late_is_named(stack: Stack) -> None:
     actors = {r.name: r.actor for r in stack.rollouts.receivers()}
-    from maxpo.deadline import wait_for
+    from maxpo.runtime.ray_calls import wait_for
 
     refs = {name: actor.generate.remote(f"late-{name}", stack.train[0], 2, 0) for name, actor in actors.items()}
     with pytest.raises(RemoteError, match="rollout worker 0, rollout worker 1 did not finish sampling within 0 s"):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from maxpo.checkpoints.manifest import MANIFEST
 from maxpo.config import Config
 from maxpo.configure.fields import schema
 from maxpo.configure.rules.algorithm import ESTIMATOR_COMBINATIONS, is_objective
@@ -20,7 +21,6 @@ from maxpo.configure.rules.environment import (
 from maxpo.configure.rules.reward import VERIFIERS
 from maxpo.estimators.names import ADVANTAGE_NAMES
 from maxpo.estimators.objectives import OBJECTIVES
-from maxpo.manifest import MANIFEST
 from maxpo.tasks.registry import TASKS
 from maxpo.wording import describe
 

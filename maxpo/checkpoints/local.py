@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from maxpo import __version__
-from maxpo.background import Background
+from maxpo.checkpoints.manifest import FORMAT, MANIFEST, STATE, describe, read_manifest, verify
 from maxpo.errors import CheckpointError, RunError
 from maxpo.files import flush, write_json
-from maxpo.manifest import FORMAT, MANIFEST, STATE, describe, read_manifest, verify
+from maxpo.runtime.background import Background
 
 LATEST = "LATEST"
 
 
 class Remote(Protocol):
-    """A place for copies, see `maxpo.remote.RemoteStore`."""
+    """A place for copies, see `maxpo.checkpoints.remote.RemoteStore`."""
 
     def steps(self) -> list[int]:
         """Steps that have a whole copy, ascending."""

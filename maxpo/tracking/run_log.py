@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maxpo.files import clear_errors
-from maxpo.metrics import check_names
+from maxpo.tracking.metrics import check_names
 from maxpo.types import ScoredGroup
 
 METRICS_FILE = "metrics.jsonl"
@@ -60,7 +60,7 @@ class RunLog:
         """Append one line of metrics.
 
         Raises:
-            KeyError: a metric that is not documented in `maxpo.metrics`.
+            KeyError: a metric that is not documented in `maxpo.tracking.metrics`.
             RunError: the file cannot be written.
         """
         check_names(list(metrics))

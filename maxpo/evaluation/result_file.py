@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from maxpo.errors import InputError
-from maxpo.evaluate import EvalReport, PromptResult
+from maxpo.evaluation.figures import EvalReport, PromptResult
 from maxpo.files import clear_errors, flush
 
 EVAL_FILE = "eval.json"

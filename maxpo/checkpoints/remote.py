@@ -18,9 +18,9 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
-from maxpo.checkpoint import LATEST
+from maxpo.checkpoints.local import LATEST
+from maxpo.checkpoints.manifest import MANIFEST, verify
 from maxpo.errors import CheckpointError, InputError, RunError
-from maxpo.manifest import MANIFEST, verify
 
 COMMIT = "COMMIT"
 WAITS = (1.0, 4.0)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import faulthandler
-import signal
 import textwrap
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from maxpo.errors import LateError, RemoteError
-
-SIGNAL_S = 1.0
-"""Longest single call of `ray.wait`: while it waits, no signal reaches this process."""
+from maxpo.runtime.waits import SIGNAL_S, waiting
 
 
 def failure(name: str, doing: str, error: Exception) -> RemoteError:
@@ -80,37 +75,3 @@ def wait_for(refs: Mapping[str, Any], *, timeout_s: float, doing: str, ray: Any)
                 missing = ", ".join(sorted(names[ref] for ref in pending))
                 raise LateError(f"{missing} did not finish {doing} within {timeout_s:g} s")
     return {name: results[name] for name in refs}
-
-
-_waits: dict[int, tuple[str, Callable[[], Iterable[str]], float, float]] = {}
-
-
-@contextmanager
-def waiting(doing: str, names: Callable[[], Iterable[str]], limit_s: float) -> Generator[None]:
-    """Makes a wait known to `who_waits`.
-
-    Args:
-        doing: what is waited for.
-        names: of those who are waited for, asked when somebody wants to know.
-        limit_s: seconds after which the wait ends by itself.
-    """
-    wait = doing, names, time.monotonic(), limit_s
-    _waits[id(wait)] = wait
-    try:
-        yield
-    finally:
-        del _waits[id(wait)]
-
-
-def who_waits() -> list[str]:
-    """A line for each wait of this process that goes on now."""
-    now = time.monotonic()
-    return [
-        f"for {', '.join(sorted(set(names()))) or 'nobody'}, {doing}: {now - since:.0f} s of at most {limit:g} s"
-        for doing, names, since, limit in list(_waits.values())
-    ]
-
-
-def print_stacks_on_signal() -> None:
-    """Have this process print the stacks of all its threads when it gets SIGUSR2, whatever it is doing."""
-    faulthandler.register(signal.SIGUSR2, all_threads=True)

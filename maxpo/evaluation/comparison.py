@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from maxpo.errors import InputError
-from maxpo.evalfile import Evaluation
-from maxpo.evaluate import Estimate, PromptResult, bootstrap, is_graded, per_prompt, usable
+from maxpo.evaluation.figures import Estimate, PromptResult
+from maxpo.evaluation.report import bootstrap, is_graded, per_prompt, usable
+from maxpo.evaluation.result_file import Evaluation
 
 SAME = ("eval.samples", "rollout.max_new_tokens", "rollout.temperature", "rollout.top_k", "rollout.top_p")
 """Settings that must be equal, beside the sections `reward` and `environment`: they change what the figures mean."""

@@ -1,4 +1,4 @@
-"""Every metric: its name, meaning and unit. `python -m maxpo.metrics` prints METRICS.md."""
+"""Every metric: its name, meaning and unit. `python -m maxpo.tracking.metrics` prints METRICS.md."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def check_names(names: Sequence[str]) -> None:
     """
     unknown = [name for name in names if not any(pattern.match(name) for pattern in _PATTERNS)]
     if unknown:
-        raise KeyError(f"metrics that maxpo.metrics.METRICS does not know: {unknown}")
+        raise KeyError(f"metrics that maxpo.tracking.metrics.METRICS does not know: {unknown}")
 
 
 def markdown() -> str:
@@ -134,7 +134,7 @@ def markdown() -> str:
     rows = "\n".join(f"| `{name}` | {meaning} | {unit} |" for name, (meaning, unit) in METRICS.items())
     return (
         "# Metrics\n\nEvery metric that a run writes to `metrics.jsonl` and TensorBoard. Made by "
-        "`python -m maxpo.metrics > METRICS.md`; a test keeps it in step with the code.\n\n"
+        "`python -m maxpo.tracking.metrics > METRICS.md`; a test keeps it in step with the code.\n\n"
         f"| name | meaning | unit |\n| --- | --- | --- |\n{rows}\n"
     )
 

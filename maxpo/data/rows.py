@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from maxpo.data.tables import Table
 from maxpo.errors import DataError
-from maxpo.tables import Table
 from maxpo.types import Prompt
 
 Encode = Callable[[str], Sequence[int]]

@@ -1,0 +1,1 @@
+"""Evaluation: figures of a policy on held-out prompts, files of them, and comparisons."""

@@ -1,0 +1,114 @@
+"""From the rewards of every prompt to figures with intervals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from maxpo.estimators.pass_at_k import max_at_k
+from maxpo.evaluation.figures import Estimate, EvalReport, Figures, PromptResult
+
+BOOTSTRAP_RESAMPLES = 2000
+
+
+def bootstrap(per_prompt: Float[np.ndarray, " P"], seed: int = 0) -> Estimate:
+    """Mean and percentile interval from resampling *prompts*: completions of a prompt are not independent problems."""
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(0, len(per_prompt), size=(BOOTSTRAP_RESAMPLES, len(per_prompt)))
+    means = per_prompt[picks].mean(1)
+    quantiles = cast("list[float]", np.quantile(means, [0.025, 0.975]).tolist())  # pyright: ignore
+    return Estimate(value=float(per_prompt.mean()), low=quantiles[0], high=quantiles[1])
+
+
+def usable(result: PromptResult, ks: Sequence[int], greedy: bool) -> bool:
+    """Whether a prompt has enough valid samples for every k, and a valid greedy completion where one was wanted."""
+    enough = sum(reward is not None for reward in result.rewards) >= max(ks)
+    return enough and not (greedy and result.greedy is None)
+
+
+def is_graded(results: Sequence[PromptResult]) -> bool:
+    """Whether any valid reward is neither 0 nor 1."""
+    return any(reward not in (None, 0, 1) for result in results for reward in result.rewards)
+
+
+def majority(rewards: Sequence[float | None], votes: Sequence[int | None]) -> float:
+    """Reward of the answer that most valid samples give; of several that are tied, their mean; 0 without a vote.
+
+    The reward of an answer is the mean over the samples that give it: they differ only where the verifier looks at
+    more than the answer.
+    """
+    given: dict[int, list[float]] = {}
+    for reward, vote in zip(rewards, votes, strict=True):
+        if reward is not None and vote is not None:
+            given.setdefault(vote, []).append(reward)
+    most = max(map(len, given.values()), default=0)
+    winners = [sum(own) / len(own) for own in given.values() if len(own) == most]
+    return sum(winners) / len(winners) if winners else 0.0
+
+
+def per_prompt(
+    results: Sequence[PromptResult], ks: Sequence[int], *, greedy: bool, graded: bool
+) -> dict[str, Float[np.ndarray, " P"]]:
+    """Every figure of each of P usable prompts, by name."""
+    valid = torch.tensor([[reward is not None for reward in r.rewards] for r in results])
+    rewards = torch.tensor([[reward or 0.0 for reward in r.rewards] for r in results], dtype=torch.float64)
+    n = rewards.shape[1]
+    solved = (rewards >= 1).double()
+    found = {f"pass@{k}": max_at_k(solved, k, valid)[0].numpy() for k in ks}
+    if graded:
+        found |= {f"max@{k}": max_at_k(rewards, k, valid)[0].numpy() for k in ks}
+    found[f"avg@{n}"] = (rewards.sum(1) / valid.sum(1)).numpy()
+    votes = [result.votes for result in results]
+    if None not in votes:
+        pairs = zip(results, cast("list[tuple[int | None, ...]]", votes), strict=True)
+        found[f"maj@{n}"] = np.array([majority(result.rewards, own) for result, own in pairs])
+    if greedy:
+        found["greedy"] = np.array([result.greedy for result in results], dtype=float)
+    return found
+
+
+def report(results: Sequence[PromptResult], ks: Sequence[int], *, greedy: bool = False) -> EvalReport:
+    """Estimates for all prompts and, where there are several sources, for those of each.
+
+    A prompt that is not `usable` is left out of every figure, so that all are over the same prompts; the number is
+    reported.
+
+    Raises:
+        ValueError: no prompt is usable.
+    """
+    kept = [result for result in results if usable(result, ks, greedy)]
+    if not kept:
+        wanted = f"{max(ks)} valid samples" + " and a valid greedy completion" * greedy
+        raise ValueError(f"no evaluation prompt has {wanted}")
+    graded, totals = is_graded(kept), Counter(result.source for result in results)
+
+    def figures(own: Sequence[PromptResult], total: int) -> Figures:
+        if not own:
+            return Figures(estimates={}, solved=0.0, unique=0.0, prompts=0, dropped_prompts=total)
+        values = per_prompt(own, ks, greedy=greedy, graded=graded)
+        votes = [
+            vote
+            for r in own
+            if r.votes is not None
+            for reward, vote in zip(r.rewards, r.votes, strict=True)
+            if reward is not None
+        ]
+        return Figures(
+            estimates={name: bootstrap(value) for name, value in values.items()},
+            solved=float(np.mean([any(reward is not None and reward >= 1 for reward in r.rewards) for r in own])),
+            unique=float(np.mean([r.unique for r in own])),
+            prompts=len(own),
+            dropped_prompts=total - len(own),
+            no_answer=None if any(r.votes is None for r in own) else votes.count(None) / len(votes),
+        )
+
+    several = sorted(totals) if len(totals) > 1 else []
+    return EvalReport(
+        overall=figures(kept, len(results)),
+        sources={s: figures([r for r in kept if r.source == s], totals[s]) for s in several},
+    )

@@ -1,0 +1,1 @@
+"""Ray calls, waits, threads and network interfaces."""
