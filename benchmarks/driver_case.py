@@ -171,7 +171,8 @@ def measure(case: Case) -> dict[str, Any]:
     from launch.cluster import cluster
     from maxpo.config import AlgorithmConfig, Config, EvalConfig, RayConfig, RewardConfig, RolloutConfig, RunConfig
     from maxpo.data.order import PromptStream
-    from maxpo.loop import Observer, train
+    from maxpo.loop.observer import Observer
+    from maxpo.loop.train import train
     from maxpo.tracking.run_log import RunLog
     from maxpo.types import Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
     from rollout.crew import Crew

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from launch.evaltables import one_line, report_table
 from maxpo.evaluation.figures import EvalReport
-from maxpo.loop import Observer
-from maxpo.runstate import RunResult
+from maxpo.loop.observer import Observer
+from maxpo.loop.state import RunResult
 
 STAGE_TIMES = ("generate", "score", "update", "sync", "confirm")
 

@@ -28,8 +28,8 @@ from maxpo.configure.loading import LoadedConfig
 from maxpo.configure.writing import to_yaml
 from maxpo.data.order import Mixture, PromptStream
 from maxpo.errors import InputError, LearnerLostError, RunError
-from maxpo.loop import train
-from maxpo.runstate import RunResult
+from maxpo.loop.state import RunResult
+from maxpo.loop.train import train
 from maxpo.tracking.run_log import METRICS_FILE, RunLog
 from maxpo.types import Prompt
 

@@ -17,7 +17,7 @@ import psutil
 
 from maxpo.errors import RunError
 from maxpo.evaluation.figures import EvalReport
-from maxpo.loop import Observer
+from maxpo.loop.observer import Observer
 from maxpo.runtime.waits import who_waits
 
 GRACE_S = 60.0

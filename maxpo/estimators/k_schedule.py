@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maxpo.config import AlgorithmConfig, Config
+from maxpo.config import AlgorithmConfig
 
 PRIOR_SAMPLES = 4.0
 """Samples that the pass rate of all prompts counts for in the estimate of one prompt."""
@@ -34,15 +34,6 @@ def mix_weight(weights: Sequence[float], step: int, total_steps: int) -> float:
 
 def _line(first: float, last: float, step: int, total_steps: int) -> float:
     return first + (last - first) * (step - 1) / max(1, total_steps - 1)
-
-
-def evaluation_due(config: Config, step: int) -> bool:
-    """Whether the settings ask for an evaluation after this many steps."""
-    if step == 0:
-        return config.eval.at_start
-    return (config.eval.every > 0 and step % config.eval.every == 0) or (
-        step == config.run.steps and config.eval.at_end
-    )
 
 
 def adapted_k(pass_rate: float, smallest: int, largest: int) -> int:

@@ -16,7 +16,8 @@ from maxpo.checkpoints.manifest import read_manifest, read_state, verify
 from maxpo.config import AlgorithmConfig, CheckpointConfig, Config, EvalConfig, RunConfig
 from maxpo.data.order import PromptStream
 from maxpo.errors import CheckpointError, RunError
-from maxpo.loop import Observer, train
+from maxpo.loop.observer import Observer
+from maxpo.loop.train import train
 from maxpo.tracking.run_log import RunLog
 from tests.fakes import FakeLearner, FakeRollouts, prompt
 

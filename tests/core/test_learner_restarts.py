@@ -14,8 +14,10 @@ from launch.train import with_restarts
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.data.order import PromptStream
 from maxpo.errors import LearnerLostError, RemoteError
-from maxpo.loop import Observer, publish, train
-from maxpo.runstate import RunResult
+from maxpo.loop.observer import Observer
+from maxpo.loop.publish import publish
+from maxpo.loop.state import RunResult
+from maxpo.loop.train import train
 from maxpo.tracking.run_log import RunLog
 from maxpo.types import StepResult
 from tests.core.test_checkpoint import STEPS, lines, settings

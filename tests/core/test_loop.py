@@ -15,8 +15,11 @@ from maxpo.data.order import PromptStream
 from maxpo.errors import RemoteError, RunError
 from maxpo.estimators.advantages import ADVANTAGES, maxpo
 from maxpo.estimators.k_schedule import PassRates, adapted_k
-from maxpo.judge import judge, usable_metrics
-from maxpo.loop import Observer, publish, train
+from maxpo.loop.observer import Observer
+from maxpo.loop.publish import publish
+from maxpo.loop.selection import judge
+from maxpo.loop.step_metrics import usable_metrics
+from maxpo.loop.train import train
 from maxpo.tracking.run_log import RunLog
 from maxpo.types import Prompt, Receiver, StepBatch, StepResult, WeightManifest
 from tests.fakes import FakeLearner, FakeRollouts, prompt, scored

@@ -15,7 +15,7 @@ from launch.preflight import load_data
 from launch.system import System, system
 from maxpo.configure.loading import load_config
 from maxpo.errors import LearnerLostError, RunError
-from maxpo.loop import publish
+from maxpo.loop.publish import publish
 from maxpo.types import Group, Prompt
 from tests.integration.conftest import DEMO
 

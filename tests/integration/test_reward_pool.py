@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from maxpo.config import RewardConfig
-from maxpo.judge import sampling_metrics
+from maxpo.loop.step_metrics import sampling_metrics
 from maxpo.tracking.metrics import check_names
 from maxpo.types import Group, Prompt
 from rollout.reward_pool import RewardPool, VerifierError

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from maxpo.errors import RemoteError
-from maxpo.judge import judge
+from maxpo.loop.selection import judge
 from maxpo.types import Group, StepBatch, WeightManifest
 from maxpo.weights.checksum import tensor_digest
 from tests.integration.conftest import Stack

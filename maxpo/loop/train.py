@@ -8,41 +8,24 @@ from pathlib import Path
 
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.checkpoints.manifest import read_state
-from maxpo.config import AlgorithmConfig, Config
+from maxpo.config import Config
 from maxpo.data.order import PromptStream
 from maxpo.errors import LearnerLostError, RemoteError, RunError
-from maxpo.estimators.k_schedule import PassRates, adapted_k, evaluation_due, mix_weight, scheduled_k
+from maxpo.estimators.k_schedule import PassRates
 from maxpo.evaluation.figures import EvalReport
 from maxpo.evaluation.measure import measure
 from maxpo.evaluation.report import report
-from maxpo.judge import Judged, judge, sampling_metrics, usable_metrics, valid_rewards
+from maxpo.loop.collect import sample
+from maxpo.loop.observer import Observer
+from maxpo.loop.publish import publish
+from maxpo.loop.state import TOTALS, RunResult, state_of, take_over
 from maxpo.protocols import Learner, Rollouts
-from maxpo.runstate import TOTALS, RunResult, state_of, take_over
 from maxpo.timing import timed
 from maxpo.tracking.run_log import RunLog
-from maxpo.types import Prompt, StepBatch
+from maxpo.types import Prompt
 
 REFUSED_STEPS = 20
 """Training steps in a row without one optimizer step, since loss or gradient was never finite, that end a run."""
-
-PUBLISH_AGAIN = 3
-"""Times that one version is sent again after losses of engines; then its error is no accident."""
-
-
-class Observer:
-    """Watches a run, for a terminal; does nothing by itself."""
-
-    def stage(self, name: str, total: int = 0) -> None:
-        """A stage of the step begins; `total` groups are expected, 0 where there is nothing to count."""
-
-    def advance(self) -> None:
-        """One more group is there."""
-
-    def step_done(self, step: int, metrics: dict[str, float]) -> None:
-        """A training step is over."""
-
-    def evaluated(self, step: int, result: EvalReport) -> None:
-        """An evaluation is over."""
 
 
 def train(
@@ -142,27 +125,6 @@ def train(
     return result
 
 
-def publish(rollouts: Rollouts, learner: Learner) -> dict[str, float]:
-    """Send the learner's weights to every engine and have each confirm what it got.
-
-    Where an engine dies meanwhile, the same version is sent to those that are there then."""
-    again = 0
-    while True:
-        try:
-            manifest = learner.publish(rollouts.receivers(), again=again > 0)
-            break
-        except LearnerLostError:
-            raise
-        except RemoteError:
-            if again == PUBLISH_AGAIN or not rollouts.replace_lost():
-                raise
-            again += 1
-    timing: dict[str, float] = {}
-    with timed(timing, "time/confirm_s"):
-        rollouts.confirm(manifest)
-    return dict(manifest.metrics) | timing | {"weights/version": float(manifest.version)}
-
-
 def evaluate(
     config: Config, held_out: Sequence[Prompt], rollouts: Rollouts, log: RunLog, observer: Observer, step: int
 ) -> EvalReport:
@@ -182,76 +144,10 @@ def evaluate(
     return result
 
 
-def sample(
-    config: Config,
-    stream: PromptStream,
-    rates: PassRates,
-    rollouts: Rollouts,
-    log: RunLog,
-    observer: Observer,
-    step: int,
-) -> tuple[StepBatch, dict[str, float]]:
-    """The groups of one step: sampled, scored, those without signal dropped and, up to a limit, replaced."""
-    algorithm = config.algorithm
-    kept: list[Judged] = []
-    everything: list[Judged] = []
-    timing = {"time/generate_s": 0.0, "time/score_s": 0.0}
-    weight = mix_weight(algorithm.mix_weight, step, config.run.steps) if algorithm.mix_with else 0.0
-    rounds = 0
-    while True:
-        prompts = stream.next(algorithm.prompts_per_step - len(kept))
-        ks = group_ks(algorithm, rates, prompts, step, config.run.steps)
-        observer.stage("generate", len(prompts))
-        with timed(timing, "time/generate_s"):
-            groups = rollouts.generate(
-                prompts, algorithm.group_size, f"step{step}.{rounds}", lambda group: observer.advance()
-            )
-        observer.stage("score")
-        with timed(timing, "time/score_s"):
-            scored = rollouts.score(groups)
-        try:
-            judged = judge(scored, algorithm, ks, weight)
-        except ValueError as error:
-            raise RunError(f"step {step}: {error}") from error
-        everything += judged
-        kept += [j for j in judged if (j.signal if algorithm.drop_zero_signal else j.enough)]
-        if len(kept) == algorithm.prompts_per_step or rounds == algorithm.refill_rounds:
-            break
-        rounds += 1
-    rates.observe(valid_rewards([j.scored for j in everything]))
-    log.log_rollouts(f"step_{step:06d}", [j.scored for j in everything])
-    usable = [j for j in everything if j.enough]
-    metrics = timing | sampling_metrics([j.scored for j in everything], algorithm.k, timing["time/generate_s"])
-    metrics |= usable_metrics(usable, algorithm)
-    metrics |= {
-        "algorithm/k": sum(j.k for j in everything) / len(everything),
-        "groups/too_few_valid": float(len(everything) - len(usable)),
-        "groups/kept": float(len(kept)),
-        "groups/zero_signal": float(len(usable) - len(kept)),
-        "groups/refill_rounds": float(rounds),
-    }
-    if algorithm.mix_with:
-        metrics["algorithm/mix_weight"] = weight
-    batch = StepBatch(
-        groups=tuple(j.scored for j in kept),
-        sampled_sequences=sum(sum(j.scored.valid) for j in usable),
-        sampled_tokens=sum(
-            sum(c.loss_mask)
-            for j in usable
-            for c, ok in zip(j.scored.group.completions, j.scored.valid, strict=True)
-            if ok
-        ),
-        step=step,
-        k=tuple(j.k for j in kept),
-        mix_weight=weight,
+def evaluation_due(config: Config, step: int) -> bool:
+    """Whether the settings ask for an evaluation after this many steps."""
+    if step == 0:
+        return config.eval.at_start
+    return (config.eval.every > 0 and step % config.eval.every == 0) or (
+        step == config.run.steps and config.eval.at_end
     )
-    return batch, metrics
-
-
-def group_ks(
-    algorithm: AlgorithmConfig, rates: PassRates, prompts: Sequence[Prompt], step: int, total_steps: int
-) -> list[int]:
-    """K of each prompt, before anything is sampled for it."""
-    if algorithm.k_schedule == "adaptive":
-        return [adapted_k(rates(prompt.prompt_id), *algorithm.k_values) for prompt in prompts]
-    return [scheduled_k(algorithm, step, total_steps)] * len(prompts)
