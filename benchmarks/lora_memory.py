@@ -71,10 +71,11 @@ def measure(path: str, stage: int, dtype: str, rank: int, updates: int) -> dict[
     torch.set_num_threads(1)
     store, _ = serve_store("127.0.0.1", 60)
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    from learner.engine import TrainEngine
-    from learner.lora import add_adapter
-    from learner.model import Policy, load_language_model
-    from learner.step import Updater
+    from learner.deepspeed_engine import TrainEngine
+    from learner.model.loading import load_language_model
+    from learner.model.lora import add_adapter
+    from learner.model.policy import Policy
+    from learner.update.updater import Updater
 
     lora = LoraConfig(rank=rank)
     learner = LearnerConfig(lr=1e-5, dtype=dtype, zero_stage=stage, token_budget=512, lora=lora)  # type: ignore[arg-type]

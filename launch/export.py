@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
-from learner.export import META, write_policy
-from learner.lora import add_adapter, base_digest, check_base, trained_parameters
-from learner.model import load_language_model
+from learner.model.loading import load_language_model
+from learner.model.lora import add_adapter
+from learner.model.parameters import trained_parameters
+from learner.state.files import META, base_digest, check_base, read_masters
+from learner.state.policy_folder import write_policy
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.checkpoints.manifest import verify
 from maxpo.config import Config
@@ -43,11 +44,7 @@ def export_checkpoint(config: Config, run: Path, step: int | None, target: Path)
         extra = json.loads((source / "learner" / META).read_text(encoding="utf-8"))["extra"]
         check_base(extra.get("base"), base_digest(lm), config.model.path)
         add_adapter(lm, lora, seed=0)
-    masters = {}
-    for file in sorted((source / "learner").glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            keys = [key for key in tensors.keys() if key.endswith("/master")]  # noqa: SIM118
-            masters |= {key.removesuffix("/master"): tensors.get_tensor(key) for key in keys}
+    masters = read_masters(source / "learner")
     with torch.no_grad():
         for name, parameter in trained_parameters(lm).items():
             parameter.copy_(masters[name])

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.placement import place
 from launch.say import say
-from learner.lora import adapter_parameters
+from learner.model.lora import adapter_parameters
 from maxpo.config import Config, LoraConfig
 from maxpo.configure.rules.cluster import CLUSTER_COMBINATIONS
 from maxpo.errors import InputError

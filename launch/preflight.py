@@ -9,7 +9,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from learner.lora import require_peft, target_layers
+from learner.model.lora import require_peft, target_layers
 from maxpo.config import Config
 from maxpo.data.order import Mixture
 from maxpo.data.prompts import load_prompts

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -15,6 +15,9 @@ from maxpo.runtime.background import Background
 from maxpo.runtime.network import use_interface
 from maxpo.runtime.waits import print_stacks_on_signal
 from maxpo.types import Receiver, StepBatch, WeightManifest
+
+if TYPE_CHECKING:  # it imports deepspeed, which must come after the environment is set
+    from learner.state.training_state import TrainingState
 
 
 class LearnerWorker:
@@ -59,12 +62,15 @@ class LearnerWorker:
             timeout=timedelta(seconds=learner.step_timeout_s),
         )
         # Imported here: deepspeed reads the environment above when it is imported.
-        from learner.engine import TrainEngine
-        from learner.lora import add_adapter, base_digest, base_of
-        from learner.model import Policy, enable_gradient_checkpointing, load_language_model
-        from learner.step import Updater
-        from learner.ulysses import SequenceGroup
-        from learner.weight_sender import WeightSender
+        from learner.deepspeed_engine import TrainEngine
+        from learner.model.loading import enable_gradient_checkpointing, load_language_model
+        from learner.model.lora import add_adapter
+        from learner.model.policy import Policy
+        from learner.model.sequence_parallel import SequenceGroup
+        from learner.state.files import base_digest
+        from learner.update.reference import base_of
+        from learner.update.updater import Updater
+        from learner.weight_sync.sender import WeightSender
 
         dtype = getattr(torch, learner.dtype)
         model = self._config.model
@@ -128,7 +134,7 @@ class LearnerWorker:
         """Copy what an optimizer step changes, and where it is wanted the policy; written to `folder` from now on.
 
         See `saved`."""
-        from learner.export import adapter_of, policy_shards
+        from learner.state.policy_folder import adapter_of, policy_shards
 
         write_state = self._training_state().copy(
             {"optimizer_steps": self._updater.optimizer_steps, "base": self._base}
@@ -156,21 +162,22 @@ class LearnerWorker:
         Raises:
             InputError: an adapter was trained on another base.
         """
-        from learner.lora import check_base
+        from learner.state.files import check_base
 
         extra = self._training_state().load(Path(folder))
         if self._base is not None:
             check_base(extra.get("base"), self._base, self._config.model.path)
         self._updater.optimizer_steps = extra["optimizer_steps"]
 
-    def _training_state(self) -> Any:
-        from learner.lora import trained_parameters
+    def _training_state(self) -> TrainingState:
+        from learner.model.parameters import trained_parameters
+        from learner.state.training_state import TrainingState
 
-        return self._engine.training_state(trained_parameters(self._engine.module))
+        return TrainingState(self._engine, trained_parameters(self._engine.module))
 
     def export(self, target: str) -> None:
         """Write the policy as a Hugging Face folder."""
-        from learner.export import adapter_of, policy_shards
+        from learner.state.policy_folder import adapter_of, policy_shards
 
         adapter = adapter_of(self._engine) if self._config.learner.lora.rank else None
         shards = policy_shards(self._engine, rank=self._rank)
@@ -181,7 +188,7 @@ class LearnerWorker:
                 pass
 
     def _write_policy(self, target: Path, shards: Any, adapter: Any) -> None:
-        from learner.export import write_policy
+        from learner.state.policy_folder import write_policy
 
         lm, path = self._engine.module.lm, self._config.model.path
         write_policy(lm, path, target, self._config.learner.lora, shards, adapter)

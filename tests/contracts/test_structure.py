@@ -22,8 +22,12 @@ MAY_IMPORT = {
     "launch": set(PACKAGES),
 }
 HEAVY = {
-    "vllm": {"rollout/engine.py", "rollout/weight_receiver.py", "rollout/plugin.py", "learner/weight_sender.py"},
-    "deepspeed": {"learner/engine.py", "learner/training_state.py", "learner/ulysses.py"},
+    "vllm": {"rollout/engine.py", "rollout/weight_receiver.py", "rollout/plugin.py", "learner/weight_sync/sender.py"},
+    "deepspeed": {
+        "learner/deepspeed_engine.py",
+        "learner/state/training_state.py",
+        "learner/model/sequence_parallel.py",
+    },
 }
 NOT_IN_CORE = {"ray", "vllm", "deepspeed", "transformers", "pebble"}
 

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.preflight import check_model
-from learner.engine import deepspeed_config
-from learner.model import Policy, RowLayout, load_language_model, packed_attention
-from learner.step import learning_rate
+from learner.deepspeed_engine import deepspeed_config
+from learner.model.loading import load_language_model
+from learner.model.packed_attention import RowLayout, packed_attention
+from learner.model.policy import Policy
+from learner.update.schedule import learning_rate
 from maxpo.batches.packing import own_part, pack
 from maxpo.batches.samples import Sample
 from maxpo.config import LearnerConfig

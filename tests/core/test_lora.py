@@ -15,9 +15,11 @@ from transformers import AutoModelForCausalLM
 
 from launch.preflight import check_model
 from launch.resume import describe_changes
-from learner import lora as lora_module
-from learner.export import write_policy
-from learner.lora import Weight, add_adapter, base_digest, check_base, policy_weights, trained_parameters
+from learner.model import lora as lora_module
+from learner.model.lora import add_adapter
+from learner.model.parameters import Weight, policy_weights, trained_parameters
+from learner.state.files import base_digest, check_base
+from learner.state.policy_folder import write_policy
 from maxpo.config import LoraConfig
 from maxpo.configure.loading import load_config
 from maxpo.configure.writing import to_yaml

@@ -22,10 +22,10 @@ class Poison:
     """Spoils loss or gradient of single batches, on the last rank only."""
 
     def __init__(self, lm: Any, *, active: bool) -> None:
-        import learner.step
+        import learner.update.updater
 
         self._active, self._kind = active, ""
-        self._module, self._loss = learner.step, learner.step.microbatch_loss
+        self._module, self._loss = learner.update.updater, learner.update.updater.microbatch_loss
         lm.get_input_embeddings().register_forward_hook(self._embedded)
 
     def use(self, kind: str) -> None:
@@ -50,7 +50,8 @@ class Poison:
 
 def adapt(lm: Any, lora: LoraConfig) -> None:
     """An adapter that already says something: a B of 0 would leave A without a gradient."""
-    from learner.lora import add_adapter, trained_parameters
+    from learner.model.lora import add_adapter
+    from learner.model.parameters import trained_parameters
 
     add_adapter(lm, lora, seed=0)
     generator = torch.Generator().manual_seed(1)
@@ -67,11 +68,14 @@ def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str,
     torch.set_num_threads(1)
     store = join_store("127.0.0.1", port, 60)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    from learner.engine import TrainEngine
-    from learner.lora import base_of, trained_parameters
-    from learner.model import Policy, enable_gradient_checkpointing, load_language_model, parameters_by_name
-    from learner.step import Updater
-    from learner.ulysses import SequenceGroup
+    from learner.deepspeed_engine import TrainEngine
+    from learner.model.loading import enable_gradient_checkpointing, load_language_model
+    from learner.model.parameters import parameters_by_name, trained_parameters
+    from learner.model.policy import Policy
+    from learner.model.sequence_parallel import SequenceGroup
+    from learner.state.training_state import TrainingState
+    from learner.update.reference import base_of
+    from learner.update.updater import Updater
 
     results = []
     for job in jobs:
@@ -114,7 +118,7 @@ def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str,
             return step(lr)
 
         engine.step = capture
-        state = engine.training_state(trained_parameters(engine.module))
+        state = TrainingState(engine, trained_parameters(engine.module))
         if "load" in job:
             updater.optimizer_steps = state.load(Path(job["load"]))["optimizer_steps"]
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from launch.export import export_checkpoint
-from learner.lora import trained_parameters
+from learner.model.parameters import trained_parameters
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.config import LoraConfig
 from maxpo.configure.loading import load_config
@@ -113,13 +114,14 @@ def test_resumed_equals_never_stopped_bit_for_bit(
 
 
 def test_a_state_of_another_rank_is_refused(folder: Path, results: dict[str, Result]) -> None:
-    from learner.training_state import TrainingState
+    from learner.state.training_state import TrainingState
 
     assert results
     lm = plain_model()
     adapt(lm, replace(LORA, rank=8))
     parameters = trained_parameters(lm)
-    state = TrainingState(None, torch.optim.AdamW(parameters.values()), 0, parameters)
+    engine: Any = SimpleNamespace(deepspeed=None, optimizer=torch.optim.AdamW(parameters.values()), stage=0)
+    state = TrainingState(engine, parameters)
     with pytest.raises(ValueError, match=r"is of another model: \S+lora_A.weight is \(4, 128\) there, \(8, 128\) here"):
         state.load(folder / "0-float32")
 

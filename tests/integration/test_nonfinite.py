@@ -147,7 +147,7 @@ class Halves(torch.nn.Module):
 def _halves(_rank: int, out: str) -> None:
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", DS_ACCELERATOR="cpu", GLOO_SOCKET_IFNAME="lo")
     dist.init_process_group("gloo", store=serve_store("127.0.0.1", 60)[0], rank=0, world_size=1)
-    from learner.engine import TrainEngine
+    from learner.deepspeed_engine import TrainEngine
 
     norms: list[list[float | None]] = []
     for stage in range(4):

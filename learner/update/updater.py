@@ -11,99 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from learner.engine import TrainEngine
+from learner.deepspeed_engine import TrainEngine
+from learner.update.loss import SUMS, microbatch_loss
+from learner.update.schedule import learning_rate
 from maxpo.batches.packing import TrainBatch, own_part, pack, plan_microbatches
 from maxpo.batches.samples import Sample, reward_matrix, valid_samples
 from maxpo.config import AlgorithmConfig, LearnerConfig
 from maxpo.estimators.mixing import mixed, nonzero
-from maxpo.losses.aggregation import sequence_weight, weighted_sum
-from maxpo.losses.policy import LOSSES, kl_estimate, truncated_importance_weights
+from maxpo.losses.aggregation import sequence_weight
 from maxpo.types import StepBatch
-
-SUMS = (
-    "loss",
-    "tokens",
-    "entropy",
-    "clipped_low",
-    "clipped_high",
-    "approx_kl",
-    "reference_kl",
-    "tis_weight",
-    "tis_capped",
-    "mismatch_kl",
-    "mismatch_abs",
-)
-"""Quantities that a microbatch adds up over its loss tokens and that ranks add up in turn."""
-
-
-def learning_rate(config: LearnerConfig, step: int, total_steps: int) -> float:
-    """Learning rate of optimizer step `step` (from 0): linear warm-up, then the schedule down to 0 at the end."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    match config.schedule:
-        case "constant":
-            return config.lr
-        case "linear":
-            return config.lr * (1 - done)
-        case "cosine":
-            return config.lr * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def microbatch_loss(
-    logprobs: Tensor,
-    entropy: Tensor,
-    batch: TrainBatch,
-    algorithm: AlgorithmConfig,
-    *,
-    old_logprobs: Tensor | None,
-    ref_logprobs: Tensor | None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """This microbatch's share of the loss of the step, and its sums for the log.
-
-    Args:
-        logprobs: [T] of the policy, with gradient.
-        entropy: [T] of the policy's distributions.
-        batch: the packed row.
-        algorithm: loss, clip bounds, KL, entropy bonus, importance sampling.
-        old_logprobs: [T] of the policy at the start of the step; None: the same as `logprobs`, which is so for
-            the first optimizer step of a training step.
-        ref_logprobs: [T] of the frozen reference; None where the KL is off.
-    """
-    mask = batch.loss_mask
-    current = logprobs.detach()
-    old = current if old_logprobs is None else old_logprobs
-    per_token = LOSSES[algorithm.loss](
-        logprobs, old, batch.advantages, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high
-    )
-    sums: dict[str, Tensor] = {}
-    gap = old - batch.rollout_logprobs
-    if algorithm.tis_cap is not None:
-        weights = truncated_importance_weights(old, batch.rollout_logprobs, algorithm.tis_cap)
-        per_token = per_token * weights
-        sums["tis_weight"] = weights[mask].sum()
-        sums["tis_capped"] = (gap.exp() > algorithm.tis_cap)[mask].sum()
-    if ref_logprobs is not None:
-        kl = kl_estimate(logprobs, ref_logprobs, algorithm.kl_estimator)
-        per_token = per_token + algorithm.kl_coef * kl
-        sums["reference_kl"] = kl.detach()[mask].sum()
-    if algorithm.entropy_coef:
-        per_token = per_token - algorithm.entropy_coef * entropy
-    loss = weighted_sum(per_token, batch.token_weights, mask)
-
-    moved = current - old
-    ratio = moved.exp()
-    sums |= {
-        "loss": loss.detach(),
-        "tokens": mask.sum(),
-        "entropy": entropy.detach()[mask].sum(),
-        "clipped_low": ((ratio < 1 - algorithm.clip_low) & (batch.advantages < 0) & mask).sum(),
-        "clipped_high": ((ratio > 1 + algorithm.clip_high) & (batch.advantages > 0) & mask).sum(),
-        "approx_kl": (torch.expm1(moved) - moved)[mask].sum(),
-        "mismatch_kl": (torch.expm1(gap) - gap)[mask].sum(),
-        "mismatch_abs": gap.abs()[mask].sum(),
-    }
-    return loss, sums
 
 
 class Updater:

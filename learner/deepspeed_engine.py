@@ -9,16 +9,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from maxpo.config import LearnerConfig
-
-if TYPE_CHECKING:  # it imports deepspeed, which must come after the environment is set
-    from learner.training_state import TrainingState
 
 
 def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, Any]:
@@ -68,9 +65,24 @@ class TrainEngine:
         self._ds = deepspeed
         self.world_size = dist.get_world_size()
         self._engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
-        self._adam = optimizer
+        self._optimizer = optimizer
         self._stage = config.zero_stage
         self.device = device
+
+    @property
+    def deepspeed(self) -> Any:
+        """DeepSpeed's own engine."""
+        return self._engine
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The AdamW that DeepSpeed was given; it has one parameter group."""
+        return self._optimizer
+
+    @property
+    def stage(self) -> int:
+        """ZeRO stage."""
+        return self._stage
 
     @property
     def module(self) -> nn.Module:
@@ -125,19 +137,8 @@ class TrainEngine:
         with self._ds.zero.GatheredParameters(list(parameters), enabled=self._stage == 3):
             yield
 
-    def training_state(self, parameters: dict[str, nn.Parameter]) -> TrainingState:
-        """Master weights and optimizer state of these parameters, to be saved and loaded."""
-        from learner.training_state import TrainingState
-
-        return TrainingState(self._engine, self._adam, self._stage, parameters)
-
     def full_gradient(self, parameter: nn.Parameter) -> Tensor | None:
         """The reduced gradient of one parameter, whole, between `backward` and `step`; for tests and probes."""
         from deepspeed.utils import safe_get_full_grad
 
         return safe_get_full_grad(parameter)
-
-    @staticmethod
-    def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-        """Shape of the whole parameter, also while it is sharded."""
-        return tuple(getattr(parameter, "ds_shape", parameter.shape))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,86 +10,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from learner.model import parameters_by_name
+from learner.model.parameters import ADAPTER, trained_parameters
 from maxpo.config import LoraConfig
 from maxpo.errors import InputError
-from maxpo.seeds import derive_seed
-from maxpo.weights.checksum import tensor_digest
 
 if TYPE_CHECKING:  # it imports deepspeed, which must come after the environment is set
-    from learner.engine import TrainEngine
+    pass
 
-ADAPTER = "default"
-"""peft's name of an adapter that has none."""
 ADAPTER_FOLDER = "adapter"
 """Where the adapter lies in the folder of a policy."""
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """A tensor of the policy: a parameter, and what an adapter adds to it."""
-
-    base: nn.Parameter
-    low_rank: tuple[nn.Parameter, nn.Parameter] | None = None
-    """A [rank, in] and B [out, rank]."""
-    scaling: float = 0.0
-
-    @property
-    def parameters(self) -> tuple[nn.Parameter, ...]:
-        """What must be whole for `copy`."""
-        return (self.base, *(self.low_rank or ()))
-
-    def copy(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-        """W, or W + scaling B A computed in float32; nothing that is trained or frozen changes. None: where W is."""
-        base = self.base.detach()
-        if self.low_rank is None:
-            return base.to(device=device or base.device, dtype=dtype, copy=True)
-        a, b = (p.detach().float() for p in self.low_rank)
-        # In place: a float32 tensor of the weight's size is all that this needs.
-        return (b @ a).mul_(self.scaling).add_(base).to(device=device or base.device, dtype=dtype)
-
-
-def policy_weights(model: nn.Module) -> dict[str, Weight]:
-    """All weights of the policy under the names of the model without an adapter; a tied one appears once."""
-    parameters = parameters_by_name(model)
-    modules = {name.removeprefix("lm."): module for name, module in model.named_modules()}
-    weights: dict[str, Weight] = {}
-    for name, parameter in parameters.items():
-        layer, within, leaf = name.rpartition(".base_layer.")
-        if within and leaf == "weight":
-            a, b = (parameters[f"{layer}.lora_{side}.{ADAPTER}.weight"] for side in "AB")
-            owner: Any = modules[layer]
-            weights[f"{layer}.weight"] = Weight(parameter, (a, b), owner.scaling[ADAPTER])
-        elif within:
-            weights[f"{layer}.{leaf}"] = Weight(parameter)
-        elif ".lora_" not in name:
-            weights[name] = Weight(parameter)
-    return weights
-
-
-def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What the optimizer changes, by name: all parameters, or those of the adapter under peft's names in files."""
-    parameters = parameters_by_name(model)
-    return {re.sub(rf"(\.lora_[AB])\.{ADAPTER}\.", r"\1.", n): p for n, p in parameters.items() if p.requires_grad}
-
-
-def base_digest(lm: Any) -> str:
-    """Checksum of a language model without an adapter, in the number format that it was loaded in."""
-    digests = [(name, int(tensor_digest(parameter))) for name, parameter in lm.named_parameters()]
-    return f"{lm.dtype}:{derive_seed(*digests):x}"
-
-
-def check_base(recorded: str | None, now: str, model_path: str) -> None:
-    """Compare the base that an adapter was trained on, as its checkpoint says, with the one that is there now.
-
-    Raises:
-        InputError: it is another one. What was loaded in another number format cannot be compared, and passes.
-    """
-    if recorded is not None and recorded != now and recorded.partition(":")[0] == now.partition(":")[0]:
-        raise InputError(
-            f"model.path = {model_path}: its weights are not those that the adapter of the checkpoint was trained on; "
-            "put them back, or name their folder"
-        )
 
 
 def require_peft() -> None:
@@ -175,21 +101,6 @@ def peft_config(lora: LoraConfig, targets: list[str], model_path: str | None = N
         task_type="CAUSAL_LM",
         base_model_name_or_path=model_path,
     )
-
-
-def base_of(engine: TrainEngine) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The frozen policy under the adapter, as a function like the engine's forward, without a model of its own.
-
-    The adapter counts 0 times there, instead of being left out: which modules are called stays the same, which ZeRO-3
-    has learnt.
-    """
-    from peft.helpers import rescale_adapter_scale
-
-    def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        with rescale_adapter_scale(engine.module, 0.0):
-            return engine.forward(*args, **kwargs)
-
-    return forward
 
 
 def write_adapter(tensors: dict[str, Tensor], lora: LoraConfig, model_path: str, folder: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.engine import TrainEngine
-from learner.lora import policy_weights
+from learner.deepspeed_engine import TrainEngine
+from learner.model.parameters import full_shape, policy_weights
 from maxpo.weights.buckets import TensorMeta, cut_into_buckets
 from maxpo.weights.checksum import tensor_digest
 
@@ -21,7 +21,7 @@ class ParameterSource:
         """`keep`: this rank sends, or hands its copy to an engine on its GPU; the others only join the gathering."""
         self._engine = engine
         self._weights = policy_weights(engine.module)
-        self.metas = [TensorMeta(name, dtype, engine.full_shape(w.base)) for name, w in self._weights.items()]
+        self.metas = [TensorMeta(name, dtype, full_shape(w.base)) for name, w in self._weights.items()]
         self._bucket_bytes = bucket_bytes
         self._keep = keep
         self.digests: dict[str, Tensor] = {}

@@ -11,129 +11,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import ray
 import torch
 
-from learner.engine import TrainEngine
-from learner.parameter_source import ParameterSource
+from learner.deepspeed_engine import TrainEngine
+from learner.weight_sync.engine_client import EngineClient
+from learner.weight_sync.gloo_sender import GlooSender
+from learner.weight_sync.parameter_source import ParameterSource
 from maxpo.errors import RemoteError
-from maxpo.runtime.ray_calls import wait_for
 from maxpo.types import Receiver, WeightManifest
-from maxpo.weights.rendezvous import gloo_group, serve_store
-
-
-class EngineClient:
-    """Calls every engine at once. Has the four methods that vLLM's trainer engines expect of a client."""
-
-    def __init__(self, receivers: Sequence[Receiver], timeout_s: float) -> None:
-        """`receivers` in the order of their ranks; every call has `timeout_s` seconds."""
-        self.receivers = receivers
-        self.version = -1
-        self.failure: RemoteError | None = None
-        self._timeout_s = timeout_s
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Let every engine meet the learner, each with its own rank in the group."""
-        offset = 1
-        refs: dict[str, Any] = {}
-        for receiver in self.receivers:
-            own = init_info | ({"rank_offset": offset} if "rank_offset" in init_info else {})
-            refs[receiver.name] = receiver.actor.init_weight_transfer.remote(own)
-            offset += receiver.workers
-        self._wait(refs, "joining the weight-sync group")
-
-    def start_weight_update(self) -> None:
-        """Pause the engines and make their models ready to receive."""
-        self._call("start_weight_update", "preparing to receive weights")
-
-    def update_weights(self, update_info: Any) -> None:
-        """Receive; returns when all engines have loaded everything.
-
-        CUDA IPC handles come with classes in them, which no serializer but pickle takes, so they go as plain data:
-        the size of the buffer and the arguments behind the fixed ones (see `IpcReceiver.parse_update_info`).
-        """
-        if handles := update_info.get("ipc_handles"):
-            plain = {gpu: (args[1][0], args[6:]) for gpu, args in handles.items()}
-            update_info = update_info | {"ipc_handles": plain}
-        self._call("update_weights", "receiving weights", update_info)
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Close the update under the version of this sync and resume generation."""
-        self._call("finish_weight_update", "finishing the weight update", self.version)
-
-    def begin_update_weights(self, update_info: Any) -> dict[str, Any]:
-        """Start receiving without waiting; the pending calls by engine name."""
-        return {r.name: r.actor.update_weights.remote(update_info) for r in self.receivers}
-
-    def _call(self, method: str, doing: str, *args: Any) -> None:
-        self._wait({r.name: getattr(r.actor, method).remote(*args) for r in self.receivers}, doing)
-
-    def _wait(self, refs: dict[str, Any], doing: str) -> None:
-        try:
-            wait_for(refs, timeout_s=self._timeout_s, doing=doing, ray=ray)
-        except RemoteError as error:
-            self.failure = error
-            raise
-
-
-class GlooSender:
-    """Sends buckets with gloo broadcasts."""
-
-    def __init__(
-        self,
-        source: ParameterSource,
-        client: EngineClient,
-        *,
-        rank: int,
-        host: str,
-        timeout_s: float,
-        bucket_bytes: int,
-    ) -> None:
-        """Meet the engines (rank 0 only)."""
-        self._source, self._client, self._rank, self._timeout_s = source, client, rank, timeout_s
-        if rank:
-            return
-        self._store, port = serve_store(host, timeout_s)
-        world_size = 1 + sum(receiver.workers for receiver in client.receivers)
-        info = {
-            "host": host,
-            "port": port,
-            "rank_offset": 1,
-            "world_size": world_size,
-            "bucket_bytes": bucket_bytes,
-            "timeout_s": timeout_s,
-        }
-        with ThreadPoolExecutor(max_workers=1) as side:
-            # The engines block until the learner joins, so both happen at once.
-            joined = side.submit(client.init_weight_transfer_engine, info)
-            try:
-                self._group = gloo_group(self._store, 0, world_size, timeout_s)
-            finally:
-                joined.result()  # what an engine says names it; gloo's own error does not
-
-    def send_weights(self) -> None:
-        """Push all parameters. Called on every rank; only rank 0 talks to the engines."""
-        if self._rank:
-            for _ in self._source.buckets():
-                pass
-            return
-        self._client.start_weight_update()
-        pending = self._client.begin_update_weights(self._source.update_info())
-        for bucket in self._source.buckets():
-            # An engine that failed never joins the broadcast: say so now, not after gloo's time-out.
-            failed, _ = ray.wait(list(pending.values()), timeout=0)
-            if failed:
-                break
-            buffer = torch.cat([tensor.reshape(-1).view(torch.uint8) for _, tensor in bucket]).cpu()
-            try:
-                self._group.broadcast(buffer, 0).wait()
-            except RuntimeError:
-                break  # an engine is gone: its own error says which
-        wait_for(pending, timeout_s=self._timeout_s, doing="receiving weights", ray=ray)
-        self._client.finish_weight_update()
 
 
 class WeightSender:

@@ -27,30 +27,21 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from learner.engine import TrainEngine
-from learner.export import META
-
-MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
+from learner.deepspeed_engine import TrainEngine
+from learner.model.parameters import full_shape
+from learner.state.files import MASTER, META, MOMENTS
 
 
 class TrainingState:
     """Reads and writes what an optimizer step changes, on all ranks together."""
 
-    def __init__(
-        self, engine: Any, adam: torch.optim.Optimizer, stage: int, parameters: dict[str, nn.Parameter]
-    ) -> None:
-        """Look at a DeepSpeed engine.
-
-        Args:
-            engine: the DeepSpeed engine.
-            adam: the AdamW that it was given, with one parameter group.
-            stage: ZeRO stage.
-            parameters: trained parameters by name.
-        """
-        self._engine, self._adam, self._stage, self._parameters = engine, adam, stage, parameters
+    def __init__(self, engine: TrainEngine, parameters: dict[str, nn.Parameter]) -> None:
+        """Look at an engine and its trained parameters, by name."""
+        self._engine, self._adam, self._stage = engine.deepspeed, engine.optimizer, engine.stage
+        self._parameters = parameters
         self._master: dict[str, Tensor] = {}
-        if stage == 0:  # in float32 the parameters themselves
-            own: list[Tensor] = [p for group in adam.param_groups for p in group["params"]]
+        if self._stage == 0:  # in float32 the parameters themselves
+            own: list[Tensor] = [p for group in self._adam.param_groups for p in group["params"]]
             self._master = dict(zip(parameters, own, strict=True))
 
     def copy(self, extra: dict[str, Any]) -> Callable[[Path], None]:
@@ -91,7 +82,7 @@ class TrainingState:
         where = {key: file for file in files for key in file.keys()}  # noqa: SIM118
         for name, parameter in self._parameters.items():
             there = tuple(where[f"{name}/{MASTER}"].get_slice(f"{name}/{MASTER}").get_shape())
-            here = TrainEngine.full_shape(parameter)
+            here = full_shape(parameter)
             if there != here:
                 raise ValueError(f"{folder}: the checkpoint is of another model: {name} is {there} there, {here} here")
 

@@ -12,14 +12,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from learner.engine import TrainEngine
-from learner.lora import ADAPTER_FOLDER, Weight, policy_weights, trained_parameters, write_adapter
+from learner.deepspeed_engine import TrainEngine
+from learner.model.lora import ADAPTER_FOLDER, write_adapter
+from learner.model.parameters import Weight, full_shape, policy_weights, trained_parameters
 from maxpo.config import LoraConfig
 from maxpo.weights.buckets import TensorMeta, cut_into_buckets
 
 SHARD_BYTES = 4 << 30
-META = "meta.json"
-"""The file of a training state that is no tensors."""
 SINGLE = "model.safetensors"
 """The file of a model that fits into one."""
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
@@ -33,7 +32,7 @@ Shard = tuple[str, dict[str, Tensor]]
 def policy_shards(engine: TrainEngine, *, rank: int, shard_bytes: int = SHARD_BYTES) -> Iterator[Shard]:
     """The policy's weights, copied to the host of rank 0 shard by shard. Collective: every rank goes through all."""
     weights = policy_weights(engine.module)
-    metas = [TensorMeta(name, w.base.dtype, engine.full_shape(w.base)) for name, w in weights.items()]
+    metas = [TensorMeta(name, w.base.dtype, full_shape(w.base)) for name, w in weights.items()]
     shards = list(cut_into_buckets(metas, shard_bytes))
     for number, shard in enumerate(shards, start=1):
         tensors: dict[str, Tensor] = {}

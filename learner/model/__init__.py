@@ -1,0 +1,1 @@
+"""The language model: packed rows in, log-probabilities out."""

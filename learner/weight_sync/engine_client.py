@@ -1,0 +1,66 @@
+"""The calls of vLLM's weight-transfer API to all engines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from maxpo.errors import RemoteError
+from maxpo.runtime.ray_calls import wait_for
+from maxpo.types import Receiver
+
+
+class EngineClient:
+    """Calls every engine at once. Has the four methods that vLLM's trainer engines expect of a client."""
+
+    def __init__(self, receivers: Sequence[Receiver], timeout_s: float) -> None:
+        """`receivers` in the order of their ranks; every call has `timeout_s` seconds."""
+        self.receivers = receivers
+        self.version = -1
+        self.failure: RemoteError | None = None
+        self._timeout_s = timeout_s
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Let every engine meet the learner, each with its own rank in the group."""
+        offset = 1
+        refs: dict[str, Any] = {}
+        for receiver in self.receivers:
+            own = init_info | ({"rank_offset": offset} if "rank_offset" in init_info else {})
+            refs[receiver.name] = receiver.actor.init_weight_transfer.remote(own)
+            offset += receiver.workers
+        self._wait(refs, "joining the weight-sync group")
+
+    def start_weight_update(self) -> None:
+        """Pause the engines and make their models ready to receive."""
+        self._call("start_weight_update", "preparing to receive weights")
+
+    def update_weights(self, update_info: Any) -> None:
+        """Receive; returns when all engines have loaded everything.
+
+        CUDA IPC handles come with classes in them, which no serializer but pickle takes, so they go as plain data:
+        the size of the buffer and the arguments behind the fixed ones (see `IpcReceiver.parse_update_info`).
+        """
+        if handles := update_info.get("ipc_handles"):
+            plain = {gpu: (args[1][0], args[6:]) for gpu, args in handles.items()}
+            update_info = update_info | {"ipc_handles": plain}
+        self._call("update_weights", "receiving weights", update_info)
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Close the update under the version of this sync and resume generation."""
+        self._call("finish_weight_update", "finishing the weight update", self.version)
+
+    def begin_update_weights(self, update_info: Any) -> dict[str, Any]:
+        """Start receiving without waiting; the pending calls by engine name."""
+        return {r.name: r.actor.update_weights.remote(update_info) for r in self.receivers}
+
+    def _call(self, method: str, doing: str, *args: Any) -> None:
+        self._wait({r.name: getattr(r.actor, method).remote(*args) for r in self.receivers}, doing)
+
+    def _wait(self, refs: dict[str, Any], doing: str) -> None:
+        try:
+            wait_for(refs, timeout_s=self._timeout_s, doing=doing, ray=ray)
+        except RemoteError as error:
+            self.failure = error
+            raise
