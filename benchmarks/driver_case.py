@@ -175,7 +175,7 @@ def measure(case: Case) -> dict[str, Any]:
     from maxpo.loop.train import train
     from maxpo.tracking.run_log import RunLog
     from maxpo.types import Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
-    from rollout.crew import Crew
+    from rollout.fleet import Crew
     from rollout.pool import RolloutPool
 
     meter = Meter()

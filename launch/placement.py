@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from maxpo.config import ClusterConfig, Config
 from maxpo.errors import InputError
-from rollout.worker import environment
+from rollout.vllm_engine.process_env import environment
 
 SHARED_GPU_LIMIT = 0.6
 """Largest `rollout.gpu_memory_utilization` where learner and engine share a GPU."""

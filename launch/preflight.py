@@ -19,7 +19,7 @@ from maxpo.errors import InputError
 from maxpo.rewards.code.verifier import cannot_run
 from maxpo.rewards.registry import find_judge, names_in_use
 from maxpo.types import Prompt
-from rollout.episodes import Observer
+from rollout.episodes.observations import Observer
 
 
 def check_model(config: Config, *, evaluation: bool = False) -> PreTrainedTokenizerBase:

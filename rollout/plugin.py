@@ -14,7 +14,7 @@ def register() -> None:
 
     for name, class_name in RECEIVERS.items():
         if name not in WeightTransferEngineFactory._registry:
-            WeightTransferEngineFactory.register_engine(name, "rollout.weight_receiver", class_name)
+            WeightTransferEngineFactory.register_engine(name, "rollout.vllm_engine.weight_receiver", class_name)
     _end_with_parent()
 
 

@@ -19,8 +19,9 @@ from maxpo.runtime.ray_calls import failure, wait_for
 from maxpo.runtime.waits import SIGNAL_S, waiting
 from maxpo.seeds import derive_seed
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, WeightManifest
-from rollout.crew import Crew, Place, Places, is_loss
-from rollout.reward_pool import RewardPool
+from rollout.fleet import Crew, is_loss
+from rollout.scoring.verifier_pool import RewardPool
+from rollout.slots import Place, Places
 from rollout.worker import RolloutWorker
 
 

@@ -1,6 +1,6 @@
 """Verifiers: pure functions from an answer's text and the reference to a reward.
 
-They run in killable processes (`rollout/reward_pool.py`), so this package imports nothing heavy.
+They run in killable processes (`rollout/scoring/verifier_pool.py`), so this package imports nothing heavy.
 A verifier judges any text without raising; a reference that makes no sense raises. Its arguments that can be given by
 name alone are settings (`reward.args`). `docs/verifiers.md` has a table.
 """

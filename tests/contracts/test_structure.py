@@ -22,7 +22,12 @@ MAY_IMPORT = {
     "launch": set(PACKAGES),
 }
 HEAVY = {
-    "vllm": {"rollout/engine.py", "rollout/weight_receiver.py", "rollout/plugin.py", "learner/weight_sync/sender.py"},
+    "vllm": {
+        "rollout/vllm_engine/engine.py",
+        "rollout/vllm_engine/weight_receiver.py",
+        "rollout/plugin.py",
+        "learner/weight_sync/sender.py",
+    },
     "deepspeed": {
         "learner/deepspeed_engine.py",
         "learner/state/training_state.py",

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-import rollout.crew
+import rollout.fleet
 from maxpo.config import RolloutConfig
 from maxpo.errors import RunError
-from rollout.crew import Crew, Places, is_loss
+from rollout.fleet import Crew, is_loss
+from rollout.slots import Places
 from rollout.worker import EngineLostError
 
 
@@ -52,7 +53,7 @@ class FakeActor:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     ray = FakeRay()
-    monkeypatch.setattr(rollout.crew, "ray", ray)
+    monkeypatch.setattr(rollout.fleet, "ray", ray)
     return ray
 
 
@@ -128,7 +129,7 @@ def test_a_replacement_that_never_starts_is_a_loss(fake: FakeRay) -> None:
 
 def test_losses_within_the_window_are_limited(fake: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(rollout.crew.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(rollout.fleet.time, "monotonic", lambda: clock[0])
     workers, made = crew(max_restarts=2, restart_window_s=100.0)
     for now in (0.0, 60.0, 101.0):  # the first is forgotten when the third comes
         clock[0] = now
@@ -150,7 +151,7 @@ def test_no_restart_at_all(fake: FakeRay) -> None:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(rollout.crew.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(rollout.fleet.time, "monotonic", lambda: now[0])
     return now
 
 

@@ -17,7 +17,9 @@ from maxpo.environments.base import Step
 from maxpo.environments.calculator import Calculator, calculate
 from maxpo.environments.registry import find_environment
 from maxpo.types import Completion
-from rollout.episodes import Observer, StepError, checked, run_episode
+from rollout.episodes.environment_pool import StepError, checked
+from rollout.episodes.episode import run_episode
+from rollout.episodes.observations import Observer
 from tests.fakes import prompt
 from tests.hostile.texts import BOMBS, CANARY, TEXTS
 
@@ -102,7 +104,7 @@ def test_a_wrong_environment_is_told(name, args, message):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("stop", "must return a maxpo.environments.base.Step, not 'stop'"),
+        ("stop", "must return a maxpo.environments.Step, not 'stop'"),
         (Step(observation=None), "the observation must be text, not None"),
         (Step(reward=float("nan")), "not 'reward': nan"),
         (Step(reward=None), "not 'reward': None"),

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-import rollout.crew
+import rollout.fleet
 from maxpo.config import Config, RewardConfig, RolloutConfig
 from maxpo.errors import RemoteError
 from maxpo.types import Group, Prompt
-from rollout.crew import Crew
+from rollout.fleet import Crew
 from rollout.pool import RolloutPool
 from tests.fakes import completion, prompt
 
@@ -38,7 +38,7 @@ def pool(
     monkeypatch: pytest.MonkeyPatch, answer: Callable[[int, Prompt, Future[Group]], None], **settings: Any
 ) -> RolloutPool:
     monkeypatch.setattr(
-        rollout.crew, "ray", SimpleNamespace(kill=lambda actor: None, wait=lambda refs, **_: ([], refs))
+        rollout.fleet, "ray", SimpleNamespace(kill=lambda actor: None, wait=lambda refs, **_: ([], refs))
     )
     settings = {"workers": 0, "max_new_tokens": 1, "max_concurrent_sequences": 4} | settings
     config = Config(rollout=RolloutConfig(**settings), reward=RewardConfig(verifier="exact"))

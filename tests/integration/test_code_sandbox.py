@@ -20,7 +20,7 @@ import pytest
 from maxpo.config import RewardConfig
 from maxpo.rewards.code.verifier import cannot_run
 from maxpo.types import Group, Prompt
-from rollout.reward_pool import RewardPool
+from rollout.scoring.verifier_pool import RewardPool
 from tests.fakes import completion
 from tests.hostile.programs import BOMBS, FORGERIES, PROBES
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from maxpo.config import EnvironmentConfig
-from rollout.episodes import EnvironmentPool, StepError
+from rollout.episodes.environment_pool import EnvironmentPool, StepError
 from tests.fakes import prompt
 from tests.integration.test_cli import maxpo
 

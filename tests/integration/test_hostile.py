@@ -10,7 +10,7 @@ import pytest
 from maxpo.config import RewardConfig
 from maxpo.rewards.registry import REWARDS
 from maxpo.types import Group, Prompt
-from rollout.reward_pool import RewardPool
+from rollout.scoring.verifier_pool import RewardPool
 from tests.fakes import completion
 from tests.hostile.texts import BOMBS, CANARY, TEXTS
 

@@ -16,7 +16,7 @@ from maxpo.config import RewardConfig
 from maxpo.loop.step_metrics import sampling_metrics
 from maxpo.tracking.metrics import check_names
 from maxpo.types import Group, Prompt
-from rollout.reward_pool import RewardPool, VerifierError
+from rollout.scoring.verifier_pool import RewardPool, VerifierError
 from tests.fakes import completion, prompt
 
 

@@ -19,7 +19,7 @@ from maxpo.rewards.code.verifier import configure
 from maxpo.rewards.registry import find_judge, unread
 from maxpo.runtime.waits import waiting
 from maxpo.types import Completion, Group, Prompt, ScoredGroup
-from rollout.killable import POOLS, forget_token, new_pool, stop
+from rollout.process_pool import POOLS, forget_token, new_pool, stop
 
 T = TypeVar("T")
 Verdict = tuple[str, T | None]

@@ -43,10 +43,10 @@ class Engine:
             # The log-probabilities of what was really sampled: after temperature, over the kept set.
             "logprobs_mode": "processed_logprobs",
             "weight_transfer_config": {"backend": WIRE_BACKENDS[sync_backend]},
-            "worker_extension_cls": "rollout.weight_receiver.WorkerExtension",
+            "worker_extension_cls": "rollout.vllm_engine.weight_receiver.WorkerExtension",
         }
         if config.tensor_parallel_size == 1:
-            # In the engine's own process; on CPU see also `rollout.worker.environment`.
+            # In the engine's own process; on CPU see also `rollout.vllm_engine.process_env.environment`.
             args["distributed_executor_backend"] = "uni"
         else:
             # Inside a placement group vLLM would spread its processes by Ray itself.

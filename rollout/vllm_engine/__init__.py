@@ -1,0 +1,1 @@
+"""What runs inside vLLM's processes, and the engine in front of them."""
