@@ -166,11 +166,11 @@ def child(args: argparse.Namespace) -> int:
     """Train in this process, with a thread beside it that kills; ends by asking itself to stop."""
     from rich.console import Console
 
-    from launch.rayenv import secure_own_cluster
+    from launch.cluster.ray_environment import secure_own_cluster
 
     secure_own_cluster()
-    import launch.train
-    from launch.progress import Terminal
+    import launch.run.training
+    from launch.terminal.progress import Terminal
     from maxpo.configure.loading import load_config
 
     now = {"stage": "", "step": 0}
@@ -184,7 +184,7 @@ def child(args: argparse.Namespace) -> int:
             now["step"] = step
             super().step_done(step, metrics)
 
-    launch.train.Terminal = Telling
+    launch.run.training.Terminal = Telling
     overrides = [*SETTINGS, f"run.dir={args.out}", "run.name=disturbed"]
     overrides += [f"checkpoint.resume={'must' if args.child == 'resume' else 'never'}"]
     loaded = load_config([ROOT / "configs/presets/demo.yaml"], overrides)
@@ -192,7 +192,7 @@ def child(args: argparse.Namespace) -> int:
     until = float(os.environ["MAXPO_CHAOS_UNTIL"])
     record = args.out / "kills.jsonl"
     threading.Thread(target=killer, args=(now, kinds, args.mtbf, args.seed, record, until), daemon=True).start()
-    return launch.train.run_training(loaded, Console())
+    return launch.run.training.run_training(loaded, Console())
 
 
 def killer(now: dict[str, Any], kinds: Sequence[str], mtbf: float, seed: int, record: Path, until: float) -> None:
@@ -253,7 +253,7 @@ def command_of(process: psutil.Process) -> str:
 def account(
     disturbed: Path, undisturbed: Path, kills: list[dict[str, Any]], steps: int, seconds: float
 ) -> dict[str, Any]:
-    from launch.preflight import load_data
+    from launch.run.preflight import load_data
     from maxpo.configure.loading import load_config
     from maxpo.data.order import PromptStream
 

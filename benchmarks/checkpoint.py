@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.weight_sync import ROOT, machine, random_model
-from launch.rayenv import secure_own_cluster
+from launch.cluster.ray_environment import secure_own_cluster
 
 
 def main() -> None:
@@ -40,9 +40,9 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, model: Path, folder: Path) -> dict[str, Any]:
-    from launch.cluster import cluster
-    from launch.placement import place
-    from launch.room import room_for
+    from launch.cluster.placement import place
+    from launch.cluster.placement_groups import room_for
+    from launch.cluster.ray_cluster import cluster
     from learner.group import LearnerGroup
     from maxpo.checkpoints.local import Checkpoints
     from maxpo.configure.loading import load_config

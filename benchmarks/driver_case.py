@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.rayenv import secure_own_cluster
+from launch.cluster.ray_environment import secure_own_cluster
 from maxpo.types import Completion, Group, Prompt
 
 PROMPT_TOKENS = 32
@@ -168,7 +168,7 @@ def measure(case: Case) -> dict[str, Any]:
     secure_own_cluster()
     import ray
 
-    from launch.cluster import cluster
+    from launch.cluster.ray_cluster import cluster
     from maxpo.config import AlgorithmConfig, Config, EvalConfig, RayConfig, RewardConfig, RolloutConfig, RunConfig
     from maxpo.data.order import PromptStream
     from maxpo.loop.observer import Observer

@@ -29,7 +29,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from launch.rayenv import secure_own_cluster
+from launch.cluster.ray_environment import secure_own_cluster
 from maxpo.weights.buckets import TensorMeta, cut_into_buckets
 from maxpo.weights.rendezvous import gloo_group, join_store, serve_store
 
@@ -76,7 +76,7 @@ def random_model(target: Path, dtype: str) -> Path:
 
 def measure(args: argparse.Namespace, model: Path, folder: Path) -> dict[str, Any]:
     """Start everything, measure limits and rounds, end everything."""
-    from launch.system import system
+    from launch.cluster.system import system
     from maxpo.configure.loading import load_config
 
     overrides = [f"run.dir={folder}", f"model.path={model}", f"sync.bucket_mib={args.bucket_mib}"]

@@ -2,7 +2,7 @@
 
 import os
 
-from launch.rayenv import secure_own_cluster
+from launch.cluster.ray_environment import secure_own_cluster
 
 # Libraries that could ask a hub for files must not; the suite runs without a network.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}

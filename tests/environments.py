@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any
 
-from maxpo.environments.base import Step
+from maxpo.environments import Step
 
 
 class Moody:

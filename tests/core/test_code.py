@@ -275,7 +275,7 @@ def test_without_bubblewrap_nothing_is_run() -> None:
 
 @pytest.mark.usefixtures("no_bubblewrap")
 def test_a_run_without_bubblewrap_is_refused_before_it_starts() -> None:
-    from launch.preflight import check_model
+    from launch.run.preflight import check_model
     from maxpo.configure.loading import load_config
     from maxpo.errors import InputError
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from launch.cli import main
-from launch.preflight import chat_template
-from launch.train import passes
+from launch.run.preflight import chat_template
+from launch.run.wording import passes
 from maxpo.config import DataConfig
 from maxpo.configure.loading import load_config
 from maxpo.data.order import Mixture, PromptStream, Turns, whole_weights

@@ -18,10 +18,9 @@ import pytest
 from packaging.specifiers import SpecifierSet
 from rich.console import Console
 
-from launch import doctor
-from launch.bounded import run_limited, within
 from launch.cli import main
-from launch.doctorchecks import (
+from launch.doctor import doctor
+from launch.doctor.checks import (
     GIB,
     LOCK,
     Line,
@@ -37,7 +36,8 @@ from launch.doctorchecks import (
     check_token,
     wanted_packages,
 )
-from launch.doctornode import facts
+from launch.doctor.node import facts
+from launch.limited import run_limited, within
 from maxpo.config import ClusterConfig, Config, ModelConfig
 
 LOCKED = "# a comment==1\ntorch==2.13.0+cpu\nvllm-cpu==0.32.0\npebble==5.2.3\n"

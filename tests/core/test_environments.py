@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from maxpo.environments import calculator
-from maxpo.environments.base import Step
+from maxpo.environments import Step, calculator
 from maxpo.environments.calculator import Calculator, calculate
 from maxpo.environments.registry import find_environment
 from maxpo.types import Completion

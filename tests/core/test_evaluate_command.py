@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
-from launch.evaltables import one_line, report_table
-from launch.evaluate import _make  # pyright: ignore[reportPrivateUsage]
+from launch.run.evaluating import _make
+from launch.terminal.tables import one_line, report_table
 from maxpo.errors import InputError
 from maxpo.evaluation.measure import prompt_result
 from maxpo.evaluation.report import report

@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from launch import fetchmodel
 from launch.cli import main
-from launch.fetchmodel import MODELS, fetch_model
+from launch.commands import fetch_model as fetchmodel
+from launch.commands.fetch_model import MODELS, fetch_model
 from maxpo.configure.fields import get, schema
 from maxpo.configure.loading import load_config
 from maxpo.errors import InputError, RunError

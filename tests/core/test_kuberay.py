@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from launch.cli import main
-from launch.kuberay import render
+from launch.submit.kubernetes import render
 from maxpo.configure.loading import load_config
 from maxpo.errors import InputError
 from tests.submitted import GOLDEN, LARGE, SECRET, SMALL, check_golden, loaded

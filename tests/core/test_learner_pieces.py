@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from launch.preflight import check_model
+from launch.run.preflight import check_model
 from learner.deepspeed_engine import deepspeed_config
 from learner.model.loading import load_language_model
 from learner.model.packed_attention import RowLayout, packed_attention

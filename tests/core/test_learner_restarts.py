@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launch.train import with_restarts
+from launch.run.restarts import with_restarts
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.data.order import PromptStream
 from maxpo.errors import LearnerLostError, RemoteError

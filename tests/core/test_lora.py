@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from launch.preflight import check_model
-from launch.resume import describe_changes
+from launch.run.preflight import check_model
+from launch.run.resuming import describe_changes
 from learner.model import lora as lora_module
 from learner.model.lora import add_adapter
 from learner.model.parameters import Weight, policy_weights, trained_parameters

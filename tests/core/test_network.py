@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from launch.train import for_all_nodes
+from launch.cluster.paths import for_all_nodes
 from maxpo.configure.loading import load_config
 from maxpo.errors import InputError
 from maxpo.runtime.network import NAMES, use_interface

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import launch.cluster
-from launch.placement import ResourceError, gpus_described, place
+import launch.cluster.ray_cluster
+from launch.cluster.placement import ResourceError, gpus_described, place
 from maxpo.config import ClusterConfig, Config, LearnerConfig, RolloutConfig, RunConfig
 
 
@@ -67,10 +67,10 @@ def test_the_gpus_of_a_cluster_that_is_described() -> None:
 
 
 def test_folders_of_runs_that_were_killed_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch.cluster.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(launch.cluster.ray_cluster.tempfile, "gettempdir", lambda: str(tmp_path))
     dead = subprocess.Popen(["true"])
     dead.wait()
-    here = launch.cluster._where()
+    here = launch.cluster.ray_cluster._where()
     for name, owner in (
         ("dead", f"{here} {dead.pid}"),
         ("alive", f"{here} {os.getpid()}"),
@@ -83,6 +83,6 @@ def test_folders_of_runs_that_were_killed_are_removed(tmp_path: Path, monkeypatc
         if owner:
             (folder / "owner").write_text(owner)
     (tmp_path / "other").mkdir()
-    launch.cluster._remove_leftovers()
+    launch.cluster.ray_cluster._remove_leftovers()
     left = ["maxpo-ray-alive", "maxpo-ray-elsewhere", "maxpo-ray-none", "maxpo-ray-odd", "other"]
     assert sorted(p.name for p in tmp_path.iterdir()) == left

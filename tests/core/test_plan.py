@@ -12,7 +12,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 from rich.console import Console
 from safetensors.torch import load_file
 
-from launch.plan import GIB, ModelShape, learner_bytes, make_plan, remedies, sequences_at_once, shape_of, show_plan
+from launch.memory import GIB, ModelShape, learner_bytes, make_plan, remedies, sequences_at_once, shape_of, show_plan
 from maxpo.config import AlgorithmConfig, Config, DataConfig, LearnerConfig, LoraConfig, ModelConfig, RolloutConfig
 
 QWEN_7B = {

@@ -12,7 +12,7 @@ import yaml
 from transformers import AutoTokenizer
 
 from launch.cli import main
-from launch.preflight import load_data
+from launch.run.preflight import load_data
 from maxpo.configure.loading import load_config
 from maxpo.rewards.registry import find_judge
 

@@ -13,8 +13,9 @@ from typing import Any
 import grpc
 import pytest
 
-from launch.cluster import check_head, cluster
-from launch.rayenv import cluster_address, use_token
+from launch.cluster.head import check_head
+from launch.cluster.ray_cluster import cluster
+from launch.cluster.ray_environment import cluster_address, use_token
 from maxpo.config import RayConfig
 from maxpo.configure.loading import load_config
 from maxpo.errors import InputError

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-import launch.room
-from launch.placement import Placement, ResourceError
-from launch.room import Room
+import launch.cluster.placement_groups
+from launch.cluster.placement import Placement, ResourceError
+from launch.cluster.placement_groups import Room
 from maxpo.config import ClusterConfig
 
 
@@ -19,10 +19,16 @@ class Tables:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **tables: dict[int, str]) -> None:
         self.of, self._names = tables, iter(("engines", "learner"))
         nodes = [{"NodeID": n, "NodeManagerAddress": n, "Alive": True, "Resources": {"CPU": 4.0}} for n in "abcd"]
-        monkeypatch.setattr(launch.room, "ray", SimpleNamespace(nodes=lambda: nodes))
-        monkeypatch.setattr(launch.room, "placement_group", self._group)
-        monkeypatch.setattr(launch.room, "placement_group_table", lambda group: {"bundles_to_node_id": group.table()})
-        monkeypatch.setattr(launch.room, "PlacementGroupSchedulingStrategy", lambda group, bundle: bundle)
+        monkeypatch.setattr(launch.cluster.placement_groups, "ray", SimpleNamespace(nodes=lambda: nodes))
+        monkeypatch.setattr(launch.cluster.placement_groups, "placement_group", self._group)
+        monkeypatch.setattr(
+            launch.cluster.placement_groups,
+            "placement_group_table",
+            lambda group: {"bundles_to_node_id": group.table()},
+        )
+        monkeypatch.setattr(
+            launch.cluster.placement_groups, "PlacementGroupSchedulingStrategy", lambda group, bundle: bundle
+        )
 
     def _group(self, bundles: list[dict[str, float]], strategy: str) -> Any:
         name = next(self._names)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
-from launch.slurm import NODE, render
+from launch.submit.slurm import NODE, render
 from maxpo.configure.loading import load_config
 from maxpo.errors import InputError
 from tests.submitted import LARGE, SECRET, SMALL, check_golden, loaded

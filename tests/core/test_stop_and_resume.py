@@ -14,9 +14,10 @@ import pytest
 from rich.console import Console
 
 from launch.cli import main
-from launch.resume import describe_changes, find_checkpoint
-from launch.signals import StopTooLateError, own_sigterm, stop_on_signal
-from launch.train import _open
+from launch.cluster.ray_cluster import own_sigterm
+from launch.run.folder import _open
+from launch.run.resuming import describe_changes, find_checkpoint
+from launch.run.signals import StopTooLateError, stop_on_signal
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.checkpoints.remote import RemoteStore, RemoteStoreError
 from maxpo.config import CheckpointConfig, Config

@@ -19,11 +19,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-import launch.submit_ray
+import launch.submit.ray_job
 from launch.cli import main
-from launch.doctor import _paths as doctor_paths
-from launch.packing import LIMIT_MIB, packed
-from launch.submit_ray import check_dashboard, dashboard, entrypoint
+from launch.doctor.doctor import _paths as doctor_paths
+from launch.submit.packing import LIMIT_MIB, packed
+from launch.submit.ray_job import check_dashboard, dashboard, entrypoint
 from maxpo.configure.loading import LoadedConfig, load_config
 from maxpo.errors import InputError, RunError
 
@@ -247,11 +247,11 @@ class Job:
 class TestFollow:
     @pytest.fixture(autouse=True)
     def quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(launch.submit_ray.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(launch.submit.ray_job.time, "sleep", lambda seconds: None)
 
     @staticmethod
     def follow(job: Job) -> int:
-        return launch.submit_ray._follow(job, "job-1", Console(file=StringIO()))
+        return launch.submit.ray_job._follow(job, "job-1", Console(file=StringIO()))
 
     def test_a_broken_stream_is_read_again_without_what_was_printed(self, capsys: pytest.CaptureFixture[str]) -> None:
         streams = [["one\n", "tw"], RuntimeError("closed"), ["one\ntwo\n", "three\n"], ["one\ntwo\nthree\n", "four\n"]]
@@ -260,7 +260,7 @@ class TestFollow:
         assert capsys.readouterr().out == "one\ntwo\nthree\nfour\n"
 
     def test_a_stream_that_is_silent_or_broken_does_not_hide_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(launch.submit_ray, "SILENCE_S", 0.1)
+        monkeypatch.setattr(launch.submit.ray_job, "SILENCE_S", 0.1)
         assert self.follow(Job([["x", 5.0]], ["SUCCEEDED"])) == 0
         assert self.follow(Job([RuntimeError("closed")], ["FAILED"], 3)) == 3
 
@@ -276,7 +276,7 @@ class TestFollow:
 
     def test_contact_that_is_lost_for_long_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         clock = iter(range(0, 10_000, 50))
-        monkeypatch.setattr(launch.submit_ray.time, "monotonic", lambda: float(next(clock)))
+        monkeypatch.setattr(launch.submit.ray_job.time, "monotonic", lambda: float(next(clock)))
         gone = [OSError("no route to host") for _ in range(9)]
         job = Job([["x"], *gone], ["RUNNING", *gone])
         with pytest.raises(RunError, match=r"no word from the cluster .*job-1 may still be running: no route to host"):

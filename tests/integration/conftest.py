@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.preflight import load_data
-from launch.system import system
+from launch.cluster.system import system
+from launch.run.preflight import load_data
 from learner.group import LearnerGroup
 from maxpo.config import Config
 from maxpo.configure.loading import load_config

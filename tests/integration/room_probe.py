@@ -9,8 +9,8 @@ from typing import Any
 
 import ray
 
-from launch.placement import Placement, ResourceError
-from launch.room import Room
+from launch.cluster.placement import Placement, ResourceError
+from launch.cluster.placement_groups import Room
 from maxpo.config import ClusterConfig
 
 

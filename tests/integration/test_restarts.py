@@ -11,8 +11,8 @@ import psutil
 import pytest
 import ray
 
-from launch.preflight import load_data
-from launch.system import System, system
+from launch.cluster.system import System, system
+from launch.run.preflight import load_data
 from maxpo.configure.loading import load_config
 from maxpo.errors import LearnerLostError, RunError
 from maxpo.loop.publish import publish

@@ -243,7 +243,7 @@ def check_nodes(
     """The nodes of a running cluster against the settings, this machine and each other.
 
     Args:
-        nodes: `name`, `gpus` and `facts` of each (`doctornode.facts`); `problem` instead of facts where it failed.
+        nodes: `name`, `gpus` and `facts` of each (`node.facts`); `problem` instead of facts where it failed.
         here: versions on this machine.
         config: settings, where a file is given.
         need_token: a cluster without token authentication is an error.

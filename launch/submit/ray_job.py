@@ -18,12 +18,12 @@ from typing import Any
 
 from rich.console import Console
 
-from launch.bounded import within
-from launch.packing import packed
-from launch.rayenv import LETS_EVERYBODY_IN, TOKEN_PATH, use_token
-from launch.say import say
-from launch.signals import INTERRUPTED, PREEMPTED
-from launch.submission import RESUME, check_env
+from launch.cluster.ray_environment import LETS_EVERYBODY_IN, TOKEN_PATH, use_token
+from launch.limited import within
+from launch.run.signals import INTERRUPTED, PREEMPTED
+from launch.submit.job import RESUME, check_env
+from launch.submit.packing import packed
+from launch.terminal.printing import say
 from maxpo.config import Config
 from maxpo.configure.loading import LoadedConfig
 from maxpo.configure.writing import to_yaml

@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.cluster import cluster, own_logs
-from launch.placement import Placement, ResourceError, place
-from launch.room import Room, room_for
+from launch.cluster.placement import Placement, ResourceError, place
+from launch.cluster.placement_groups import Room, room_for
+from launch.cluster.ray_cluster import cluster, own_logs
 from learner.group import LearnerGroup
 from maxpo.config import Config
 from maxpo.errors import RunError

@@ -10,13 +10,14 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from launch.cluster import cluster, own_logs, reach
-from launch.evaltables import report_table
-from launch.placement import place
-from launch.preflight import load_data
-from launch.room import room_for
-from launch.say import say
-from launch.train import for_all_nodes
+from launch.cluster.head import reach
+from launch.cluster.paths import for_all_nodes
+from launch.cluster.placement import place
+from launch.cluster.placement_groups import room_for
+from launch.cluster.ray_cluster import cluster, own_logs
+from launch.run.preflight import load_data
+from launch.terminal.printing import say
+from launch.terminal.tables import report_table
 from maxpo.configure.loading import LoadedConfig
 from maxpo.configure.writing import to_yaml
 from maxpo.errors import InputError, RunError

@@ -14,7 +14,7 @@ from ray.exceptions import GetTimeoutError
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from launch.placement import Placement, ResourceError
+from launch.cluster.placement import Placement, ResourceError
 from maxpo.config import ClusterConfig, Config
 from maxpo.runtime.ray_calls import actor_is_lost
 from maxpo.runtime.waits import SIGNAL_S, waiting

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from launch.placement import place
-from launch.say import say
+from launch.cluster.placement import place
+from launch.terminal.printing import say
 from learner.model.lora import adapter_parameters
 from maxpo.config import Config, LoraConfig
 from maxpo.configure.rules.cluster import CLUSTER_COMBINATIONS

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from launch.evaltables import difference_table
-from launch.say import say
+from launch.terminal.printing import say
+from launch.terminal.tables import difference_table
 from maxpo.evaluation.comparison import Compared, compare
 from maxpo.evaluation.result_file import read_evaluation
 

@@ -75,11 +75,3 @@ def stop_on_signal(console: Console, within_s: float) -> Iterator[StopRequest]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def own_sigterm() -> Iterator[None]:
-    """Inside, whoever takes SIGTERM for itself gives it back at the end: Ray does when it is initialised."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)

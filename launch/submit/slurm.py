@@ -10,9 +10,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.rayenv import EVERY_CLUSTER
-from launch.say import say
-from launch.submission import RESUME, check_job, need_program
+from launch.cluster.ray_environment import EVERY_CLUSTER
+from launch.submit.job import RESUME, check_job, need_program
+from launch.terminal.printing import say
 from maxpo.config import Config
 from maxpo.configure.loading import LoadedConfig
 from maxpo.configure.writing import to_yaml

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import time
@@ -13,29 +14,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import grpc
 import psutil
 import ray
-from ray.core.generated import gcs_service_pb2
 from ray.exceptions import AuthenticationError
 
-from launch.rayenv import LETS_EVERYBODY_IN, cluster_address, use_token
-from launch.signals import own_sigterm
+from launch.cluster.head import check_head
+from launch.cluster.ray_environment import cluster_address, use_token
 from maxpo.config import Config, RayConfig
 from maxpo.errors import InputError
 
 SCRATCH, OWNER = "maxpo-ray-", "owner"
 """Beginning of the name of a cluster's own folder, and the file in it that says which process it is of."""
-CONNECT_S = 5.0
-"""Seconds that the head of a running cluster has for its first answer."""
 
 
 @contextmanager
 def cluster(config: Config, log_folder: Path) -> Iterator[float]:
     """A Ray cluster, with all its nodes: the running one, or one of this run's own on loopback, stopped at the end.
 
-    Needs `launch.rayenv.prepare_ray` before ray is imported. The logs of the own cluster's workers end up in
-    `log_folder`; a running cluster keeps its own.
+    Needs `launch.cluster.ray_environment.prepare_ray` before ray is imported. The logs of the own cluster's workers
+    end up in `log_folder`; a running cluster keeps its own.
 
     Yields:
         The number of GPUs of the cluster.
@@ -84,17 +81,6 @@ def own_logs(config: Config, log_folder: Path) -> Path | None:
     return None if cluster_address(config.ray) else log_folder
 
 
-def reach(settings: RayConfig) -> None:
-    """Before anything is begun: the running cluster, where one is named, answers and takes the token.
-
-    Raises:
-        InputError: see `check_head`.
-    """
-    address = cluster_address(settings)
-    if address not in (None, "auto"):  # only Ray knows what auto means
-        check_head(address, use_token(required=settings.require_token), require_token=settings.require_token)
-
-
 def _connect(address: str, settings: RayConfig) -> None:
     try:
         with own_sigterm():
@@ -108,43 +94,6 @@ def _connect(address: str, settings: RayConfig) -> None:
         except InputError:
             ray.shutdown()
             raise
-
-
-def check_head(address: str, token: str | None, *, require_token: bool) -> None:
-    """Ask the head of a cluster for a sign of life: Ray itself tries for minutes, and does not say why it fails.
-
-    Raises:
-        InputError: nobody answers, the token is wrong, or everybody is let in and `require_token` is on.
-    """
-    denied, answer = grpc.StatusCode.UNAUTHENTICATED, _ask_head(address, token)
-    if answer == denied:
-        text = "does not accept this token" if token else "wants a token: set RAY_AUTH_TOKEN_PATH to the file with it"
-        raise InputError(f"the Ray cluster at {address} {text}")
-    if answer is not None:
-        raise InputError(
-            f"no Ray cluster answers at {address} within {CONNECT_S:g} s ({answer.name.lower()}): does `ray start "
-            "--head` run there, with this port, and may this machine reach it? maxpo doctor tells more"
-        )
-    if require_token and _ask_head(address, None) != denied:
-        raise InputError(f"the Ray cluster at {address} {LETS_EVERYBODY_IN}")
-
-
-def _ask_head(address: str, token: str | None) -> grpc.StatusCode | None:
-    """What is wrong with the answer of the head's smallest call; None where it is right."""
-    messages: Any = gcs_service_pb2
-    with grpc.insecure_channel(address) as channel:
-        call = channel.unary_unary(
-            "/ray.rpc.NodeInfoGcsService/GetClusterId",
-            request_serializer=messages.GetClusterIdRequest.SerializeToString,
-            response_deserializer=messages.GetClusterIdReply.FromString,
-        )
-        metadata = () if token is None else (("authorization", f"Bearer {token}"),)
-        try:
-            call(messages.GetClusterIdRequest(), timeout=CONNECT_S, metadata=metadata)
-        except grpc.RpcError as error:
-            failed: Any = error
-            return failed.code()
-    return None
 
 
 def wait_for_nodes(config: Config) -> float:
@@ -195,3 +144,11 @@ def _keep_logs(scratch: Path, log_folder: Path) -> None:
             if file.stat().st_size:
                 shutil.copy(file, log_folder)
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def own_sigterm() -> Iterator[None]:
+    """Inside, whoever takes SIGTERM for itself gives it back at the end: Ray does when it is initialised."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)

@@ -36,7 +36,7 @@ def packed(loaded: LoadedConfig) -> Iterator[tuple[Path, list[str]]]:
     with tempfile.TemporaryDirectory(prefix="maxpo-submit-") as made:
         folder = Path(made)
         for package in PACKAGES:
-            source = Path(__file__).resolve().parents[1] / package
+            source = Path(__file__).resolve().parents[2] / package
             shutil.copytree(source, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
         _copy_metadata(folder)
         tree = loaded.tree.copy()

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from launch.evaltables import one_line, report_table
+from launch.terminal.tables import one_line, report_table
 from maxpo.evaluation.figures import EvalReport
 from maxpo.loop.observer import Observer
 from maxpo.loop.state import RunResult

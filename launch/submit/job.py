@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from launch.placement import gpus_described, place
+from launch.cluster.placement import gpus_described, place
 from maxpo.configure.loading import LoadedConfig
 from maxpo.errors import InputError
 

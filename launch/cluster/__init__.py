@@ -1,0 +1,1 @@
+"""Ray clusters, placement of actors, and the whole system on them."""

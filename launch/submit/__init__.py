@@ -1,0 +1,1 @@
+"""Jobs on clusters: Ray, SLURM, Kubernetes."""
