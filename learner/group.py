@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import exceptions
 
 from learner.worker import LearnerWorker
 from maxpo.config import Config
@@ -53,13 +52,13 @@ class LearnerGroup:
         timeout = self._config.learner.start_timeout_s
         first = next(iter(self._actors))
         rendezvous = {first: self._actors[first].serve_rendezvous.remote()}
-        host, port = wait_for(rendezvous, timeout_s=timeout, doing="opening the rendezvous", ray=ray)[first]
+        host, port = wait_for(rendezvous, timeout_s=timeout, doing="opening the rendezvous")[first]
         self._starting = {name: actor.start.remote(host, port) for name, actor in self._actors.items()}
 
     def finish_start(self) -> int:
         """Wait until all ranks are ready; the number of parameters of the model."""
         timeout = self._config.learner.start_timeout_s
-        started = wait_for(self._starting, timeout_s=timeout, doing="starting", ray=ray)
+        started = wait_for(self._starting, timeout_s=timeout, doing="starting")
         self._pids = {name: pid for name, (pid, _) in started.items()}
         return max(parameters for _, parameters in started.values())
 
@@ -139,7 +138,7 @@ class LearnerGroup:
         """
         refs = {name: getattr(actor, method).remote(*args) for name, actor in self._actors.items()}
         try:
-            return wait_for(refs, timeout_s=timeout_s, doing=doing, ray=ray)
+            return wait_for(refs, timeout_s=timeout_s, doing=doing)
         except LateError as error:
             raise LearnerLostError(str(error)) from error
         except RemoteError as error:
@@ -158,7 +157,7 @@ class LearnerGroup:
                 try:
                     ray.get(ref)
                 except Exception as error:
-                    if not actor_is_lost(error, exceptions):
+                    if not actor_is_lost(error):
                         raise
                     dead[name] = error
         return dead

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import exceptions
 
 from maxpo.config import RolloutConfig
 from maxpo.errors import RunError
@@ -20,7 +19,7 @@ from rollout.worker import EngineLostError
 
 def is_loss(error: BaseException | None) -> bool:
     """Whether a remote call failed because its actor or the actor's engine is gone, not because of what was asked."""
-    return actor_is_lost(error, exceptions) or isinstance(getattr(error, "cause", None), EngineLostError)
+    return actor_is_lost(error) or isinstance(getattr(error, "cause", None), EngineLostError)
 
 
 class Crew:
@@ -67,7 +66,7 @@ class Crew:
     def finish_start(self) -> None:
         """Wait until all engines are ready. A worker that dies here is not replaced: it never worked."""
         limit = self._config.start_timeout_s
-        self._pids |= wait_for(self._first, timeout_s=limit, doing="starting its engine", ray=ray)
+        self._pids |= wait_for(self._first, timeout_s=limit, doing="starting its engine")
 
     def lost(self, name: str, actor: Any, cause: BaseException) -> None:
         """Count the loss of a worker and replace it. Does nothing where `actor` was replaced already.
@@ -115,7 +114,7 @@ class Crew:
         refs = [ref for _, ref, _ in self._starting.values()]
         if not refs:
             return
-        ready_of(ray, refs, timeout=timeout_s)
+        ready_of(refs, timeout=timeout_s)
         done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         for name, (actor, ref, end) in list(self._starting.items()):
             if ref not in done:

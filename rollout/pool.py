@@ -298,7 +298,7 @@ class RolloutPool:
         for name, actor, ref in calls:
             try:
                 left = max(0.0, end - time.monotonic())
-                results |= wait_for({name: ref}, timeout_s=left, doing=doing, ray=ray)
+                results |= wait_for({name: ref}, timeout_s=left, doing=doing)
             except LateError as error:
                 self._crew.lost(name, actor, error)
             except RemoteError as error:

@@ -1,7 +1,8 @@
 """What the tests of submitted jobs share: two configurations, and files that hold what they should become.
 
-After a change that is meant, `MAXPO_RENEW_GOLDEN=1 pytest tests/core/test_slurm.py tests/core/test_kuberay.py` writes
-the files below tests/golden anew; read the difference before it is committed.
+After a change that is meant, `MAXPO_RENEW_GOLDEN=1 pytest tests/core/launch/test_slurm.py
+tests/core/launch/test_kubernetes.py` writes the files below tests/golden anew; read the difference before it is
+committed.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python configs/data/make_samples.py
 
 The problems are our own, in the style of GSM8K and MATH. Of each row of the JSON lines, `wrong` is an answer that must
-not pass, and `by` computes the right one; tests/core/test_samples.py does both.
+not pass, and `by` computes the right one; tests/core/data/test_samples.py does both.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray import exceptions
 from ray.exceptions import GetTimeoutError
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -140,7 +139,7 @@ class Room:
             try:
                 return ray.get(self._holders[engine].gpus.remote(), timeout=max(1.0, end - time.monotonic()))
             except Exception as error:
-                if not (isinstance(error, GetTimeoutError) or actor_is_lost(error, exceptions)):
+                if not (isinstance(error, GetTimeoutError) or actor_is_lost(error)):
                     raise
                 ray.kill(self._holders.pop(engine))
         raise ResourceError(f"the GPUs of rollout worker {engine} are not there: their node may be lost")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import ray
-
 from maxpo.errors import RemoteError
 from maxpo.runtime.ray_calls import wait_for
 from maxpo.types import Receiver
@@ -60,7 +58,7 @@ class EngineClient:
 
     def _wait(self, refs: dict[str, Any], doing: str) -> None:
         try:
-            wait_for(refs, timeout_s=self._timeout_s, doing=doing, ray=ray)
+            wait_for(refs, timeout_s=self._timeout_s, doing=doing)
         except RemoteError as error:
             self.failure = error
             raise

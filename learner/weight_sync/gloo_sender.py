@@ -66,5 +66,5 @@ class GlooSender:
                 self._group.broadcast(buffer, 0).wait()
             except RuntimeError:
                 break  # an engine is gone: its own error says which
-        wait_for(pending, timeout_s=self._timeout_s, doing="receiving weights", ray=ray)
+        wait_for(pending, timeout_s=self._timeout_s, doing="receiving weights")
         self._client.finish_weight_update()

@@ -1,4 +1,4 @@
-"""Waiting for remote calls with a deadline and with names."""
+"""Remote calls with a deadline and with names. The only file of the core that imports ray, and only when it is used."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from maxpo.errors import LateError, RemoteError
 from maxpo.runtime.waits import SIGNAL_S, waiting
@@ -17,15 +17,13 @@ def failure(name: str, doing: str, error: Exception) -> RemoteError:
     return RemoteError(f"{name} failed while {doing}: {getattr(error, 'cause', None) or error}")
 
 
-def actor_is_lost(error: BaseException | None, exceptions: Any) -> bool:
+def actor_is_lost(error: BaseException | None) -> bool:
     """Whether a remote call failed because its actor's process is gone; Ray has an error of its own for one that it
     killed because the node ran out of memory.
-
-    Args:
-        error: of the call.
-        exceptions: the module ray.exceptions; passed in, so that the core does not import it.
     """
-    return isinstance(error, (exceptions.RayActorError, exceptions.OutOfMemoryError, exceptions.NodeDiedError))
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
+
+    return isinstance(error, (RayActorError, OutOfMemoryError, NodeDiedError))
 
 
 def told(cause: BaseException, log_folder: Path | None, pid: int | None) -> str:
@@ -35,29 +33,32 @@ def told(cause: BaseException, log_folder: Path | None, pid: int | None) -> str:
     return f"{textwrap.shorten(str(cause), 400)} (its output: {where})"
 
 
-def ready_of(ray: Any, refs: list[Any], **options: Any) -> tuple[list[Any], list[Any]]:
+def ready_of(refs: list[Any], **options: Any) -> tuple[list[Any], list[Any]]:
     """`ray.wait`; what a signal handler raises meanwhile comes out as it is, where Ray makes a SystemError of it."""
+    import ray
+
     try:
-        return ray.wait(refs, **options)
+        return cast(Any, ray).wait(refs, **options)  # its stub leaves types open
     except SystemError as error:
         if error.__cause__ is None:
             raise
         raise error.__cause__ from None
 
 
-def wait_for(refs: Mapping[str, Any], *, timeout_s: float, doing: str, ray: Any) -> dict[str, Any]:
+def wait_for(refs: Mapping[str, Any], *, timeout_s: float, doing: str) -> dict[str, Any]:
     """The results of remote calls by worker name, as soon as all are there or one has failed.
 
     Args:
         refs: worker name -> object reference.
         timeout_s: seconds for all of them together.
         doing: what the workers do, for the message: "<name> did not finish <doing> within ...".
-        ray: the ray module; passed in, so that the core does not import it.
 
     Raises:
         RemoteError: a call raised or its worker died (the cause is chained).
         LateError: the deadline passed.
     """
+    import ray
+
     deadline = time.monotonic() + timeout_s
     names = {ref: name for name, ref in refs.items()}
     pending = list(refs.values())
@@ -65,7 +66,7 @@ def wait_for(refs: Mapping[str, Any], *, timeout_s: float, doing: str, ray: Any)
     with waiting(doing, lambda: [names[ref] for ref in pending], timeout_s):
         while pending:
             left = deadline - time.monotonic()
-            ready, pending = ready_of(ray, pending, timeout=max(0.0, min(left, SIGNAL_S)))
+            ready, pending = ready_of(pending, timeout=max(0.0, min(left, SIGNAL_S)))
             for ref in ready:
                 try:
                     results[names[ref]] = ray.get(ref)

@@ -171,8 +171,8 @@ def test_a_worker_that_is_late_is_named(stack: Stack) -> None:
 
     refs = {name: actor.generate.remote(f"late-{name}", stack.train[0], 2, 0) for name, actor in actors.items()}
     with pytest.raises(RemoteError, match="rollout worker 0, rollout worker 1 did not finish sampling within 0 s"):
-        wait_for(refs, timeout_s=0.0, doing="sampling", ray=ray)
-    assert set(wait_for(refs, timeout_s=60.0, doing="sampling", ray=ray)) == set(refs)
+        wait_for(refs, timeout_s=0.0, doing="sampling")
+    assert set(wait_for(refs, timeout_s=60.0, doing="sampling")) == set(refs)
 
 
 def test_every_port_of_the_run_is_on_loopback(stack: Stack) -> None:

@@ -22,7 +22,7 @@ from rollout.episodes.observations import Observer
 from tests.fakes import prompt
 from tests.hostile.texts import BOMBS, CANARY, TEXTS
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 MODEL = ROOT / "configs/models/countdown-0.5m"
 
 

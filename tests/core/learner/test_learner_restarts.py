@@ -20,7 +20,7 @@ from maxpo.loop.state import RunResult
 from maxpo.loop.train import train
 from maxpo.tracking.run_log import RunLog
 from maxpo.types import StepResult
-from tests.core.test_checkpoint import STEPS, lines, settings
+from tests.core.checkpoints.test_checkpoint import STEPS, lines, settings
 from tests.fakes import FakeLearner, FakeRollouts, prompt
 
 

@@ -23,7 +23,7 @@ from maxpo.data.order import Mixture, PromptStream, Turns, whole_weights
 from maxpo.data.prompts import load_prompts
 from maxpo.errors import DataError
 from maxpo.types import Prompt
-from tests.core.test_data import encode, write
+from tests.core.data.test_data import encode, write
 from tests.fakes import prompt
 
 VERL = {

@@ -15,8 +15,8 @@ from maxpo.configure.loading import load_config
 from maxpo.data.order import PromptStream
 from maxpo.data.prompts import load_prompts
 from maxpo.tasks.registry import TASKS
-from tests.core.test_data import encode
-from tests.core.test_data_sources import chat
+from tests.core.data.test_data import encode
+from tests.core.data.test_data_sources import chat
 
 TEXT = Path("docs/data.md").read_text()
 FILES = re.findall(r"^```json (\S+)\n(.*?)^```$", TEXT, re.M | re.S)

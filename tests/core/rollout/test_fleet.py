@@ -54,6 +54,8 @@ class FakeActor:
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     ray = FakeRay()
     monkeypatch.setattr(rollout.fleet, "ray", ray)
+    monkeypatch.setattr("ray.wait", ray.wait)
+    monkeypatch.setattr("ray.get", ray.get)
     return ray
 
 

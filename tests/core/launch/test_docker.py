@@ -24,7 +24,7 @@ from packaging.utils import canonicalize_name
 
 from maxpo import __version__
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCKER = ROOT / "docker"
 DOCKERFILES = sorted(DOCKER.glob("Dockerfile.*"))
 SCRIPTS = [DOCKER / "head.sh", DOCKER / "worker.sh"]

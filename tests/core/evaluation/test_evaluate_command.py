@@ -12,7 +12,7 @@ from launch.terminal.tables import one_line, report_table
 from maxpo.errors import InputError
 from maxpo.evaluation.measure import prompt_result
 from maxpo.evaluation.report import report
-from tests.core.test_loop import config, run
+from tests.core.loop.test_loop import config, run
 from tests.fakes import FakeRollouts, scored
 
 

@@ -10,7 +10,7 @@ import pytest
 from maxpo.config import RewardConfig
 from maxpo.rewards.answers import ANSWERS, answers_of, find_answer
 from maxpo.rewards.registry import REWARDS
-from tests.core.test_rewards import HOSTILE
+from tests.core.rewards.test_rewards import HOSTILE
 from tests.fakes import prompt
 
 

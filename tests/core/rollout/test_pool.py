@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-import rollout.fleet
 from maxpo.config import Config, RewardConfig, RolloutConfig
 from maxpo.errors import RemoteError
 from maxpo.types import Group, Prompt
@@ -37,9 +36,8 @@ class FakeActor:
 def pool(
     monkeypatch: pytest.MonkeyPatch, answer: Callable[[int, Prompt, Future[Group]], None], **settings: Any
 ) -> RolloutPool:
-    monkeypatch.setattr(
-        rollout.fleet, "ray", SimpleNamespace(kill=lambda actor: None, wait=lambda refs, **_: ([], refs))
-    )
+    monkeypatch.setattr("ray.kill", lambda actor: None)
+    monkeypatch.setattr("ray.wait", lambda refs, **_: ([], refs))
     settings = {"workers": 0, "max_new_tokens": 1, "max_concurrent_sequences": 4} | settings
     config = Config(rollout=RolloutConfig(**settings), reward=RewardConfig(verifier="exact"))
     made = RolloutPool(config, "cpu", "gloo", lambda number: {})
