@@ -11,6 +11,7 @@ import pytest
 
 from maxpo.configure.fields import schema, sections
 from maxpo.tracking.metrics import METRICS
+from tests.contracts.floors import FLOORS
 
 DOCUMENTS = sorted(path for folder in (".", "docs", "docs/examples", "docker") for path in Path(folder).glob("*.md"))
 FOLDERS = "maxpo|rollout|learner|launch|tests|docs|benchmarks|configs|docker|requirements"
@@ -119,3 +120,12 @@ def test_settings_exist(document: Path) -> None:
     names = set(A_SETTING.findall(document.read_text(encoding="utf-8")))
     names = {name for name in names if name.rpartition(".")[2] not in FILE_ENDINGS}
     assert sorted(name for name in names if not is_setting(name) and not resolves(name)) == []
+
+
+def test_the_map_has_every_folder_and_its_floor() -> None:
+    text = Path("ARCHITECTURE.md").read_text(encoding="utf-8")
+    for package, floors in FLOORS.items():
+        for number, floor in enumerate(floors):
+            for folder in (f"{package}/{room}/" for room in floor if room and Path(package, room).is_dir()):
+                assert f"`{folder}`" in text
+                assert package != "maxpo" or f"| {number} | `{folder}` |" in text
