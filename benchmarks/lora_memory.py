@@ -42,7 +42,7 @@ def main() -> None:
         print(json.dumps(measure(model, int(stage), dtype, int(rank), args.updates)))
         return
     print(f"{machine()}\nMiB; ZeRO stage and format of the weights in the first column\n")
-    print("| model | learner |", " | ".join(PURPOSES), "| together | peak RSS | grown by |")
+    print("| model | learner |", " | ".join(PURPOSES), "| sum | peak RSS | growth |")
     print("|" + " --- |" * (len(PURPOSES) + 5))
     with tempfile.TemporaryDirectory(prefix="maxpo-bench-") as folder:
         models = {"demo, 0.45 M": DEMO, "135 M": random_model(Path(folder) / "model", "float32")}
