@@ -135,7 +135,7 @@ class Engine:
         await self._llm.resume_generation()
 
     async def sleep(self, level: int) -> None:
-        """Free the memory of the KV cache and the weights. Level 1 moves the weights to the host, level 2 drops them."""
+        """Free the memory of KV cache and weights. Level 1 moves the weights to the host, level 2 drops them."""
         await self._llm.sleep(level)
 
     async def wake_up(self) -> None:
