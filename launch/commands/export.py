@@ -16,6 +16,7 @@ from maxpo.checkpoints.local import Checkpoints
 from maxpo.checkpoints.manifest import verify
 from maxpo.config import Config
 from maxpo.errors import CheckpointError, InputError
+from maxpo.files import step_name
 
 
 def export_checkpoint(config: Config, run: Path, step: int | None, target: Path) -> Path:
@@ -33,7 +34,7 @@ def export_checkpoint(config: Config, run: Path, step: int | None, target: Path)
         if source is None:
             raise CheckpointError("\n  ".join([f"{run} has no checkpoint that can be used", *wrong]))
     elif step in checkpoints.steps():
-        source = checkpoints.folder / f"step_{step:06d}"
+        source = checkpoints.folder / step_name(step)
         verify(source)
     else:
         raise InputError(f"--step {step}: {run} has checkpoints of steps {checkpoints.steps()}")

@@ -8,6 +8,7 @@ from maxpo.config import AlgorithmConfig, Config
 from maxpo.data.order import PromptStream
 from maxpo.errors import RunError
 from maxpo.estimators.k_schedule import PassRates, adapted_k, mix_weight, scheduled_k
+from maxpo.files import step_name
 from maxpo.loop.observer import Observer
 from maxpo.loop.selection import Judged, judge
 from maxpo.loop.step_metrics import sampling_metrics, usable_metrics, valid_rewards
@@ -54,7 +55,7 @@ def sample(
             break
         rounds += 1
     rates.observe(valid_rewards([j.scored for j in everything]))
-    log.log_rollouts(f"step_{step:06d}", [j.scored for j in everything])
+    log.log_rollouts(step_name(step), [j.scored for j in everything])
     usable = [j for j in everything if j.enough]
     metrics = timing | sampling_metrics([j.scored for j in everything], algorithm.k, timing["time/generate_s"])
     metrics |= usable_metrics(usable, algorithm)

@@ -15,6 +15,7 @@ from maxpo.estimators.k_schedule import PassRates
 from maxpo.evaluation.figures import EvalReport
 from maxpo.evaluation.measure import measure
 from maxpo.evaluation.report import report
+from maxpo.files import step_name
 from maxpo.loop.collect import sample
 from maxpo.loop.observer import Observer
 from maxpo.loop.publish import publish
@@ -82,10 +83,10 @@ def train(
             except LearnerLostError:
                 raise  # the groups are not to blame
             except RemoteError as error:
-                file = log.dump(f"failed_step_{step:06d}", batch.groups)
+                file = log.dump(step_name(step, "failed_step"), batch.groups)
                 raise RunError(f"{error}\nThe groups of step {step} are in {file}.") from error
             if metrics["train/refused_steps"]:
-                log.dump(f"nonfinite_step_{step:06d}", batch.groups)
+                log.dump(step_name(step, "nonfinite_step"), batch.groups)
             all_refused = metrics["train/refused_steps"] == config.algorithm.minibatches
             refused_in_a_row = refused_in_a_row + 1 if all_refused else 0
             observer.stage("sync")
@@ -139,7 +140,7 @@ def evaluate(
             raise RunError(f"evaluation at step {step}: {error}") from error
     log.log(step, result.metrics() | timing)
     for name, groups in scored.items():
-        log.log_rollouts(f"{name}_{step:06d}", groups)
+        log.log_rollouts(step_name(step, name), groups)
     observer.evaluated(step, result)
     return result
 
