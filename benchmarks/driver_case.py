@@ -172,7 +172,7 @@ def measure(case: Case) -> dict[str, Any]:
     from maxpo.config import AlgorithmConfig, Config, EvalConfig, RayConfig, RewardConfig, RolloutConfig, RunConfig
     from maxpo.data.order import PromptStream
     from maxpo.loop.observer import Observer
-    from maxpo.loop.train import train
+    from maxpo.loop.train import Trainer
     from maxpo.tracking.run_log import RunLog
     from maxpo.types import Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
     from rollout.fleet import Crew
@@ -289,7 +289,7 @@ def measure(case: Case) -> dict[str, Any]:
                 pool.finish_start()
                 learner = Learner(hosts, case.tensors)
                 log = RunLog(Path(folder), tensorboard=False, save_rollouts=1)
-                train(config, PromptStream(prompts, 0), [], pool, learner, log, Observer())
+                Trainer(config, PromptStream(prompts, 0), [], pool, learner, log, Observer()).run()
                 ray.get([host.answered.remote() for host in hosts])
                 before = memory_mib("VmRSS")
                 config = replace(
@@ -298,7 +298,7 @@ def measure(case: Case) -> dict[str, Any]:
                     algorithm=replace(config.algorithm, prompts_per_step=case.groups),
                 )
                 watch = Watch()
-                train(config, PromptStream(prompts, 0), [], pool, learner, log, watch, begin_step)
+                Trainer(config, PromptStream(prompts, 0), [], pool, learner, log, watch, begin_step).run()
                 answered = sum(ray.get([host.answered.remote() for host in hosts]), Counter[int]())
                 group = ray.get(pool._crew.serving["rollout worker 0"].generate.remote("", prompts[0], 1, 0))
             finally:

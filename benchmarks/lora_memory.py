@@ -162,7 +162,8 @@ def random_batch(step: int) -> StepBatch:
         )
         for g in range(4)
     )
-    return StepBatch(groups=groups, sampled_sequences=16, sampled_tokens=16 * 24, step=step, k=(2,) * 4)
+    signal = tuple(group.valid for group in groups)
+    return StepBatch(groups=groups, signal=signal, sampled_sequences=16, sampled_tokens=16 * 24, step=step, k=(2,) * 4)
 
 
 if __name__ == "__main__":

@@ -108,6 +108,8 @@ class StepBatch:
     """What the learner gets for one step: the groups to learn from, and what was sampled in all."""
 
     groups: tuple[ScoredGroup, ...]
+    signal: tuple[tuple[bool, ...], ...]
+    """[G][N] True where the advantage of a sample is not zero."""
     sampled_sequences: int
     """Valid sequences sampled for this step, those of dropped zero-signal groups included."""
     sampled_tokens: int

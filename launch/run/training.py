@@ -27,7 +27,7 @@ from maxpo.data.order import Mixture, PromptStream
 from maxpo.errors import RunError
 from maxpo.files import replacing
 from maxpo.loop.state import RunResult
-from maxpo.loop.train import train
+from maxpo.loop.train import Trainer
 from maxpo.tracking.run_log import RunLog
 from maxpo.types import Prompt
 
@@ -80,7 +80,7 @@ def _run(loaded: LoadedConfig, console: Console, train_prompts: Mixture, held_ou
                 resumed_step=resumed_step,
             )
             with closing(log):
-                result = train(
+                result = Trainer(
                     config,
                     stream,
                     held_out,
@@ -90,8 +90,7 @@ def _run(loaded: LoadedConfig, console: Console, train_prompts: Mixture, held_ou
                     observer,
                     should_stop=lambda: bool(asked),
                     checkpoints=checkpoints,
-                    resume_from=start,
-                )
+                ).run(start)
             # Here, so that a learner that dies meanwhile is started again for it.
             with replacing(exported) as fresh:
                 running.learner.export(fresh)

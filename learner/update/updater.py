@@ -17,7 +17,7 @@ from learner.update.schedule import learning_rate
 from maxpo.batches.packing import TrainBatch, own_part, pack, plan_microbatches
 from maxpo.batches.samples import Sample, reward_matrix, valid_samples
 from maxpo.config import AlgorithmConfig, LearnerConfig
-from maxpo.estimators.mixing import mixed, nonzero
+from maxpo.estimators.mixing import mixed
 from maxpo.losses.aggregation import sequence_weight
 from maxpo.types import StepBatch
 
@@ -64,10 +64,7 @@ class Updater:
         advantages = self._advantages(batch, rewards, valid)
         present = len(samples)
         if self._skips_zero_advantages():
-            # On the CPU: which sequences are packed must be the same on every rank, to the last bit.
-            on_cpu = reward_matrix(batch.groups, torch.device("cpu"))
-            signal = nonzero(self._advantages(batch, *on_cpu), *on_cpu).tolist()
-            samples = [s for s in samples if signal[s.group][s.index]]
+            samples = [s for s in samples if batch.signal[s.group][s.index]]
         packed = [
             self._microbatches(part, advantages, batch)
             for part in _split(samples, len(batch.groups), self._algorithm.minibatches)

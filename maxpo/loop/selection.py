@@ -1,4 +1,4 @@
-"""What scored groups say before the learner gets them: which can teach anything, and figures for the log."""
+"""Which sampled groups and samples can teach the policy anything."""
 
 from __future__ import annotations
 
@@ -15,30 +15,43 @@ from maxpo.types import ScoredGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """A scored group with what the estimator makes of it."""
+class AssessedGroup:
+    """A scored group with its K, its advantages and its signal."""
 
     scored: ScoredGroup
     k: int
     advantages: tuple[float, ...]
-    """[N], 0 where not valid."""
+    """[N] advantages, 0 where a sample is not valid."""
     enough: bool
-    """It has enough valid samples."""
-    signal: bool
-    """Some of its advantages are not zero."""
+    """True if the group has enough valid samples for the estimator."""
+    signal: tuple[bool, ...]
+    """[N] True where the advantage is not zero; False everywhere in a group that is not `enough`."""
+
+    @property
+    def has_signal(self) -> bool:
+        """True if any advantage is not zero."""
+        return any(self.signal)
 
 
-def judge(groups: Sequence[ScoredGroup], algorithm: AlgorithmConfig, ks: Sequence[int], weight: float) -> list[Judged]:
-    """Advantages of each group, as the learner will compute them again, and whether they say anything.
+def assess(
+    groups: Sequence[ScoredGroup], algorithm: AlgorithmConfig, ks: Sequence[int], weight: float
+) -> list[AssessedGroup]:
+    """Compute the advantages of each group on the CPU, and which samples have signal.
+
+    The learner computes its advantages again, on its own device, and packs the samples that have signal here. So every
+    rank packs the same samples, whatever the rounding of its device.
+
+    Args:
+        groups: G scored groups.
+        algorithm: Estimator, objective and mixture.
+        ks: [G] K of each group.
+        weight: Weight of `algorithm.mix_with`.
 
     Raises:
-        ValueError: the estimator does not take these rewards.
+        ValueError: The estimator does not accept these rewards.
     """
     rewards, valid = reward_matrix(groups, torch.device("cpu"))
     k = torch.tensor(ks)
-    need = torch.as_tensor(min_valid(algorithm.advantage, k))
-    if algorithm.mix_with:
-        need = torch.maximum(need, torch.as_tensor(min_valid(algorithm.mix_with, k)))
     advantages = mixed(
         algorithm.advantage,
         rewards,
@@ -48,9 +61,18 @@ def judge(groups: Sequence[ScoredGroup], algorithm: AlgorithmConfig, ks: Sequenc
         mix_with=algorithm.mix_with,
         mix_weight=weight,
     )
+    need = torch.as_tensor(min_valid(algorithm.advantage, k))
+    if algorithm.mix_with:
+        need = torch.maximum(need, torch.as_tensor(min_valid(algorithm.mix_with, k)))
     enough = valid.sum(1) >= need
-    signal = enough & nonzero(advantages, rewards, valid).any(1)
+    signal = enough[:, None] & nonzero(advantages, rewards, valid)
     return [
-        Judged(scored=group, k=k_group, advantages=tuple(map(float, row)), enough=bool(e), signal=bool(s))
-        for group, k_group, row, e, s in zip(groups, ks, advantages, enough, signal, strict=True)
+        AssessedGroup(
+            scored=group,
+            k=k_group,
+            advantages=tuple(map(float, row)),
+            enough=bool(is_enough),
+            signal=tuple(map(bool, row_signal)),
+        )
+        for group, k_group, row, is_enough, row_signal in zip(groups, ks, advantages, enough, signal, strict=True)
     ]

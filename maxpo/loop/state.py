@@ -42,7 +42,7 @@ def state_of(result: RunResult, stream: PromptStream, rates: PassRates, version:
     }
 
 
-def take_over(state: Mapping[str, Any], result: RunResult, stream: PromptStream, rates: PassRates) -> int:
+def restore(state: Mapping[str, Any], result: RunResult, stream: PromptStream, rates: PassRates) -> int:
     """Go on from what `state_of` gave; returns the version of the weights."""
     stream.load_state_dict(state["stream"])
     rates.load_state_dict(state["pass_rates"])

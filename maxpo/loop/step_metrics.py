@@ -11,7 +11,7 @@ from maxpo.batches.samples import reward_matrix, unique_fraction
 from maxpo.config import AlgorithmConfig
 from maxpo.estimators.pass_at_k import max_at_k
 from maxpo.estimators.shadow import advantage_metrics, shadow_metrics
-from maxpo.loop.selection import Judged
+from maxpo.loop.selection import AssessedGroup
 from maxpo.types import ScoredGroup
 
 OUTCOMES = ("too_long", "timeout", "error", "died", "abort")
@@ -27,7 +27,7 @@ def valid_rewards(groups: Sequence[ScoredGroup]) -> dict[str, list[float]]:
     return found
 
 
-def usable_metrics(usable: Sequence[Judged], algorithm: AlgorithmConfig) -> dict[str, float]:
+def usable_metrics(usable: Sequence[AssessedGroup], algorithm: AlgorithmConfig) -> dict[str, float]:
     """The advantages of every group with enough valid samples, and what the shadow estimators say of them."""
     if not usable:
         return {}
@@ -40,7 +40,7 @@ def usable_metrics(usable: Sequence[Judged], algorithm: AlgorithmConfig) -> dict
     return {f"advantage/{name}": value for name, value in own.items()} | shadows
 
 
-def sampling_metrics(groups: Sequence[ScoredGroup], k: int, generate_s: float) -> dict[str, float]:
+def sampling_metrics(groups: Sequence[ScoredGroup], k: int, generate_s: float, version: int) -> dict[str, float]:
     """What the sampled groups say, before anything is dropped."""
     completions = [c for group in groups for c in group.group.completions]
     tokens = sum(len(c.token_ids) for c in completions)
@@ -48,8 +48,7 @@ def sampling_metrics(groups: Sequence[ScoredGroup], k: int, generate_s: float) -
     turns = [c.episode.turns for c in completions if c.episode is not None]
     rewards, valid = reward_matrix(groups, torch.device("cpu"))
     outcomes = Counter(outcome.partition(":")[0] for group in groups for outcome in group.outcomes)
-    newest = max(c.max_weight_version for c in completions)
-    stale = [c for c in completions if c.token_ids and c.min_weight_version < newest]
+    stale = [c for c in completions if c.token_ids and c.min_weight_version < version]
     metrics = {
         "reward/mean": float(rewards.sum() / valid.sum().clamp(min=1)),
         "groups/sampled": float(len(groups)),

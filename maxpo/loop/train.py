@@ -1,9 +1,12 @@
-"""The training loop, over two Protocols: it runs the same with real engines and with the fakes of the tests."""
+"""The training loop, over the Protocols `Rollouts` and `Learner`.
+
+The same loop runs with real engines and with the fakes of the tests.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from maxpo.checkpoints.local import Checkpoints
@@ -11,144 +14,198 @@ from maxpo.checkpoints.manifest import read_state
 from maxpo.config import Config
 from maxpo.data.order import PromptStream
 from maxpo.errors import LearnerLostError, RemoteError, RunError
-from maxpo.estimators.k_schedule import PassRates
-from maxpo.evaluation.figures import EvalReport
 from maxpo.evaluation.measure import measure
 from maxpo.evaluation.report import report
 from maxpo.files import step_name
-from maxpo.loop.collect import sample
+from maxpo.loop.collect import Collector
 from maxpo.loop.observer import Observer
 from maxpo.loop.publish import publish
-from maxpo.loop.state import TOTALS, RunResult, state_of, take_over
+from maxpo.loop.state import TOTALS, RunResult, restore, state_of
 from maxpo.protocols import Learner, Rollouts
 from maxpo.timing import timed
 from maxpo.tracking.run_log import RunLog
-from maxpo.types import Prompt
+from maxpo.types import Prompt, StepBatch
 
 REFUSED_STEPS = 20
-"""Training steps in a row without one optimizer step, since loss or gradient was never finite, that end a run."""
+"""Number of consecutive training steps with a non-finite loss or gradient after which a run ends."""
 
 
-def train(
-    config: Config,
-    stream: PromptStream,
-    held_out: Sequence[Prompt],
-    rollouts: Rollouts,
-    learner: Learner,
-    log: RunLog,
-    observer: Observer,
-    should_stop: Callable[[], bool] = lambda: False,
-    checkpoints: Checkpoints | None = None,
-    resume_from: Path | None = None,
-) -> RunResult:
-    """Run `config.run.steps` steps.
+def never() -> bool:
+    """Return False: the run goes on until its last step."""
+    return False
 
-    Args:
-        config: a checked configuration.
-        stream: training prompts.
-        held_out: evaluation prompts.
-        rollouts: engines and verifiers.
-        learner: the trainer; nothing is published yet.
-        log: the run folder.
-        observer: gets told about progress.
-        should_stop: asked before each step and each later evaluation; True ends the run there.
-        checkpoints: where to save; None: nowhere.
-        resume_from: a verified checkpoint to go on from; `log` was cut after its step.
-    """
-    result = RunResult()
-    rates = PassRates()
-    if resume_from is not None:
-        learner.load(resume_from / "learner", take_over(read_state(resume_from), result, stream, rates))
-    version = publish(rollouts, learner)["weights/version"]
 
-    def evaluate_if_due() -> None:
-        """After a resume the evaluation of its step may be there already, or have been left out by the stop."""
-        due = evaluation_due(config, result.steps) and result.steps not in result.evaluations
-        if due and not (result.steps and should_stop()):
-            result.evaluations[result.steps] = evaluate(config, held_out, rollouts, log, observer, result.steps)
+@dataclass
+class Trainer:
+    """One run of the algorithm: its parts, and the state that a checkpoint keeps."""
 
-    evaluate_if_due()
-    refused_in_a_row = 0
-    for step in range(result.steps + 1, config.run.steps + 1):
-        if should_stop():
-            break
-        written = checkpoints.poll() if checkpoints else {}
-        started = time.perf_counter()
-        batch, metrics = sample(config, stream, rates, rollouts, log, observer, step)
-        if batch.groups:
-            observer.stage("update")
-            rollouts.rest()
-            try:
-                metrics |= learner.update(batch).metrics
-            except LearnerLostError:
-                raise  # the groups are not to blame
-            except RemoteError as error:
-                file = log.dump(step_name(step, "failed_step"), batch.groups)
-                raise RunError(f"{error}\nThe groups of step {step} are in {file}.") from error
-            if metrics["train/refused_steps"]:
-                log.dump(step_name(step, "nonfinite_step"), batch.groups)
-            all_refused = metrics["train/refused_steps"] == config.algorithm.minibatches
-            refused_in_a_row = refused_in_a_row + 1 if all_refused else 0
-            observer.stage("sync")
-            metrics |= publish(rollouts, learner)
-            version = metrics["weights/version"]
-            metrics["throughput/train_tokens_per_s"] = metrics["train/tokens"] / metrics["time/update_s"]
-        del batch  # else its groups would be kept while the next ones are sampled
-        metrics |= rollouts.metrics() | written
-        metrics |= {"data/epoch": stream.epoch, "time/step_s": time.perf_counter() - started}
-        log.log(step, metrics)
-        if refused_in_a_row == REFUSED_STEPS:
+    config: Config
+    """Checked settings."""
+    stream: PromptStream
+    """Training prompts."""
+    held_out: Sequence[Prompt]
+    """Evaluation prompts."""
+    rollouts: Rollouts
+    """Engines and verifiers."""
+    learner: Learner
+    """The learner, before its first publish."""
+    log: RunLog
+    """The run folder."""
+    observer: Observer
+    """Receiver of progress reports."""
+    should_stop: Callable[[], bool] = never
+    """Function that returns True when the run shall end after the current step."""
+    checkpoints: Checkpoints | None = None
+    """Place of the checkpoints; None: none are written."""
+    result: RunResult = field(init=False, default_factory=RunResult)
+    """Outcome of the run so far."""
+
+    def __post_init__(self) -> None:
+        self.collector = Collector(self.config, self.stream, self.rollouts, self.log, self.observer)
+        self.version = 0.0
+        self.refused_in_a_row = 0
+
+    def run(self, resume_from: Path | None = None) -> RunResult:
+        """Train until `run.steps` steps are done or `should_stop` returns True.
+
+        Args:
+            resume_from: Verified checkpoint to restore. The log must end with the checkpoint's step.
+        """
+        self.restore(resume_from)
+        self.publish()
+        self.evaluate()
+        while self.result.steps < self.config.run.steps and not self.should_stop():
+            metrics: dict[str, float] = {}
+            with timed(metrics, "time/step_s"):
+                batch = self.collect(metrics)
+                if batch.groups:
+                    metrics |= self.learn(batch)
+                    metrics |= self.publish()
+                metrics |= self.rollouts.metrics()
+            self.record(metrics)
+            self.evaluate()
+            self.checkpoint(metrics)
+        return self.finish()
+
+    def restore(self, checkpoint: Path | None) -> None:
+        """Load a checkpoint into the learner and this object; None: start anew."""
+        if checkpoint is not None:
+            version = restore(read_state(checkpoint), self.result, self.stream, self.collector.rates)
+            self.learner.load(checkpoint / "learner", version)
+
+    def publish(self) -> dict[str, float]:
+        """Send the current weights to every engine; return the metrics of the transfer."""
+        self.observer.stage("sync")
+        metrics = publish(self.rollouts, self.learner)
+        self.version = metrics["weights/version"]
+        return metrics
+
+    def collect(self, metrics: dict[str, float]) -> StepBatch:
+        """Sample, score and select the groups of the next step; add their metrics to `metrics`."""
+        if self.checkpoints is not None:
+            metrics |= self.checkpoints.poll()
+        batch, collected = self.collector.collect(self.result.steps + 1, int(self.version))
+        metrics |= collected
+        return batch
+
+    def learn(self, batch: StepBatch) -> dict[str, float]:
+        """Update the learner with the groups of one step; return the metrics of the update.
+
+        Raises:
+            RunError: The learner failed on these groups. They are written to the run folder.
+            LearnerLostError: A learner rank died. The groups are not the cause.
+        """
+        self.observer.stage("update")
+        self.rollouts.rest()
+        try:
+            metrics = dict(self.learner.update(batch).metrics)
+        except LearnerLostError:
+            raise
+        except RemoteError as error:
+            file = self.log.dump(step_name(batch.step, "failed_step"), batch.groups)
+            raise RunError(f"{error}\nThe groups of step {batch.step} are in {file}.") from error
+        if metrics["train/refused_steps"]:
+            self.log.dump(step_name(batch.step, "nonfinite_step"), batch.groups)
+        all_refused = metrics["train/refused_steps"] == self.config.algorithm.minibatches
+        self.refused_in_a_row = self.refused_in_a_row + 1 if all_refused else 0
+        metrics["throughput/train_tokens_per_s"] = metrics["train/tokens"] / metrics["time/update_s"]
+        return metrics
+
+    def record(self, metrics: dict[str, float]) -> None:
+        """Write the metrics of a finished step and count the step.
+
+        Raises:
+            RunError: No optimizer step was taken in the last `REFUSED_STEPS` training steps.
+        """
+        step = self.result.steps + 1
+        self.log.log(step, metrics)
+        if self.refused_in_a_row == REFUSED_STEPS:
             raise RunError(
                 f"loss or gradient was not finite in every optimizer step of the last {REFUSED_STEPS} training steps; "
                 "their groups are in rollouts/nonfinite_step_*.jsonl"
             )
-        observer.step_done(step, metrics)
-        result.history.append(metrics)
-        result.totals.update({name: int(metrics.get(name, 0)) for name in TOTALS})
-        result.steps = step
-        evaluate_if_due()
-        every = config.checkpoint.every
-        if checkpoints is not None and every and (step % every == 0 or step == config.run.steps or should_stop()):
-            observer.stage("checkpoint")
-            timing: dict[str, float] = {}
-            with timed(timing, "time/checkpoint_s"):
-                found = result.evaluations[step].metrics() if step in result.evaluations else {}
-                state = state_of(result, stream, rates, version)
-                checkpoints.write(
-                    step, state, metrics | found, lambda folder: learner.save(folder, policy=config.checkpoint.policy)
-                )
-            log.log(step, timing)
-    if checkpoints is not None:
-        if written := checkpoints.wait():
-            log.log(result.steps, written)
-        result.saved_step = max(result.saved_step, checkpoints.saved_step)
-    result.stopped = should_stop()
-    return result
+        self.observer.step_done(step, metrics)
+        self.result.history.append(metrics)
+        self.result.totals.update({name: int(metrics.get(name, 0)) for name in TOTALS})
+        self.result.steps = step
 
+    def evaluate(self) -> None:
+        """Evaluate the current weights if an evaluation is due.
 
-def evaluate(
-    config: Config, held_out: Sequence[Prompt], rollouts: Rollouts, log: RunLog, observer: Observer, step: int
-) -> EvalReport:
-    """Evaluate the current weights."""
-    timing: dict[str, float] = {}
-    with timed(timing, "time/eval_s"):
-        observer.stage("evaluate", len(held_out))
-        scored, results = measure(config.eval, held_out, rollouts, lambda group: observer.advance())
-        try:
-            result = report(results, config.eval.k, greedy=config.eval.greedy)
-        except ValueError as error:
-            raise RunError(f"evaluation at step {step}: {error}") from error
-    log.log(step, result.metrics() | timing)
-    for name, groups in scored.items():
-        log.log_rollouts(step_name(step, name), groups)
-    observer.evaluated(step, result)
-    return result
+        A run that stops skips its last evaluation. The resumed run makes up for it.
+
+        Raises:
+            RunError: No held-out prompt has enough valid samples.
+        """
+        step, evaluations = self.result.steps, self.result.evaluations
+        if step in evaluations or not evaluation_due(self.config, step) or (step and self.should_stop()):
+            return
+        timing: dict[str, float] = {}
+        with timed(timing, "time/eval_s"):
+            self.observer.stage("evaluate", len(self.held_out))
+            scored, results = measure(
+                self.config.eval, self.held_out, self.rollouts, lambda group: self.observer.advance()
+            )
+            try:
+                figures = report(results, self.config.eval.k, greedy=self.config.eval.greedy)
+            except ValueError as error:
+                raise RunError(f"evaluation at step {step}: {error}") from error
+        self.log.log(step, figures.metrics() | timing)
+        for name, groups in scored.items():
+            self.log.log_rollouts(step_name(step, name), groups)
+        evaluations[step] = figures
+        self.observer.evaluated(step, figures)
+
+    def checkpoint(self, metrics: dict[str, float]) -> None:
+        """Write a checkpoint if one is due: on schedule, after the last step, and before the run stops."""
+        step, every = self.result.steps, self.config.checkpoint.every
+        if self.checkpoints is None or not every:
+            return
+        if step % every and step != self.config.run.steps and not self.should_stop():
+            return
+        self.observer.stage("checkpoint")
+        timing: dict[str, float] = {}
+        with timed(timing, "time/checkpoint_s"):
+            if step in self.result.evaluations:
+                metrics = metrics | self.result.evaluations[step].metrics()
+            state = state_of(self.result, self.stream, self.collector.rates, self.version)
+            policy = self.config.checkpoint.policy
+            self.checkpoints.write(step, state, metrics, lambda folder: self.learner.save(folder, policy=policy))
+        self.log.log(step, timing)
+
+    def finish(self) -> RunResult:
+        """Wait for the last checkpoint; return the outcome of the run."""
+        if self.checkpoints is not None:
+            if written := self.checkpoints.wait():
+                self.log.log(self.result.steps, written)
+            self.result.saved_step = max(self.result.saved_step, self.checkpoints.saved_step)
+        self.result.stopped = self.should_stop()
+        return self.result
 
 
 def evaluation_due(config: Config, step: int) -> bool:
-    """Whether the settings ask for an evaluation after this many steps."""
+    """Return True if the settings ask for an evaluation after `step` steps."""
     if step == 0:
         return config.eval.at_start
-    return (config.eval.every > 0 and step % config.eval.every == 0) or (
-        step == config.run.steps and config.eval.at_end
-    )
+    scheduled = config.eval.every > 0 and step % config.eval.every == 0
+    return scheduled or (step == config.run.steps and config.eval.at_end)

@@ -12,6 +12,7 @@ import pytest
 from maxpo.configure.loading import load_config
 from maxpo.tracking.metrics import METRICS, check_names, markdown
 from maxpo.types import WeightManifest
+from tests.contracts.floors import FLOORS, arrows, room_of
 from tests.fakes import FakeLearner, FakeRollouts
 
 PACKAGES = ("maxpo", "rollout", "learner", "launch")
@@ -63,6 +64,20 @@ def test_imports_point_one_way(path: Path) -> None:
         assert found & NOT_IN_CORE == ({"ray"} if str(path) == RAY_IN_CORE else set())
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_room_is_on_a_floor(package: str) -> None:
+    modules = [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in Path(package).rglob("*.py")]
+    rooms = [room for floor in FLOORS[package] for room in floor]
+    assert sorted(rooms) == sorted(set(map(room_of, modules)))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_lead_to_a_lower_floor(package: str) -> None:
+    level = {room: number for number, floor in enumerate(FLOORS[package]) for room in floor}
+    upwards = {f"{a} -> {b}": file for (a, b), file in arrows(package).items() if level[a] <= level[b]}
+    assert upwards == {}, "an import leads to the same floor or upwards; see tests/contracts/floors.py"
+
+
 def test_importing_the_core_pulls_in_nothing_heavy() -> None:
     modules = [".".join(p.with_suffix("").parts) for p in FILES if p.parts[0] == "maxpo" and p.name != "__init__.py"]
     code = f"import sys; import {', '.join(modules)}; print({NOT_IN_CORE!r} & set(sys.modules))"
@@ -105,10 +120,6 @@ def test_metric_names_are_matched_whole() -> None:
     for wrong in ("reward/mean2/x/y", "time/step_s ", "xreward/mean", "eval/pass@8/mid", "eval/s/mean", "eval//greedy"):
         with pytest.raises(KeyError):
             check_names([wrong])
-
-
-def test_every_source_file_is_about_one_subject() -> None:
-    assert {str(p): n for p in FILES if (n := len(p.read_text().splitlines())) > 330} == {}
 
 
 def test_the_fakes_refuse_what_the_real_ones_refuse() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,12 +15,20 @@ from transformers import AutoModelForCausalLM
 
 from maxpo.batches.packing import plan_microbatches
 from maxpo.batches.samples import valid_samples
+from maxpo.config import AlgorithmConfig
 from maxpo.estimators.advantages import ADVANTAGES, maxpo
+from maxpo.loop.selection import assess
 from maxpo.types import Completion, Group, Prompt, ScoredGroup, StepBatch
 from tests.integration.learner_ranks import job, run_ranks
 
 MODEL = "configs/models/countdown-0.5m"
 KS = (1, 2, 3, 2, 1)
+
+
+def with_signal(batch: StepBatch, estimator: str) -> StepBatch:
+    """The batch with the samples that this estimator learns from, as the loop selects them."""
+    groups = assess(batch.groups, AlgorithmConfig(advantage=estimator), list(batch.k), 0.0)
+    return replace(batch, signal=tuple(group.signal for group in groups))
 
 
 def make_batch(seed: int, groups: int = 5, n: int = 4, k: tuple[int, ...] = (), mix_weight: float = 0.0) -> StepBatch:
@@ -57,6 +66,7 @@ def make_batch(seed: int, groups: int = 5, n: int = 4, k: tuple[int, ...] = (), 
     sequences = [c for s in made for c, ok in zip(s.group.completions, s.valid, strict=True) if ok]
     return StepBatch(
         groups=tuple(made),
+        signal=tuple(s.valid for s in made),
         # More than what is in the groups: a dropped group counts in the denominators.
         sampled_sequences=len(sequences) + 4,
         sampled_tokens=sum(sum(c.loss_mask) for c in sequences) + 11,
@@ -150,7 +160,9 @@ def lopsided() -> StepBatch:
         valid=(True,) * 3,
         outcomes=("ok",) * 3,
     )
-    return StepBatch(groups=(group,), sampled_sequences=3, sampled_tokens=sum(lengths), step=1, k=(2,))
+    return StepBatch(
+        groups=(group,), signal=(group.valid,), sampled_sequences=3, sampled_tokens=sum(lengths), step=1, k=(2,)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +179,7 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Any, Any]]:
     batch = make_batch(0)
+    positive = with_signal(batch, "pkpo_loo_minus_one")
     jobs = [
         job([batch], aggregation="constant"),  # one row
         job([batch], aggregation="constant", budget=45, logprob_chunk=3),  # nearly a row per sequence
@@ -176,10 +189,10 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Any, A
         job([batch], aggregation="token_mean", entropy_coef=0.3, kl_coef=0.5) | {"temperature": 0.7},
         job([batch, make_batch(1), make_batch(2)], aggregation="constant"),
         job([batch], aggregation="constant", gradient_checkpointing=True),
-        job([batch], aggregation="constant", advantage="pkpo_loo_minus_one"),
-        job([batch], aggregation="constant", advantage="pkpo_loo_minus_one", drop_zero_signal=False),
-        job([batch], aggregation="constant", advantage="pkpo_loo_minus_one", kl_coef=0.5),
-        job([batch], aggregation="constant", advantage="pkpo_loo_minus_one", entropy_coef=0.3),
+        job([positive], aggregation="constant", advantage="pkpo_loo_minus_one"),
+        job([positive], aggregation="constant", advantage="pkpo_loo_minus_one", drop_zero_signal=False),
+        job([positive], aggregation="constant", advantage="pkpo_loo_minus_one", kl_coef=0.5),
+        job([positive], aggregation="constant", advantage="pkpo_loo_minus_one", entropy_coef=0.3),
         job([make_batch(0, k=KS, mix_weight=0.25)], aggregation="constant", mix_with="rloo", objective="min"),
     ]
     return run_ranks(1, MODEL, jobs, str(tmp_path_factory.mktemp("ranks") / "one.pt"))
@@ -188,6 +201,7 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Any, A
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory, untied: str) -> list[tuple[Any, Any, Any]]:
     batch = make_batch(0)
+    positive = with_signal(batch, "pkpo_loo_minus_one")
     # Nothing stays gathered, as in a large model: each use of a parameter is a collective of its own.
     no_cache = tmp_path_factory.mktemp("ds") / "no_cache.json"
     zero = {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0, "stage3_max_live_parameters": 0}
@@ -204,7 +218,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, untied: str) -> list[tup
         )
     for drop in (True, False):
         settings = {"advantage": "pkpo_loo_minus_one", "minibatches": 2, "drop_zero_signal": drop}
-        jobs.append(job([batch], aggregation="constant", budget=60, stage=3, **settings))
+        jobs.append(job([positive], aggregation="constant", budget=60, stage=3, **settings))
     # Both ranks share each row. 45 tokens make rows of odd lengths and ones that a sequence is cut in.
     shared = {"aggregation": "constant", "sequence_parallel": 2}
     jobs += [
@@ -212,7 +226,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, untied: str) -> list[tup
         job([batch], **shared, budget=45, stage=3, gradient_checkpointing=True, logprob_chunk=3),
         job([batch], aggregation="token_mean", entropy_coef=0.3, kl_coef=0.5, sequence_parallel=2)
         | {"temperature": 0.7},
-        job([batch], **shared, advantage="pkpo_loo_minus_one", minibatches=2, budget=60),
+        job([positive], **shared, advantage="pkpo_loo_minus_one", minibatches=2, budget=60),
     ]
     return run_ranks(2, MODEL, jobs, str(tmp_path_factory.mktemp("ranks") / "two.pt"))
 

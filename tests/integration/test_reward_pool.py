@@ -177,7 +177,7 @@ def test_each_source_may_have_a_verifier_of_its_own_and_unread_answers_keep_thei
     }
     assert special.rewards == (1.0, 0.0, 0.0)
     assert special.reward_parts == {"format": (1.0, 1.0, 0.0)}
-    scored = sampling_metrics([usual, special], 1, 1.0)
+    scored = sampling_metrics([usual, special], 1, 1.0, version=0)
     check_names(list(scored))
     assert scored["reward/tests.verifiers.moody/right"] == 1 / 3
     assert scored["reward/format"] == 2 / 3

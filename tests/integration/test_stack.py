@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from maxpo.errors import RemoteError
-from maxpo.loop.selection import judge
+from maxpo.loop.selection import assess
 from maxpo.types import Group, StepBatch, WeightManifest
 from maxpo.weights.checksum import tensor_digest
 from tests.integration.conftest import Stack
@@ -37,10 +37,11 @@ def plain_logprobs(model: Any, group: Group, temperature: float) -> list[list[fl
 
 def one_update(stack: Stack, step: int) -> tuple[dict[str, float], WeightManifest]:
     scored = stack.rollouts.score(stack.rollouts.generate(stack.train[:24], 16, f"update{step}"))
-    judged = judge(scored, stack.config.algorithm, [stack.config.algorithm.k] * 24, 0.0)
-    kept = tuple(j.scored for j in judged if j.signal)
+    assessed = assess(scored, stack.config.algorithm, [stack.config.algorithm.k] * 24, 0.0)
+    kept = [group for group in assessed if group.has_signal]
     batch = StepBatch(
-        groups=kept,
+        groups=tuple(group.scored for group in kept),
+        signal=tuple(group.signal for group in kept),
         sampled_sequences=24 * 16,
         sampled_tokens=sum(len(c.token_ids) for g in scored for c in g.group.completions),
         step=step,

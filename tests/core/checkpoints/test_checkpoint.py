@@ -17,7 +17,7 @@ from maxpo.config import AlgorithmConfig, CheckpointConfig, Config, EvalConfig, 
 from maxpo.data.order import PromptStream
 from maxpo.errors import CheckpointError, RunError
 from maxpo.loop.observer import Observer
-from maxpo.loop.train import train
+from maxpo.loop.train import Trainer
 from maxpo.tracking.run_log import RunLog
 from tests.fakes import FakeLearner, FakeRollouts, prompt
 
@@ -262,7 +262,7 @@ def run(
         stream = PromptStream([prompt(f"p{i}") for i in range(10)], seed=0)
         held_out = [prompt(f"e{i}") for i in range(3)]
         config = settings()
-        train(config, stream, held_out, rollouts, learner, log, Counting(), should_stop, checkpoints, source)
+        Trainer(config, stream, held_out, rollouts, learner, log, Counting(), should_stop, checkpoints).run(source)
     except Killed:
         checkpoints.abandon()
     return learner

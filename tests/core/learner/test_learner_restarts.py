@@ -17,7 +17,7 @@ from maxpo.errors import LearnerLostError, RemoteError
 from maxpo.loop.observer import Observer
 from maxpo.loop.publish import publish
 from maxpo.loop.state import RunResult
-from maxpo.loop.train import train
+from maxpo.loop.train import Trainer
 from maxpo.tracking.run_log import RunLog
 from maxpo.types import StepResult
 from tests.core.checkpoints.test_checkpoint import STEPS, lines, settings
@@ -53,9 +53,7 @@ def run(folder: Path, deaths: set[int], *, every: int, asynchronous: bool = Fals
         log = RunLog(folder, tensorboard=False, save_rollouts=0, resumed_step=step)
         stream = PromptStream([prompt(f"p{i}") for i in range(10)], seed=0)
         held_out = [prompt(f"e{i}") for i in range(3)]
-        return train(
-            config, stream, held_out, rollouts, learner, log, Observer(), checkpoints=checkpoints, resume_from=start
-        )
+        return Trainer(config, stream, held_out, rollouts, learner, log, Observer(), checkpoints=checkpoints).run(start)
 
     result = with_restarts(attempt, None, checkpoints, learner.restart, config, console)
     return result, learner, console.file.getvalue()  # type: ignore[attr-defined]

@@ -17,9 +17,9 @@ from maxpo.estimators.advantages import ADVANTAGES, maxpo
 from maxpo.estimators.k_schedule import PassRates, adapted_k
 from maxpo.loop.observer import Observer
 from maxpo.loop.publish import publish
-from maxpo.loop.selection import judge
+from maxpo.loop.selection import assess
 from maxpo.loop.step_metrics import usable_metrics
-from maxpo.loop.train import train
+from maxpo.loop.train import Trainer
 from maxpo.tracking.run_log import RunLog
 from maxpo.types import Prompt, Receiver, StepBatch, StepResult, WeightManifest
 from tests.fakes import FakeLearner, FakeRollouts, prompt, scored
@@ -41,7 +41,7 @@ def run(
     log = RunLog(tmp_path, tensorboard=False, save_rollouts=2)
     held_out = [prompt(f"e{i}") for i in range(3)]
     stream = PromptStream([prompt(f"p{i}") for i in range(100)], seed=0)
-    result = train(settings, stream, held_out, rollouts, learner, log, Observer(), **kwargs)
+    result = Trainer(settings, stream, held_out, rollouts, learner, log, Observer(), **kwargs).run()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     return result, learner, lines
 
@@ -165,7 +165,7 @@ def run_refusing(folder: Path, refused: Sequence[int]) -> list[dict[str, Any]]:
     settings.run.steps, settings.eval = len(refused), EvalConfig(at_start=False, at_end=False)
     log = RunLog(folder, tensorboard=False, save_rollouts=0)
     stream = PromptStream([prompt(f"p{i}") for i in range(4 * len(refused))], seed=0)
-    train(settings, stream, [], FakeRollouts(), Refusing(refused), log, Observer())
+    Trainer(settings, stream, [], FakeRollouts(), Refusing(refused), log, Observer()).run()
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -207,19 +207,19 @@ def test_an_undocumented_metric_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_signal_is_a_matter_of_the_advantages(name: str, k: int, rewards: list[float], signal: bool) -> None:
-    (judged,) = judge([scored(rewards)], AlgorithmConfig(advantage=name, k=k, group_size=4), [k], 0.0)
-    assert (judged.enough, judged.signal) == (True, signal)
+    (judged,) = assess([scored(rewards)], AlgorithmConfig(advantage=name, k=k, group_size=4), [k], 0.0)
+    assert (judged.enough, judged.has_signal) == (True, signal)
 
 
 def test_groups_with_too_few_valid_samples_are_counted_apart() -> None:
     group = scored([1, 0, 0, 1], valid=[True, True, False, False])
-    (judged,) = judge([group], AlgorithmConfig(k=2, group_size=4), [2], 0.0)
-    assert (judged.enough, judged.signal) == (False, False)
+    (judged,) = assess([group], AlgorithmConfig(k=2, group_size=4), [2], 0.0)
+    assert (judged.enough, judged.has_signal) == (False, False)
     # Each group needs what its own K asks for, and what the estimator that is mixed in asks for.
-    first, second = judge([group, group], AlgorithmConfig(k=2, group_size=4), [1, 2], 0.0)
+    first, second = assess([group, group], AlgorithmConfig(k=2, group_size=4), [1, 2], 0.0)
     assert (first.enough, second.enough) == (True, False)
     mixing = AlgorithmConfig(advantage="grpo", mix_with="maxpo", k=2, group_size=4)
-    assert not judge([group], mixing, [2], 0.5)[0].enough
+    assert not assess([group], mixing, [2], 0.5)[0].enough
 
 
 def steps_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -270,7 +270,7 @@ def test_adaptive_k_stays_with_its_group_when_others_are_dropped_or_refilled(tmp
     stream = PromptStream([prompt(f"p{i}") for i in range(10)], seed=0)
     learner = FakeLearner()
     log = RunLog(tmp_path, tensorboard=False, save_rollouts=0)
-    train(settings, stream, [prompt("e0")], rollouts, learner, log, Observer())
+    Trainer(settings, stream, [prompt("e0")], rollouts, learner, log, Observer()).run()
 
     rates = PassRates()
     by_step: dict[int, list[Any]] = {}
@@ -294,13 +294,13 @@ def test_adaptive_k_stays_with_its_group_when_others_are_dropped_or_refilled(tmp
 def test_judged_advantages_are_those_of_the_settings(tmp_path: Path) -> None:
     groups = [scored([1, 0, 0, 1, 2], [True, True, True, False, True]), scored([3, 0, 1, 0, 0])]
     settings = AlgorithmConfig(objective="min", mix_with="grpo", k=2, group_size=5, shadow=["maxpo", "pkpo"])
-    judged = judge(groups, settings, [3, 2], 0.25)
+    judged = assess(groups, settings, [3, 2], 0.25)
     for group, k, found in zip(groups, (3, 2), judged, strict=True):
         rewards, valid = torch.tensor([group.rewards], dtype=torch.float64), torch.tensor([group.valid])
         want = 0.75 * maxpo(rewards, k, valid, objective="min") + 0.25 * ADVANTAGES["grpo"](rewards, k, valid)
         torch.testing.assert_close(torch.tensor([found.advantages], dtype=torch.float64), want)
     # The shadow takes each group's own K and the objective too.
-    alone = judge(groups, AlgorithmConfig(objective="min", k=2, group_size=5), [3, 2], 0.0)
+    alone = assess(groups, AlgorithmConfig(objective="min", k=2, group_size=5), [3, 2], 0.0)
     metrics = usable_metrics(alone, settings)
     assert metrics["shadow/maxpo/correlation"] == pytest.approx(1.0)
     assert metrics["shadow/maxpo/second_moment"] == pytest.approx(metrics["advantage/second_moment"])
@@ -309,14 +309,14 @@ def test_judged_advantages_are_those_of_the_settings(tmp_path: Path) -> None:
 def test_a_shadow_counts_only_groups_that_are_large_enough_for_it() -> None:
     groups = [scored([1, 0, 0, 1], [True, True, False, False]), scored([1, 0, 0, 0])]
     settings = AlgorithmConfig(advantage="grpo", k=2, group_size=4, shadow=["maxpo"])
-    metrics = usable_metrics(judge(groups, settings, [2, 2], 0.0), settings)
+    metrics = usable_metrics(assess(groups, settings, [2, 2], 0.0), settings)
     assert metrics["shadow/maxpo/nonzero"] == 1.0
     assert metrics["advantage/nonzero"] == 1.0
 
 
 def test_no_correlation_where_nothing_varies() -> None:
     settings = AlgorithmConfig(k=2, group_size=6, shadow=["pkpo_loo", "rloo"])
-    metrics = usable_metrics(judge([scored([0.1] * 6), scored([0.7] * 6)], settings, [2, 2], 0.0), settings)
+    metrics = usable_metrics(assess([scored([0.1] * 6), scored([0.7] * 6)], settings, [2, 2], 0.0), settings)
     assert not any("correlation" in name for name in metrics)
     assert metrics["shadow/rloo/nonzero"] == 0.0
 
@@ -355,3 +355,26 @@ def test_a_shadow_that_refuses_is_counted_and_an_estimator_in_use_stops_the_run(
     assert not any(key.startswith("shadow/maxrl/m") for line in lines for key in line)
     with pytest.raises(RunError, match=r"step 1: maxrl: its formula is for rewards of 0 and 1.*0\.5"):
         run(tmp_path / "b", config(advantage="maxrl"), Graded())
+
+
+def test_the_learner_is_told_which_samples_have_signal(tmp_path: Path) -> None:
+    _, learner, _ = run(tmp_path, config(advantage="pkpo_loo_minus_one"), FakeRollouts())
+    assert learner.batches
+    for batch in learner.batches:
+        rewards = torch.tensor([group.rewards for group in batch.groups])
+        # This estimator is zero for failures, and where a success adds nothing to the best of the others.
+        advantages = ADVANTAGES["pkpo_loo_minus_one"](rewards, torch.tensor(batch.k))
+        assert torch.equal(torch.tensor(batch.signal), advantages != 0)
+        assert not all(map(all, batch.signal))
+
+
+def test_completions_are_stale_against_the_published_version(tmp_path: Path) -> None:
+    class Late(FakeRollouts):
+        """Its engine keeps the weights of the first publish."""
+
+        def generate(self, *args: Any, **kwargs: Any) -> list[Any]:
+            self.version = 0
+            return super().generate(*args, **kwargs)
+
+    _, _, lines = run(tmp_path, config(), Late())
+    assert [line["completions/stale"] for line in lines if "completions/stale" in line] == [0.0, 1.0, 1.0]
