@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from learner.model.loading import load_language_model
-from learner.model.lora import add_adapter
+from learner.model.lora import add_adapter, base_digest, check_base
 from learner.model.parameters import trained_parameters
-from learner.state.files import META, base_digest, check_base, read_masters
+from learner.state.files import META, read_masters
 from learner.state.policy_folder import write_policy
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.checkpoints.manifest import verify

@@ -6,11 +6,11 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from learner.deepspeed_engine import TrainEngine
 from learner.model.lora import ADAPTER_FOLDER, write_adapter
@@ -51,7 +51,7 @@ def adapter_of(engine: TrainEngine) -> dict[str, Tensor]:
 
 
 def write_policy(
-    lm: Any,
+    lm: PreTrainedModel,
     model_path: str,
     target: Path,
     lora: LoraConfig,
