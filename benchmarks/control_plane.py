@@ -2,7 +2,7 @@
 
     python benchmarks/control_plane.py --json out.json
 
-`maxpo.loop.train.train`, `RolloutPool`, `Crew`, `RewardPool` and Ray are the real ones, on a Ray cluster of their own.
+`maxpo.loop.train.train`, `RolloutPool`, `Fleet`, `RewardPool` and Ray are the real ones, on a Ray cluster of their own.
 The workers are not: a few actors answer for all of them, each question by a Ray call of its own, with completions that
 were made once. The learner only does what the driver does for the real one: it puts the batch into Ray's object store.
 What is measured is the driver: CPU seconds of its process, all threads together, for each group; beside it the wall

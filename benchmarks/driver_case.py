@@ -175,7 +175,7 @@ def measure(case: Case) -> dict[str, Any]:
     from maxpo.loop.train import Trainer
     from maxpo.tracking.run_log import RunLog
     from maxpo.types import Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
-    from rollout.fleet import Crew
+    from rollout.fleet import Fleet
     from rollout.pool import RolloutPool
 
     meter = Meter()
@@ -186,7 +186,7 @@ def measure(case: Case) -> dict[str, Any]:
         def __init__(self, config: Config, hosts: Sequence[Any], workers: int) -> None:
             none = replace(config, rollout=replace(config.rollout, workers=0))
             super().__init__(none, "cpu", "gloo", lambda number: {})
-            self._crew = Crew(lambda i: Worker(hosts[i % len(hosts)], i), workers, config.rollout, None)
+            self._fleet = Fleet(lambda i: Worker(hosts[i % len(hosts)], i), workers, config.rollout, None)
 
         def generate(
             self,
@@ -300,7 +300,7 @@ def measure(case: Case) -> dict[str, Any]:
                 watch = Watch()
                 Trainer(config, PromptStream(prompts, 0), [], pool, learner, log, watch, begin_step).run()
                 answered = sum(ray.get([host.answered.remote() for host in hosts]), Counter[int]())
-                group = ray.get(pool._crew.serving["rollout worker 0"].generate.remote("", prompts[0], 1, 0))
+                group = ray.get(pool._fleet.serving["rollout worker 0"].generate.remote("", prompts[0], 1, 0))
             finally:
                 pool._rewards.shutdown()  # this process would wait for them for ever
     assert answered.total() == case.groups * case.steps

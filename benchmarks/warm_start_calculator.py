@@ -23,7 +23,7 @@ from warm_start_countdown import BATCH, EOS, Row, build_model, build_tokenizer, 
 
 from maxpo.environments.calculator import Calculator
 from maxpo.tasks.arithmetic import problems
-from maxpo.tasks.base import Problem
+from maxpo.tasks.base import TaskProblem
 
 OUT = Path(__file__).resolve().parents[1] / "configs/models/calculator-0.5m"
 TASK = {"terms": 2, "largest": 99, "operations": "*", "question": "{chain}="}
@@ -46,7 +46,7 @@ def main() -> None:
     model = build_model()
     rng = random.Random(args.seed)
 
-    def episode(problem: Problem) -> Row:
+    def episode(problem: TaskProblem) -> Row:
         """What the policy writes is learned, what the calculator says is not."""
         chain = problem.prompt.removesuffix("=")
         pieces = [(problem.prompt, False)]

@@ -20,7 +20,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from maxpo.rewards.verifiers.countdown import countdown
-from maxpo.tasks.base import Problem
+from maxpo.tasks.base import TaskProblem
 from maxpo.tasks.countdown import count, problems, teacher
 
 Row = tuple[list[int], list[bool]]
@@ -114,7 +114,7 @@ def build_model() -> LlamaForCausalLM:
 
 
 def teacher_batch(
-    tokenizer: PreTrainedTokenizerFast, train: list[Problem], solve_share: float, rng: random.Random
+    tokenizer: PreTrainedTokenizerFast, train: list[TaskProblem], solve_share: float, rng: random.Random
 ) -> list[Row]:
     """Problems with the teacher's answers, of which the answer and the end of sequence are learned."""
     rows: list[Row] = []
@@ -159,7 +159,7 @@ def _lr_factor(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def correct_counts(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held_out: list[Problem], samples: int
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held_out: list[TaskProblem], samples: int
 ) -> list[int]:
     """How many of `samples` completions at temperature 1 are right, for each problem."""
     model.eval()

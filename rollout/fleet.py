@@ -22,7 +22,7 @@ def is_loss(error: BaseException | None) -> bool:
     return actor_is_lost(error) or isinstance(getattr(error, "cause", None), EngineLostError)
 
 
-class Crew:
+class Fleet:
     """Named actors. One that is lost is replaced in the background, under its name and with the same options.
 
     A replacement that has started is `ready`; it serves once it was given weights (`admit`). Nothing here waits

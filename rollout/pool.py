@@ -19,9 +19,9 @@ from maxpo.runtime.ray_calls import failure, wait_for
 from maxpo.runtime.waits import SIGNAL_S, waiting
 from maxpo.seeds import derive_seed
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, WeightManifest
-from rollout.fleet import Crew, is_loss
+from rollout.fleet import Fleet, is_loss
 from rollout.scoring.verifier_pool import RewardPool
-from rollout.slots import Place, Places
+from rollout.slots import Slot, Slots
 from rollout.worker import RolloutWorker
 
 
@@ -67,7 +67,7 @@ class RolloutPool:
                 interface=config.cluster.interface,
             )
 
-        self._crew = Crew(create, config.rollout.workers, config.rollout, log_folder)
+        self._fleet = Fleet(create, config.rollout.workers, config.rollout, log_folder)
         self._rewards = RewardPool(config.reward)
         self._resampled = 0
         self._syncing = False
@@ -79,23 +79,23 @@ class RolloutPool:
 
     def begin_start(self, version: int | None = None) -> None:
         """Start all engines without waiting. `version`: see `RolloutWorker.start`."""
-        self._crew.begin_start(version)
+        self._fleet.begin_start(version)
 
     def finish_start(self) -> None:
         """Wait until all engines are ready."""
-        self._crew.finish_start()
+        self._fleet.finish_start()
 
     def receivers(self) -> list[Receiver]:
         """The engines, for `Learner.publish`: all that are alive now, restarted ones too; waits for one if need be."""
-        self._crew.poll()
+        self._fleet.poll()
         if self._asleep:
             self._ask("wake_up", "waking up")
             self._asleep = False
         self._ask("check_engine", "saying whether its engine is alive")
-        self._crew.wait_for_one()
+        self._fleet.wait_for_one()
         workers = self._config.tensor_parallel_size
         # In the order of their names, so that the same engines are the same list.
-        engines = sorted(self._crew.started.items())
+        engines = sorted(self._fleet.started.items())
         self._syncing = True
         return [Receiver(name=name, actor=actor, workers=workers) for name, actor in engines]
 
@@ -109,9 +109,9 @@ class RolloutPool:
             LearnerLostError: over nccl and ipc, where the learner's half may stay in the transfer for good.
         """
         time.sleep(1.0)  # The first to complain may be a neighbour of the one that died.
-        before = self._crew.started
+        before = self._fleet.started
         self._ask("sign_of_life", "giving a sign of life")
-        left = self._crew.started
+        left = self._fleet.started
         if len(left) == len(before):
             return False
         if self._backend != "gloo":
@@ -120,7 +120,7 @@ class RolloutPool:
                 f"{gone} was lost in a transfer over {self._backend}, which the learner cannot give up"
             )
         for name in left:
-            self._crew.replace(name)
+            self._fleet.replace(name)
         return True
 
     def learner_restarts(self) -> None:
@@ -129,11 +129,11 @@ class RolloutPool:
         Those that share its GPUs are all replaced, and first: vLLM measures the free memory while it starts.
         """
         if self._sleep_level:
-            self._crew.replace_all()
-            self._crew.wait_for_all()
+            self._fleet.replace_all()
+            self._fleet.wait_for_all()
         elif self._syncing:
-            for name in list(self._crew.started):
-                self._crew.replace(name)
+            for name in list(self._fleet.started):
+                self._fleet.replace(name)
         self._syncing = self._asleep = False
 
     def generate(
@@ -161,10 +161,10 @@ class RolloutPool:
             RemoteError: a request failed, or took longer than `rollout.generate_timeout_s` for a group.
             RunError: too many workers were lost, see `rollout.max_restarts`.
         """
-        places = Places(self._crew, math.ceil(self._config.max_concurrent_sequences / group_size) + 1)
+        places = Slots(self._fleet, math.ceil(self._config.max_concurrent_sequences / group_size) + 1)
         todo = deque(enumerate(prompts))
         # In the order of their deadlines, since all have the same time.
-        running: dict[Future[Group], tuple[int, Place, float]] = {}
+        running: dict[Future[Group], tuple[int, Slot, float]] = {}
         # Calls report themselves here: `ray.wait` would look at all that are running for each that has ended.
         ended: SimpleQueue[Future[Group]] = SimpleQueue()
         groups: dict[int, Group] = {}
@@ -173,7 +173,7 @@ class RolloutPool:
 
         def dispatch() -> None:
             """Fill the workers, the emptiest first."""
-            self._crew.poll()
+            self._fleet.poll()
             if not running:
                 self._await_serving()
             while todo and (place := places.take()):
@@ -195,7 +195,7 @@ class RolloutPool:
                 except Empty:
                     future = None
                 # Also where groups keep coming: they may come from another worker.
-                self._crew.check_health()
+                self._fleet.check_health()
                 if future is not None:
                     return future
                 late = sorted({place.name for _, place, end in running.values() if end <= time.monotonic()})
@@ -214,7 +214,7 @@ class RolloutPool:
             except Exception as error:
                 if not is_loss(error):
                     raise failure(place.name, "generating", error) from error
-                self._crew.lost(place.name, place.actor, error)
+                self._fleet.lost(place.name, place.actor, error)
                 todo.appendleft((index, prompts[index]))
                 self._resampled += 1
                 continue
@@ -232,7 +232,7 @@ class RolloutPool:
     def rest(self) -> None:
         """Where engines share the GPUs of the learner, they sleep until the next `receivers`, and it has the memory."""
         if self._sleep_level:
-            self._crew.wait_for_all()  # one that started while the learner trains would find its memory taken
+            self._fleet.wait_for_all()  # one that started while the learner trains would find its memory taken
             self._ask("sleep", "going to sleep", self._sleep_level)
             self._asleep = True
 
@@ -255,7 +255,7 @@ class RolloutPool:
                         f"{name} (process {rank}) holds other weights than version {manifest.version} of the learner: "
                         f"{len(wrong) + len(extra)} of {len(expected)} tensors differ, first {(wrong + extra)[0]}"
                     )
-        self._crew.admit()
+        self._fleet.admit()
         self._syncing = False
 
     def metrics(self) -> dict[str, float]:
@@ -263,21 +263,21 @@ class RolloutPool:
         sizes = self._ask("memory_mib", "reporting its memory")
         return {
             "memory/rollout_rss_mib": max(sizes.values(), default=0.0),
-            "rollout/restarts": float(self._crew.restarts),
-            "rollout/workers_alive": float(len(self._crew.serving)),
+            "rollout/restarts": float(self._fleet.restarts),
+            "rollout/workers_alive": float(len(self._fleet.serving)),
             "rollout/groups_resampled": float(self._resampled),
         }
 
     def shutdown(self) -> None:
         """End engines, actors and verifier processes."""
         self._rewards.shutdown()
-        self._crew.shutdown()
+        self._fleet.shutdown()
 
     def _await_serving(self) -> None:
         """Where no worker serves, wait for a replacement and have it get the current weights."""
-        while not self._crew.serving:
-            self._crew.wait_for_one()
-            if not self._crew.ready:
+        while not self._fleet.serving:
+            self._fleet.wait_for_one()
+            if not self._fleet.ready:
                 continue
             if self.republish is None:
                 raise RunError("every rollout worker was lost, and nobody can send weights to their replacements")
@@ -294,16 +294,16 @@ class RolloutPool:
         """
         results: dict[str, Any] = {}
         end = time.monotonic() + self._config.health_timeout_s
-        calls = [(name, actor, getattr(actor, method).remote(*args)) for name, actor in self._crew.started.items()]
+        calls = [(name, actor, getattr(actor, method).remote(*args)) for name, actor in self._fleet.started.items()]
         for name, actor, ref in calls:
             try:
                 left = max(0.0, end - time.monotonic())
                 results |= wait_for({name: ref}, timeout_s=left, doing=doing)
             except LateError as error:
-                self._crew.lost(name, actor, error)
+                self._fleet.lost(name, actor, error)
             except RemoteError as error:
                 cause = error.__cause__
                 if cause is None or not is_loss(cause):
                     raise
-                self._crew.lost(name, actor, cause)
+                self._fleet.lost(name, actor, cause)
         return results

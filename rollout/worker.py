@@ -15,7 +15,7 @@ from maxpo.runtime.waits import print_stacks_on_signal
 from maxpo.types import Completion, Group, Prompt
 from rollout.episodes.environment_pool import EnvironmentPool
 from rollout.episodes.episode import run_episode
-from rollout.episodes.observations import Observer
+from rollout.episodes.observations import ObservationEncoder
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class RolloutWorker:
         )
         if self._environment.name is not None:
             self._environments = EnvironmentPool(self._environment, self._config.generate_timeout_s / 2)
-            self._observe = Observer(self._tokenizer, self._environment.observation_role, self._template_args)
+            self._observe = ObservationEncoder(self._tokenizer, self._environment.observation_role, self._template_args)
         self._engine = Engine(
             self._model_path,
             self._config,

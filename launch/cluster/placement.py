@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from maxpo.config import ClusterConfig, Config
 from maxpo.errors import InputError
-from rollout.vllm_engine.process_env import environment
+from rollout.vllm_engine.process_env import environment_variables
 
 SHARED_GPU_LIMIT = 0.6
 """Largest `rollout.gpu_memory_utilization` where learner and engine share a GPU."""
@@ -96,7 +96,7 @@ def place(config: Config, *, gpus: float, with_learner: bool = True) -> Placemen
         engines=rollout.workers,
         gpus_per_engine=rollout.tensor_parallel_size if rollout_device == "cuda" else 0,
         learner_env=learner_env,
-        rollout_env=environment(rollout, rollout_device),
+        rollout_env=environment_variables(rollout, rollout_device),
     )
     if found.gpus > gpus:
         raise ResourceError(

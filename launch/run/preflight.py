@@ -17,9 +17,9 @@ from maxpo.data.rows import Chat, Message
 from maxpo.environments.registry import find_environment
 from maxpo.errors import InputError
 from maxpo.rewards.code.verifier import cannot_run
-from maxpo.rewards.registry import find_judge, names_in_use
+from maxpo.rewards.registry import find_scorer, names_in_use
 from maxpo.types import Prompt
-from rollout.episodes.observations import Observer
+from rollout.episodes.observations import ObservationEncoder
 
 
 def check_model(config: Config, *, evaluation: bool = False) -> PreTrainedTokenizerBase:
@@ -69,7 +69,7 @@ def check_model(config: Config, *, evaluation: bool = False) -> PreTrainedTokeni
     if tokenizer.eos_token_id is None:
         problems.append(f"{path}: the tokenizer has no end-of-sequence token, so no completion could ever end")
     try:
-        find_judge(config.reward)
+        find_scorer(config.reward)
     except ValueError as error:
         problems.append(f"reward.verifier: {error}")
     if config.environment.name is not None:
@@ -78,7 +78,7 @@ def check_model(config: Config, *, evaluation: bool = False) -> PreTrainedTokeni
         except ValueError as error:
             problems.append(f"environment.name: {error}")
         try:
-            Observer(tokenizer, config.environment.observation_role, config.data.template_args)
+            ObservationEncoder(tokenizer, config.environment.observation_role, config.data.template_args)
         except (ValueError, TemplateError) as error:
             problems.append(f"environment.observation_role: {error}")
         problems += [

@@ -56,7 +56,7 @@ def _fingerprint(prompts: Sequence[Prompt]) -> str:
     return digest.hexdigest()
 
 
-def whole_weights(entries: Sequence[Mapping[str, Any]]) -> list[int]:
+def integer_weights(entries: Sequence[Mapping[str, Any]]) -> list[int]:
     """The weights of the sources in their lowest terms, as whole numbers, so that nothing is ever rounded."""
     exact = [Fraction(str(entry.get("weight", 1))) for entry in entries]
     scale = lcm(*(weight.denominator for weight in exact))
@@ -64,7 +64,7 @@ def whole_weights(entries: Sequence[Mapping[str, Any]]) -> list[int]:
     return [weight // gcd(*whole) for weight in whole]
 
 
-class Turns:
+class WeightedRoundRobin:
     """Whose turn it is among sources with weights: always the one that is furthest behind its share.
 
     No source is ever a whole draw ahead of its share, and after as many draws as the weights sum up to, each has had
@@ -104,7 +104,7 @@ class PromptStream:
         self._prompts = prompts if isinstance(prompts, Mixture) else Mixture([prompts], [""], [1])
         self._seed = seed
         self._cursor = 0
-        self._turns = Turns(self._prompts.weights)
+        self._turns = WeightedRoundRobin(self._prompts.weights)
         self._orders: dict[int, tuple[int, array[int]]] = {}
 
     def next(self, count: int) -> list[Prompt]:

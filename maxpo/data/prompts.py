@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maxpo.config import DataConfig
-from maxpo.data.order import Mixture, Turns, whole_weights
+from maxpo.data.order import Mixture, WeightedRoundRobin, integer_weights
 from maxpo.data.rows import Chat, Encode, Reader, Rows, columns, said
 from maxpo.data.tables import open_table
 from maxpo.errors import DataError
@@ -49,7 +49,7 @@ def load_prompts(
     )
     own_task = [] if config.task is None else [{"task": config.task, "task_args": config.task_args}]
     train = config.train or own_task or [{"source": config.train_file}]
-    weights = whole_weights(train)
+    weights = integer_weights(train)
     seen: Counter[str] = Counter()
     parts = [_load(entry, config, reader, seed, seen, held_out=False, limit=None) for entry in train]
     names = [_name(entry) for entry in train]
@@ -59,8 +59,8 @@ def load_prompts(
     if not eval_size:
         return Mixture(parts, names, weights), []
     held_out = config.eval or ([{"source": config.eval_file}] if config.eval_file else own_task)
-    turns = Turns(whole_weights(held_out))
-    order = [turns.next() for _ in range(eval_size)]
+    rotation = WeightedRoundRobin(integer_weights(held_out))
+    order = [rotation.next() for _ in range(eval_size)]
     wanted = Counter(order)
     seen.clear()
     queues: list[list[Prompt]] = []

@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping
 
 from maxpo.config import RewardConfig
 from maxpo.config.reward import COMBINED
-from maxpo.rewards.verifiers import choice, exact, numeric, reasoning_gym
-from maxpo.rewards.verifiers import math_answer as maths
+from maxpo.rewards.verifiers import choice, exact, math_answer, numeric, reasoning_gym
 from maxpo.types import Prompt
 
 ANSWERS: Mapping[str, Callable[..., str | None]] = {
     "exact": exact.answer,
     "numeric": numeric.answer,
-    "math": maths.answer,
+    "math": math_answer.answer,
     "choice": choice.answer,
     "reasoning_gym": reasoning_gym.answer,
 }

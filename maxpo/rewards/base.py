@@ -20,6 +20,6 @@ Verifier = Callable[..., Score]
 """Called with text and reference, and settings by name."""
 
 
-def environment(text: str, reference: Any) -> Score:
+def environment_reward(text: str, reference: Any) -> Score:
     """Reward 0 for any text: the rewards of an episode are those that its environment gave."""
     return Score(reward=0.0)

@@ -14,35 +14,35 @@ from typing import Any, cast
 from maxpo.config import RewardConfig
 from maxpo.config.reward import COMBINED, ENVIRONMENT
 from maxpo.plugins import mistakes
-from maxpo.rewards.base import Score, Verifier, environment
+from maxpo.rewards.base import Score, Verifier, environment_reward
 from maxpo.rewards.code.verifier import code, code_unsafe_no_sandbox
 from maxpo.rewards.verifiers.choice import choice
 from maxpo.rewards.verifiers.countdown import countdown
 from maxpo.rewards.verifiers.exact import exact
 from maxpo.rewards.verifiers.json_schema import json_schema
 from maxpo.rewards.verifiers.length import length
-from maxpo.rewards.verifiers.math_answer import maths
+from maxpo.rewards.verifiers.math_answer import math_answer
 from maxpo.rewards.verifiers.maze import maze
 from maxpo.rewards.verifiers.numeric import numeric
 from maxpo.rewards.verifiers.reasoning_gym import reasoning_gym
 from maxpo.rewards.verifiers.regex import regex
-from maxpo.rewards.verifiers.thinking_format import layout
+from maxpo.rewards.verifiers.thinking_format import thinking_format
 from maxpo.types import Prompt
 
 REWARDS: dict[str, Verifier] = {
     "code": code,
     "code_unsafe_no_sandbox": code_unsafe_no_sandbox,
     "countdown": countdown,
-    ENVIRONMENT: environment,
+    ENVIRONMENT: environment_reward,
     "exact": exact,
     "maze": maze,
     "numeric": numeric,
-    "math": maths,
+    "math": math_answer,
     "choice": choice,
     "reasoning_gym": reasoning_gym,
     "regex": regex,
     "json_schema": json_schema,
-    "format": layout,
+    "format": thinking_format,
     "length": length,
 }
 
@@ -55,14 +55,14 @@ NEEDS: Mapping[str, tuple[str, str]] = {
 """What a verifier imports that the core does not, and how to get it."""
 
 
-Judge = Callable[[str, str, Any], Score]
+Scorer = Callable[[str, str, Any], Score]
 """Prompt, answer and reference to the verdict: how the pool calls every verifier."""
 
 
 _NONE: Mapping[str, Any] = {}
 
 
-def find_verifier(name: str, args: Mapping[str, Any] = _NONE, parts: Mapping[str, float] = _NONE) -> Judge:
+def find_verifier(name: str, args: Mapping[str, Any] = _NONE, parts: Mapping[str, float] = _NONE) -> Scorer:
     """A verifier of `REWARDS`, a function of your own as `package.module:function`, or `combined`: several of them.
 
     Your own is called with (prompt text, completion text, reference), sync or async, and returns a number, or a dict
@@ -97,7 +97,7 @@ def find_verifier(name: str, args: Mapping[str, Any] = _NONE, parts: Mapping[str
     return lambda prompt, text, reference: call(text, reference)
 
 
-def find_judge(reward: RewardConfig) -> Callable[[Prompt, str], Score]:
+def find_scorer(reward: RewardConfig) -> Callable[[Prompt, str], Score]:
     """What judges an answer to a prompt: the verifier of its source in `reward.by_source`, else `reward.verifier`.
 
     Raises:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from random import Random
 
-from maxpo.tasks.base import Problem
+from maxpo.tasks.base import TaskProblem
 from maxpo.tasks.draws import make_id, split
 
 _OPERATIONS = "+-*"
@@ -22,7 +22,7 @@ def problems(
     largest: int = 20,
     operations: str = "+-*",
     question: str = "{chain} =",
-) -> tuple[list[Problem], list[Problem]]:
+) -> tuple[list[TaskProblem], list[TaskProblem]]:
     """Makes the training and the evaluation problems (`maxpo.tasks.draws.split`).
 
     Args:
@@ -46,13 +46,13 @@ def problems(
     if "{chain}" not in question:
         raise ValueError(f"arithmetic: question = {question!r} must have {{chain}} where the numbers go")
 
-    def draw(side: str, number: int) -> Problem:
+    def draw(side: str, number: int) -> TaskProblem:
         rng = Random(f"arithmetic/{side}/{seed}/{number}")
         numbers = [rng.randint(1, largest) for _ in range(terms)]
         chosen = [rng.choice(operations) for _ in range(terms - 1)]
         text = " ".join([str(numbers[0])] + [f"{sign} {n}" for sign, n in zip(chosen, numbers[1:], strict=True)])
         prompt = question.replace("{chain}", text)
-        return Problem(problem_id=make_id("arithmetic", text), prompt=prompt, reference=evaluate(numbers, chosen))
+        return TaskProblem(problem_id=make_id("arithmetic", text), prompt=prompt, reference=evaluate(numbers, chosen))
 
     return split(draw, train_size, eval_size)
 

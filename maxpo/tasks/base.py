@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class TaskProblem:
     """One problem of a task."""
 
     problem_id: str
@@ -18,6 +18,6 @@ class Problem:
     """What the task's verifier needs, as plain JSON values."""
 
 
-Task = Callable[..., tuple[list[Problem], list[Problem]]]
+Task = Callable[..., tuple[list[TaskProblem], list[TaskProblem]]]
 """`(seed, train_size, eval_size, **args)` to the training and the evaluation problems, which are disjoint;
 `args` are the task's own settings."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 from random import Random
 
-from maxpo.tasks.base import Problem
+from maxpo.tasks.base import TaskProblem
 
 MAX_RESULT = 99
 """Largest result of a step; the smallest is 0."""
@@ -21,7 +21,7 @@ HELD_OUT_ONE_IN = 5
 """One in this many (numbers, target) keys belongs to the evaluation side."""
 
 
-def problems(seed: int, train_size: int, eval_size: int) -> tuple[list[Problem], list[Problem]]:
+def problems(seed: int, train_size: int, eval_size: int) -> tuple[list[TaskProblem], list[TaskProblem]]:
     """Makes the training and the evaluation problems.
 
     A problem's target is the result of a random derivation, so a target that more derivations reach comes
@@ -75,7 +75,7 @@ def teacher(numbers: Sequence[int], target: int, solve_share: float, rng: Random
     return rng.choice([steps for steps, result in _derivations(tuple(numbers)) if result == target])
 
 
-def _split(seed: int, size: int, *, held_out: bool) -> list[Problem]:
+def _split(seed: int, size: int, *, held_out: bool) -> list[TaskProblem]:
     name = "evaluation" if held_out else "training"
     if size < 0:
         raise ValueError(f"countdown: the number of {name} problems must not be negative, got {size}")
@@ -88,9 +88,9 @@ def _split(seed: int, size: int, *, held_out: bool) -> list[Problem]:
     return [_problem(numbers, target) for numbers, target in distinct]
 
 
-def _problem(numbers: tuple[int, ...], target: int) -> Problem:
+def _problem(numbers: tuple[int, ...], target: int) -> TaskProblem:
     question = _question(numbers, target)
-    return Problem(
+    return TaskProblem(
         problem_id=hashlib.sha256(f"countdown/{question}".encode()).hexdigest()[:16],
         prompt=f"{question}:",
         reference={"numbers": list(numbers), "target": target},

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from maxpo.tasks.base import Problem
+from maxpo.tasks.base import TaskProblem
 
 HELD_OUT_ONE_IN = 5
 """One in this many problems belongs to the evaluation side."""
@@ -25,7 +25,9 @@ def is_held_out(problem_id: str) -> bool:
     return int(problem_id, 16) % HELD_OUT_ONE_IN == 0
 
 
-def split(draw: Callable[[str, int], Problem], train_size: int, eval_size: int) -> tuple[list[Problem], list[Problem]]:
+def split(
+    draw: Callable[[str, int], TaskProblem], train_size: int, eval_size: int
+) -> tuple[list[TaskProblem], list[TaskProblem]]:
     """The training and the evaluation problems: different ones, and none on both sides, of any two seeds.
 
     Neither depends on the size of the other, and a smaller split is the beginning of a larger one.
@@ -41,10 +43,10 @@ def split(draw: Callable[[str, int], Problem], train_size: int, eval_size: int) 
     return _side(draw, "training", train_size), _side(draw, "evaluation", eval_size)
 
 
-def _side(draw: Callable[[str, int], Problem], name: str, size: int) -> list[Problem]:
+def _side(draw: Callable[[str, int], TaskProblem], name: str, size: int) -> list[TaskProblem]:
     if size < 0:
         raise ValueError(f"the number of {name} problems must not be negative, got {size}")
-    found: dict[str, Problem] = {}
+    found: dict[str, TaskProblem] = {}
     number = last_new = 0
     while len(found) < size:
         if number - last_new > _PATIENCE:

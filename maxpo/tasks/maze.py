@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from random import Random
 
 from maxpo.rewards.verifiers.maze import MOVES
-from maxpo.tasks.base import Problem
+from maxpo.tasks.base import TaskProblem
 from maxpo.tasks.draws import make_id, split
 
 _QUESTION = (
@@ -22,7 +22,7 @@ _TRIES = 1000
 
 def problems(
     seed: int, train_size: int, eval_size: int, *, size: int = 5, walls: float = 0.3
-) -> tuple[list[Problem], list[Problem]]:
+) -> tuple[list[TaskProblem], list[TaskProblem]]:
     """Makes the training and the evaluation problems (`maxpo.tasks.draws.split`).
 
     Args:
@@ -40,7 +40,7 @@ def problems(
     if not 0 <= walls <= 0.6:
         raise ValueError(f"maze: walls = {walls} must be at least 0 and at most 0.6")
 
-    def draw(side: str, number: int) -> Problem:
+    def draw(side: str, number: int) -> TaskProblem:
         rng = Random(f"maze/{side}/{seed}/{number}")
         for _ in range(_TRIES):
             cells = ["#" if rng.random() < walls else "." for _ in range(size * size)]
@@ -49,7 +49,7 @@ def problems(
             grid = ["".join(cells[row * size : (row + 1) * size]) for row in range(size)]
             way = shortest(grid)
             if way is not None:
-                return Problem(
+                return TaskProblem(
                     problem_id=make_id("maze", grid),
                     prompt=_QUESTION + "\n".join(grid) + "\n",
                     reference={"grid": grid, "moves": len(way)},

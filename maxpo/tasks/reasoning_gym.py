@@ -10,13 +10,13 @@ from typing import Any
 
 from maxpo.rewards.verifiers import reasoning_gym as verifier
 from maxpo.seeds import derive_seed
-from maxpo.tasks.base import Problem
+from maxpo.tasks.base import TaskProblem
 from maxpo.tasks.draws import make_id, split
 
 
 def problems(
     seed: int, train_size: int, eval_size: int, *, dataset: str, **settings: Any
-) -> tuple[list[Problem], list[Problem]]:
+) -> tuple[list[TaskProblem], list[TaskProblem]]:
     """Makes the training and the evaluation problems (`maxpo.tasks.draws.split`).
 
     Args:
@@ -38,7 +38,7 @@ def problems(
         for name, size in sizes.items()
     }
 
-    def draw(side: str, number: int) -> Problem:
+    def draw(side: str, number: int) -> TaskProblem:
         if number >= sizes[side]:
             raise ValueError(f"reasoning_gym: {dataset} has not so many different {side} problems with these settings")
         made = sides[side]
@@ -49,7 +49,7 @@ def problems(
             raise ValueError(f"reasoning_gym: problems of {dataset} are not plain JSON: {error}") from error
         if made.score_answer(entry["answer"], kept) != made.score_answer(entry["answer"], entry):
             raise ValueError(f"reasoning_gym: {dataset} cannot be scored from plain JSON, so it cannot be used here")
-        return Problem(
+        return TaskProblem(
             problem_id=make_id("reasoning_gym", dataset, kept["question"], kept["answer"]),
             prompt=kept["question"],
             reference={"dataset": dataset, "settings": settings, "entry": kept},

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from maxpo.seeds import derive_seed
 from maxpo.types import Completion, Episode, Prompt
 from rollout.episodes.environment_pool import EnvironmentPool, StepError
-from rollout.episodes.observations import Observer
+from rollout.episodes.observations import ObservationEncoder
 
 Turn = Callable[[str, list[int], int, int], Awaitable[Completion]]
 """Request id, tokens so far, seed and token limit to the policy's next turn, text included."""
@@ -19,7 +19,7 @@ async def run_episode(
     prompt: Prompt,
     turn: Turn,
     environments: EnvironmentPool,
-    observe: Observer,
+    observe: ObservationEncoder,
     *,
     seed: int,
     group_seed: int,

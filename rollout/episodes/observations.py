@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-class Observer:
+class ObservationEncoder:
     """Writes observations as the tokens that follow a turn."""
 
     def __init__(self, tokenizer: Any, role: str | None, template_args: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from maxpo.errors import RunError
 from maxpo.rewards.answers import answers_of, find_answer
 from maxpo.rewards.base import Score
 from maxpo.rewards.code.verifier import configure
-from maxpo.rewards.registry import find_judge, unread
+from maxpo.rewards.registry import find_scorer, unread
 from maxpo.runtime.waits import waiting
 from maxpo.types import Completion, Group, Prompt, ScoredGroup
 from rollout.process_pool import POOLS, forget_token, new_pool, stop
@@ -46,7 +46,7 @@ def _start(config: RewardConfig) -> None:
     global _judge, _answer
     forget_token()
     configure(config)
-    _judge, _answer = find_judge(config), answers_of(config)
+    _judge, _answer = find_scorer(config), answers_of(config)
 
 
 def _judge_all(prompt: Prompt, texts: Sequence[str]) -> list[Verdict[Score]]:
@@ -89,7 +89,7 @@ class RewardPool:
     def __init__(self, config: RewardConfig) -> None:
         """Start the processes; they import the verifiers only."""
         self._config = config
-        find_judge(config)  # an error here, not in every worker process
+        find_scorer(config)  # an error here, not in every worker process
         self._pool = self._new_pool()
         self._stall_s = config.timeout_s + STALL_S
 

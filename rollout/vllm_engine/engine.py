@@ -46,7 +46,7 @@ class Engine:
             "worker_extension_cls": "rollout.vllm_engine.weight_receiver.WorkerExtension",
         }
         if config.tensor_parallel_size == 1:
-            # In the engine's own process; on CPU see also `rollout.vllm_engine.process_env.environment`.
+            # In the engine's own process; on CPU see also `rollout.vllm_engine.process_env.environment_variables`.
             args["distributed_executor_backend"] = "uni"
         else:
             # Inside a placement group vLLM would spread its processes by Ray itself.

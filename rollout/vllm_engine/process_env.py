@@ -14,7 +14,7 @@ CPU_ENVIRONMENT = {
 }
 
 
-def environment(config: RolloutConfig, device: str) -> dict[str, str]:
+def environment_variables(config: RolloutConfig, device: str) -> dict[str, str]:
     """Environment variables of a worker's process, to be set before it imports anything."""
     common = {
         "VLLM_LOGGING_LEVEL": "WARNING",

@@ -52,7 +52,7 @@ prompts: list[Prompt] = []
 
 
 def actor_of(running: System, number: int) -> psutil.Process:
-    actor = running.rollouts._crew.serving[f"rollout worker {number}"]
+    actor = running.rollouts._fleet.serving[f"rollout worker {number}"]
     return psutil.Process(ray.get(actor.process_id.remote()))
 
 
@@ -97,12 +97,12 @@ def versions(groups: list[Group]) -> set[int]:
 
 def both_back(running: System) -> None:
     """Wait until the replacements have started, then publish to all."""
-    crew = running.rollouts._crew
-    while len(crew.started) < 2:
-        crew.poll(1.0)
+    fleet = running.rollouts._fleet
+    while len(fleet.started) < 2:
+        fleet.poll(1.0)
     version = running.learner.version
     assert publish(running.rollouts, running.learner)["weights/version"] == version + 1
-    assert len(crew.serving) == 2
+    assert len(fleet.serving) == 2
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_hung_while_generating(running: System, undisturbed: list[Group]) -> Non
     core = core_of(running, 1)
     restarts = running.rollouts.metrics()["rollout/restarts"]
     assert ids(generate(running, at=5, action=core.suspend)) == ids(undisturbed)
-    assert "no sign of life for" in running.rollouts._crew._losses[-1][1]
+    assert "no sign of life for" in running.rollouts._fleet._losses[-1][1]
     assert running.rollouts.metrics()["rollout/restarts"] == restarts + 1
     core.wait(20)  # no process is left behind, not even one that is stopped
     both_back(running)
@@ -170,7 +170,7 @@ def test_hung_during_a_publish(running: System, undisturbed: list[Group]) -> Non
     core.suspend()
     version = running.learner.version
     assert publish(running.rollouts, running.learner)["weights/version"] == version + 1
-    assert "did not finish giving a sign of life" in running.rollouts._crew._losses[-1][1]
+    assert "did not finish giving a sign of life" in running.rollouts._fleet._losses[-1][1]
     assert ids(generate(running)) == ids(undisturbed)
     core.wait(20)
     both_back(running)
@@ -207,8 +207,8 @@ def test_a_learner_rank_that_dies_is_named_and_the_learner_starts_again(
 
 def test_too_many_losses_stop_the_run(running: System, monkeypatch: pytest.MonkeyPatch) -> None:
     """Last: the pool is not used after this."""
-    crew = running.rollouts._crew
-    monkeypatch.setattr(crew, "_config", replace(crew._config, max_restarts=len(crew._losses)))
+    fleet = running.rollouts._fleet
+    monkeypatch.setattr(fleet, "_config", replace(fleet._config, max_restarts=len(fleet._losses)))
     process = actor_of(running, 1)
     process.kill()
     with pytest.raises(

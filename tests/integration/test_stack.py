@@ -138,7 +138,7 @@ def test_engines_that_rest_wake_up_for_the_next_weights(stack: Stack, monkeypatc
     rollouts.generate(stack.train[:1], 2, "awake")
     monkeypatch.setattr(rollouts, "_sleep_level", 1)
     rollouts.rest()
-    actor = next(iter(rollouts._crew.serving.values()))
+    actor = next(iter(rollouts._fleet.serving.values()))
     asleep = actor.generate.remote("asleep", stack.train[0], 2, 0)
     assert not ray.wait([asleep], timeout=2.0)[0]
     rollouts.confirm(stack.learner.publish(rollouts.receivers(), again=True))

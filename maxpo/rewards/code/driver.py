@@ -24,7 +24,7 @@ import types
 from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
-from maxpo.rewards.code.assert_judge import judge
+from maxpo.rewards.code.assert_runner import judge
 from maxpo.rewards.code.wire import OUTPUT_BYTES, decode, encode, frame, write
 
 FILE_BYTES = 32 << 20

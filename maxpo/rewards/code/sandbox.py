@@ -33,7 +33,7 @@ FOLDER_BYTES = 64 << 20
 """Size of the program's work folder, which lies in memory."""
 _HEADER_BYTES = 64
 # The texts of these modules go in as an argument: no file of this machine, and so no permission on one, is needed.
-_MODULES = ("wire", "assert_judge", "driver")
+_MODULES = ("wire", "assert_runner", "driver")
 _BOOTSTRAP = """
 import sys, types
 for name, text in {parts!r}.items():

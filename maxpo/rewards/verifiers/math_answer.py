@@ -21,7 +21,7 @@ _DEEPEST = 11
 """Brackets around brackets, those of the box included."""
 
 
-def maths(text: str, reference: Any, *, boxed: bool = True, longest: int = 300) -> Score:
+def math_answer(text: str, reference: Any, *, boxed: bool = True, longest: int = 300) -> Score:
     r"""Reward 1 if the last boxed answer equals the reference, otherwise 0.
 
     Equal is what math-verify 0.9 says with its strict comparison: 1/2, 0.5 and `\frac12`; sets in any order; intervals;

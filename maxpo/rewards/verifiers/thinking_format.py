@@ -7,7 +7,7 @@ from typing import Any
 from maxpo.rewards.base import Score
 
 
-def layout(text: str, reference: Any, *, opening: str = "<think>", closing: str = "</think>") -> Score:
+def thinking_format(text: str, reference: Any, *, opening: str = "<think>", closing: str = "</think>") -> Score:
     """Reward 1 if the text is one thinking block and then something that can be seen, otherwise 0.
 
     Args:

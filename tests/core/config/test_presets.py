@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from launch.cli import main
 from launch.run.preflight import load_data
 from maxpo.configure.loading import load_config
-from maxpo.rewards.registry import find_judge
+from maxpo.rewards.registry import find_scorer
 
 
 def qwen(family: str, *sizes: int, tied: bool = True, vocabulary: int = 151936) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def test_a_preset_for_qwen(preset: str, models: Path, capsys: pytest.CaptureFixt
 
     config = load_config([file], words).config
     train, held_out = load_data(config)
-    judge = find_judge(config.reward)
+    judge = find_scorer(config.reward)
     for prompt in (*train, *held_out):
         assert ("\\boxed{}" in prompt.text, "####" in prompt.text) == (data == "MATH", data == "GSM8K")
         assert prompt.text.startswith("<|im_start|>system\n") == (data == "MATH")

@@ -19,7 +19,7 @@ from launch.run.preflight import chat_template
 from launch.run.wording import passes
 from maxpo.config import DataConfig
 from maxpo.configure.loading import load_config
-from maxpo.data.order import Mixture, PromptStream, Turns, whole_weights
+from maxpo.data.order import Mixture, PromptStream, WeightedRoundRobin, integer_weights
 from maxpo.data.prompts import load_prompts
 from maxpo.errors import DataError
 from maxpo.types import Prompt
@@ -270,16 +270,16 @@ WEIGHTS = st.lists(st.integers(1, 60), min_size=1, max_size=5)
 
 @given(WEIGHTS, st.integers(0, 3))
 def test_shares_are_exact_after_each_round_and_never_ahead(weights: list[int], rounds: int) -> None:
-    turns, total = Turns(weights), sum(weights)
+    rotation, total = WeightedRoundRobin(weights), sum(weights)
     for count in range(1, rounds * total + 1):
-        turns.next()
-        assert all(n * total < w * count + total for n, w in zip(turns.drawn, weights, strict=True))
-    assert turns.drawn == [rounds * weight for weight in weights]
+        rotation.next()
+        assert all(n * total < w * count + total for n, w in zip(rotation.drawn, weights, strict=True))
+    assert rotation.drawn == [rounds * weight for weight in weights]
 
 
 def test_weights_are_kept_exactly() -> None:
-    assert whole_weights([{"weight": 0.1}, {"weight": 0.2}, {}]) == [1, 2, 10]
-    assert whole_weights([{"weight": 4}, {"weight": 6}]) == [2, 3]
+    assert integer_weights([{"weight": 0.1}, {"weight": 0.2}, {}]) == [1, 2, 10]
+    assert integer_weights([{"weight": 4}, {"weight": 6}]) == [2, 3]
 
 
 @settings(deadline=None)

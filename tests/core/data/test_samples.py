@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 import sympy
 
-from maxpo.rewards.verifiers.math_answer import maths
+from maxpo.rewards.verifiers.math_answer import math_answer
 from maxpo.rewards.verifiers.numeric import numeric
 
 FOLDER = Path("configs/data")
@@ -36,9 +36,9 @@ def test_a_problem_with_a_latex_answer(row: dict[str, Any]) -> None:
     # math-verify takes the i of `10 i`, as sympy writes it, for a variable.
     computed = sympy.latex(eval(row["by"], vars(sympy) | names)).replace(" i", "i")
     for answer in (row["answer"], computed):
-        assert maths(rf"So it is $\boxed{{{answer}}}$.", row["answer"]).reward == 1, answer
-    assert maths(rf"So it is $\boxed{{{row['wrong']}}}$.", row["answer"]).reward == 0
-    assert maths(f"So it is ${row['answer']}$.", row["answer"]).reward == 0, "not boxed"
+        assert math_answer(rf"So it is $\boxed{{{answer}}}$.", row["answer"]).reward == 1, answer
+    assert math_answer(rf"So it is $\boxed{{{row['wrong']}}}$.", row["answer"]).reward == 0
+    assert math_answer(f"So it is ${row['answer']}$.", row["answer"]).reward == 0, "not boxed"
 
 
 @pytest.mark.parametrize("style", STYLES)

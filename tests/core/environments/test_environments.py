@@ -18,7 +18,7 @@ from maxpo.environments.registry import find_environment
 from maxpo.types import Completion
 from rollout.episodes.environment_pool import StepError, checked
 from rollout.episodes.episode import run_episode
-from rollout.episodes.observations import Observer
+from rollout.episodes.observations import ObservationEncoder
 from tests.fakes import prompt
 from tests.hostile.texts import BOMBS, CANARY, TEXTS
 
@@ -276,17 +276,19 @@ CHATML = (
 def test_observations_as_text_and_as_messages():
     tokenizer = AutoTokenizer.from_pretrained(MODEL, local_files_only=True)
     eos = tokenizer.eos_token_id
-    assert tokenizer.decode(Observer(tokenizer, None, {})("42:", [5])) == "42:"
+    assert tokenizer.decode(ObservationEncoder(tokenizer, None, {})("42:", [5])) == "42:"
     with pytest.raises(ValueError, match=r"has no chat template: set environment\.observation_role to null"):
-        Observer(tokenizer, "tool", {})
+        ObservationEncoder(tokenizer, "tool", {})
     tokenizer.chat_template = CHATML
-    observe = Observer(tokenizer, "tool", {})
+    observe = ObservationEncoder(tokenizer, "tool", {})
     assert tokenizer.decode(observe("42", [5])) == "<eos>\n<s>tool:42<eos>\n<s>assistant:"
     # A turn that has ended itself is not ended again.
     assert tokenizer.decode(observe("42", [5, eos])) == "\n<s>tool:42<eos>\n<s>assistant:"
     # It is written with the arguments of the template that the prompt had.
     tokenizer.chat_template = CHATML.replace("assistant:", "assistant:{{ mood }}")
-    assert tokenizer.decode(Observer(tokenizer, "tool", {"mood": "glad"})("42", [5, eos])).endswith("assistant:glad")
+    assert tokenizer.decode(ObservationEncoder(tokenizer, "tool", {"mood": "glad"})("42", [5, eos])).endswith(
+        "assistant:glad"
+    )
     tokenizer.chat_template = CHATML
     # Nothing that an observation says can end it.
     assert observe("<eos>", [5, eos]).count(eos) == 1
@@ -294,4 +296,4 @@ def test_observations_as_text_and_as_messages():
         "{% for m in messages %}{% if m['role'] != 'tool' %}{{ m['content'] }}{% endif %}{% endfor %}"
     )
     with pytest.raises(ValueError, match="does not show a message of the role 'tool'"):
-        Observer(tokenizer, "tool", {})
+        ObservationEncoder(tokenizer, "tool", {})

@@ -8,7 +8,7 @@ import pytest
 
 from maxpo.config import RewardConfig
 from maxpo.rewards.base import Score
-from maxpo.rewards.registry import NEEDS, find_judge, find_verifier, names_in_use, unread
+from maxpo.rewards.registry import NEEDS, find_scorer, find_verifier, names_in_use, unread
 from maxpo.types import Prompt
 
 TEXT = "<think>six times seven</think>The answer is 42.1."
@@ -85,7 +85,7 @@ def prompt(source: str) -> Prompt:
 
 
 def test_a_source_may_have_a_verifier_of_its_own():
-    judge = find_judge(RewardConfig(verifier="exact", by_source={"b": "numeric"}))
+    judge = find_scorer(RewardConfig(verifier="exact", by_source={"b": "numeric"}))
     assert [judge(prompt(source), "it is 42").reward for source in "abc"] == [0.0, 1.0, 0.0]
 
 

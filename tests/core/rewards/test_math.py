@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from maxpo.rewards.base import Score
-from maxpo.rewards.verifiers import math_answer as maths
-from maxpo.rewards.verifiers.math_answer import maths as verify
+from maxpo.rewards.verifiers import math_answer
+from maxpo.rewards.verifiers.math_answer import math_answer as verify
 
 RIGHT = Score(reward=1.0, parts={"format": 1.0})
 WRONG = Score(reward=0.0, parts={"format": 1.0})
@@ -155,9 +155,9 @@ def test_a_reference_that_makes_no_sense_raises(reference):
 
 def test_a_reference_is_parsed_once(monkeypatch):
     parsed: list[str] = []
-    parse = maths._parse
-    monkeypatch.setattr(maths, "_parse", lambda content: parsed.append(content) or parse(content))
-    maths._gold.cache_clear()
+    parse = math_answer._parse
+    monkeypatch.setattr(math_answer, "_parse", lambda content: parsed.append(content) or parse(content))
+    math_answer._gold.cache_clear()
     for text in (r"\boxed{7}", r"\boxed{8}", "7"):
         verify(text, "5+2")
     assert parsed == ["5+2", "7", "8"]

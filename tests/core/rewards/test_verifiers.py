@@ -10,7 +10,7 @@ from maxpo.rewards.verifiers.choice import choice
 from maxpo.rewards.verifiers.json_schema import json_schema
 from maxpo.rewards.verifiers.length import length
 from maxpo.rewards.verifiers.regex import regex
-from maxpo.rewards.verifiers.thinking_format import layout
+from maxpo.rewards.verifiers.thinking_format import thinking_format
 
 RIGHT = Score(reward=1.0, parts={"format": 1.0})
 WRONG = Score(reward=0.0, parts={"format": 1.0})
@@ -177,13 +177,13 @@ def test_json_schemas_may_be_text_and_fetch_nothing(monkeypatch):
     ],
 )
 def test_format(text, reward):
-    assert layout(text, None) == Score(reward=reward)
+    assert thinking_format(text, None) == Score(reward=reward)
 
 
 def test_format_with_other_tags():
-    assert layout("[r]x[/r]4", None, opening="[r]", closing="[/r]").reward == 1.0
-    assert layout("<think>x</think>4", None, opening="[r]", closing="[/r]").reward == 0.0
-    assert layout("x</think>4", None, opening="").reward == 1.0  # the prompt ends with <think>
+    assert thinking_format("[r]x[/r]4", None, opening="[r]", closing="[/r]").reward == 1.0
+    assert thinking_format("<think>x</think>4", None, opening="[r]", closing="[/r]").reward == 0.0
+    assert thinking_format("x</think>4", None, opening="").reward == 1.0  # the prompt ends with <think>
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 import rollout.fleet
 from maxpo.config import RolloutConfig
 from maxpo.errors import RunError
-from rollout.fleet import Crew, is_loss
-from rollout.slots import Places
+from rollout.fleet import Fleet, is_loss
+from rollout.slots import Slots
 from rollout.worker import EngineLostError
 
 
@@ -59,14 +59,14 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     return ray
 
 
-def crew(version: int | None = None, **settings: Any) -> tuple[Crew, list[FakeActor]]:
+def fleet(version: int | None = None, **settings: Any) -> tuple[Fleet, list[FakeActor]]:
     made: list[FakeActor] = []
 
     def create(number: int) -> FakeActor:
         made.append(FakeActor(number))
         return made[-1]
 
-    workers = Crew(create, 2, RolloutConfig(max_new_tokens=1, **settings), None)
+    workers = Fleet(create, 2, RolloutConfig(max_new_tokens=1, **settings), None)
     workers.begin_start(version)
     return workers, made
 
@@ -82,7 +82,7 @@ def test_what_counts_as_a_loss() -> None:
 
 
 def test_a_replacement_serves_after_it_was_admitted(fake: FakeRay) -> None:
-    workers, made = crew()
+    workers, made = fleet()
     name = "rollout worker 1"
     workers.lost(name, made[1], RayActorError())
     assert fake.killed == [made[1]]
@@ -103,7 +103,7 @@ def test_a_replacement_serves_after_it_was_admitted(fake: FakeRay) -> None:
 
 
 def test_in_an_evaluation_a_replacement_serves_at_once(fake: FakeRay) -> None:
-    workers, made = crew(version=0)
+    workers, made = fleet(version=0)
     workers.lost("rollout worker 0", made[0], RayActorError())
     assert made[2].version == 0
     made[2].started.append(1)
@@ -112,7 +112,7 @@ def test_in_an_evaluation_a_replacement_serves_at_once(fake: FakeRay) -> None:
 
 
 def test_a_replacement_that_cannot_start_is_replaced_until_that_was_too_often(fake: FakeRay) -> None:
-    workers, made = crew(max_restarts=2)
+    workers, made = fleet(max_restarts=2)
     workers.lost("rollout worker 0", made[0], RayActorError())
     made[2].started.append(RayActorError())
     workers.poll()
@@ -123,7 +123,7 @@ def test_a_replacement_that_cannot_start_is_replaced_until_that_was_too_often(fa
 
 
 def test_a_replacement_that_never_starts_is_a_loss(fake: FakeRay) -> None:
-    workers, made = crew(start_timeout_s=-1.0, max_restarts=1)
+    workers, made = fleet(start_timeout_s=-1.0, max_restarts=1)
     workers.lost("rollout worker 0", made[0], RayActorError())
     with pytest.raises(RunError, match=r"(?s)2 rollout workers were lost .*did not start its engine within -1 s"):
         workers.poll()
@@ -132,7 +132,7 @@ def test_a_replacement_that_never_starts_is_a_loss(fake: FakeRay) -> None:
 def test_losses_within_the_window_are_limited(fake: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(rollout.fleet.time, "monotonic", lambda: clock[0])
-    workers, made = crew(max_restarts=2, restart_window_s=100.0)
+    workers, made = fleet(max_restarts=2, restart_window_s=100.0)
     for now in (0.0, 60.0, 101.0):  # the first is forgotten when the third comes
         clock[0] = now
         workers.lost("rollout worker 0", made[-1] if now else made[0], RayActorError())
@@ -145,7 +145,7 @@ def test_losses_within_the_window_are_limited(fake: FakeRay, monkeypatch: pytest
 
 
 def test_no_restart_at_all(fake: FakeRay) -> None:
-    workers, made = crew(max_restarts=0)
+    workers, made = fleet(max_restarts=0)
     with pytest.raises(RunError, match=r"rollout worker 1: .*its output: worker-\*-\*\.\*"):
         workers.lost("rollout worker 1", made[1], RayActorError())
 
@@ -161,7 +161,7 @@ HEALTH = {"health_interval_s": 10.0, "health_timeout_s": 60.0, "health_grace_s":
 
 
 def test_workers_are_asked_after_their_grace_and_at_intervals(fake: FakeRay, clock: list[float]) -> None:
-    workers, (first, second) = crew(**HEALTH)
+    workers, (first, second) = fleet(**HEALTH)
     asked: list[float] = []
     for _ in range(100):
         clock[0] += 1
@@ -178,7 +178,7 @@ def test_workers_are_asked_after_their_grace_and_at_intervals(fake: FakeRay, clo
 
 
 def test_a_worker_without_a_sign_of_life_is_lost(fake: FakeRay, clock: list[float]) -> None:
-    workers, made = crew(**HEALTH)
+    workers, made = fleet(**HEALTH)
     lost_at = 0.0
     for _ in range(120):
         clock[0] += 1
@@ -194,7 +194,7 @@ def test_a_worker_without_a_sign_of_life_is_lost(fake: FakeRay, clock: list[floa
 
 
 def test_a_driver_that_slept_gives_the_workers_their_time(fake: FakeRay, clock: list[float]) -> None:
-    workers, made = crew(**HEALTH)
+    workers, made = fleet(**HEALTH)
     for _ in range(40):
         clock[0] += 1
         workers.check_health()
@@ -211,7 +211,7 @@ def test_a_driver_that_slept_gives_the_workers_their_time(fake: FakeRay, clock: 
 
 
 def test_a_worker_whose_engine_is_dead_says_so(fake: FakeRay, clock: list[float]) -> None:
-    workers, made = crew(**HEALTH)
+    workers, made = fleet(**HEALTH)
     for _ in range(35):
         clock[0] += 1
         workers.check_health()
@@ -220,47 +220,47 @@ def test_a_worker_whose_engine_is_dead_says_so(fake: FakeRay, clock: list[float]
     assert fake.killed == [made[0]]
 
 
-def taken(places: Places) -> list[str]:
-    """Who gets the groups, until there is no place left."""
+def taken(slots: Slots) -> list[str]:
+    """Who gets the groups, until there is no slot left."""
     names: list[str] = []
-    while place := places.take():
-        names.append(place.name)
+    while slot := slots.take():
+        names.append(slot.name)
     return names
 
 
 def test_the_emptiest_worker_gets_the_next_group(fake: FakeRay) -> None:
-    workers, _ = crew()
-    places = Places(workers, 2)
-    held = [places.take() for _ in range(4)]
-    assert [place.name for place in held if place] == ["rollout worker 0", "rollout worker 1"] * 2
-    assert places.take() is None
+    workers, _ = fleet()
+    slots = Slots(workers, 2)
+    held = [slots.take() for _ in range(4)]
+    assert [slot.name for slot in held if slot] == ["rollout worker 0", "rollout worker 1"] * 2
+    assert slots.take() is None
     for i in (0, 3, 1):  # worker 0 keeps one group, worker 1 none
-        places.give_back(held[i])  # type: ignore[arg-type]
-    assert taken(places) == ["rollout worker 1", "rollout worker 0", "rollout worker 1"]
+        slots.give_back(held[i])  # type: ignore[arg-type]
+    assert taken(slots) == ["rollout worker 1", "rollout worker 0", "rollout worker 1"]
 
 
 def test_places_of_a_lost_worker_are_gone_and_its_replacement_has_its_own(fake: FakeRay) -> None:
-    workers, made = crew(version=0)
-    places = Places(workers, 2)
-    first = places.take()
+    workers, made = fleet(version=0)
+    slots = Slots(workers, 2)
+    first = slots.take()
     assert first is not None and first.actor is made[0]
     workers.lost("rollout worker 0", made[0], RayActorError())
-    places.give_back(first)
-    assert taken(places) == ["rollout worker 1"] * 2
+    slots.give_back(first)
+    assert taken(slots) == ["rollout worker 1"] * 2
     made[2].started.append(1)
     workers.poll()
-    place = places.take()
-    assert place is not None and place.actor is made[2]
-    assert taken(places) == ["rollout worker 0"]
+    slot = slots.take()
+    assert slot is not None and slot.actor is made[2]
+    assert taken(slots) == ["rollout worker 0"]
     # All at once: the replacement is lost too, and its own replacement serves before the next look.
     workers.lost("rollout worker 0", made[2], RayActorError())
     made[3].started.append(1)
     workers.poll()
-    assert taken(places) == ["rollout worker 0"] * 2
+    assert taken(slots) == ["rollout worker 0"] * 2
 
 
 def test_waiting_for_an_engine_that_never_starts_ends_and_names_it(fake: FakeRay) -> None:
-    workers, made = crew(start_timeout_s=0.05)
+    workers, made = fleet(start_timeout_s=0.05)
     for i in range(2):
         workers.lost(f"rollout worker {i}", made[i], RayActorError())
     message = r"(?s)rollout worker 0, rollout worker 1 did not start within rollout.start_timeout_s = 0.05 s; where"
@@ -269,7 +269,7 @@ def test_waiting_for_an_engine_that_never_starts_ends_and_names_it(fake: FakeRay
 
 
 def test_all_are_replaced_those_that_start_too(fake: FakeRay) -> None:
-    workers, made = crew()
+    workers, made = fleet()
     workers.lost("rollout worker 1", made[1], RayActorError())
     workers.replace_all()
     assert [actor.number for actor in fake.killed] == [1, 0, 1] and workers.started == {}

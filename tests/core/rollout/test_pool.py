@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError
 from maxpo.config import Config, RewardConfig, RolloutConfig
 from maxpo.errors import RemoteError
 from maxpo.types import Group, Prompt
-from rollout.fleet import Crew
+from rollout.fleet import Fleet
 from rollout.pool import RolloutPool
 from tests.fakes import completion, prompt
 
@@ -41,7 +41,7 @@ def pool(
     settings = {"workers": 0, "max_new_tokens": 1, "max_concurrent_sequences": 4} | settings
     config = Config(rollout=RolloutConfig(**settings), reward=RewardConfig(verifier="exact"))
     made = RolloutPool(config, "cpu", "gloo", lambda number: {})
-    made._crew = Crew(lambda number: FakeActor(number, answer), 2, config.rollout, None)
+    made._fleet = Fleet(lambda number: FakeActor(number, answer), 2, config.rollout, None)
     return made
 
 
@@ -62,7 +62,7 @@ def test_groups_come_in_the_order_of_the_prompts_and_workers_hold_what_they_may(
         held.append((number, prompt, future))
         load = sum(n == number for n, _, _ in held)
         most[number] = max(most[number], load)
-        if len(held) == 6 or prompt is PROMPTS[-1]:  # all places are taken, or nothing more is to come
+        if len(held) == 6 or prompt is PROMPTS[-1]:  # all slots are taken, or nothing more is to come
             end = [held.pop() for _ in range(3 if prompt is not PROMPTS[-1] else len(held))]
             for _, of, ends in end:
                 ends.set_result(group(of))
@@ -83,7 +83,7 @@ def test_groups_of_a_lost_worker_are_sampled_by_another(monkeypatch: pytest.Monk
 
     rollouts = pool(monkeypatch, answer)
     assert [g.prompt for g in rollouts.generate(PROMPTS, 2, "x")] == PROMPTS
-    assert rollouts._crew.restarts == 1
+    assert rollouts._fleet.restarts == 1
     assert rollouts._resampled == 3
 
 
@@ -111,7 +111,7 @@ def test_engines_that_share_gpus_all_run_before_they_rest_and_before_the_learner
 ) -> None:
     rollouts, said = pool(monkeypatch, lambda *_: None), list[str]()
     for name in ("wait_for_all", "replace_all", "replace"):
-        monkeypatch.setattr(rollouts._crew, name, lambda *args, name=name: said.append(name))
+        monkeypatch.setattr(rollouts._fleet, name, lambda *args, name=name: said.append(name))
     monkeypatch.setattr(rollouts, "_ask", lambda method, doing, *args: said.append(f"{method} {args}"))
     rollouts.rest()
     rollouts.learner_restarts()
