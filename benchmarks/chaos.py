@@ -33,6 +33,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from maxpo.files import step_name  # noqa: E402
 from maxpo.rewards.registry import REWARDS  # noqa: E402
 
 STAGES = ("generate", "score", "update", "sync", "checkpoint")
@@ -309,7 +310,7 @@ def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 def samples(run: Path, step: int) -> list[dict[str, Any]]:
     """Return the samples of a step without the version labels, which a resume may shift."""
-    lines = (run / "rollouts" / f"step_{step:06d}.jsonl").read_text().splitlines()
+    lines = (run / "rollouts" / f"{step_name(step)}.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "weight_version"} for line in lines]
 
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.weight_sync import ROOT, machine, random_model
 from launch.cluster.ray_environment import secure_own_cluster
+from maxpo.files import step_name
 
 
 def main() -> None:
@@ -66,7 +67,7 @@ def measure(args: argparse.Namespace, model: Path, folder: Path) -> dict[str, An
                 waits[asynchronous].append(time.perf_counter() - started)
                 if written := target.wait():
                     background.append(written["time/checkpoint_write_s"])
-        newest = folder / "checkpoints" / f"step_{args.rounds:06d}"
+        newest = folder / "checkpoints" / step_name(args.rounds)
         size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
         learner.shutdown()
     shutil.rmtree(folder / "checkpoints")
