@@ -5,17 +5,23 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Iterable
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Literal, Union, get_args, get_origin
 
 
-def parts(hint: Any) -> tuple[Any, ...]:
-    """Lists the members of a union, or the one type that `hint` is."""
+def parts(hint: object) -> tuple[object, ...]:
+    """Return the members of a union, or the type itself as the only member."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def describe(hint: Any) -> str:
-    """Says in words what values a type allows."""
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
+def describe(hint: object) -> str:
+    """Describe the values of a type in words."""
+    names: dict[object, str] = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        types.NoneType: "null",
+    }
     words: list[str] = []
     for part in parts(hint):
         if get_origin(part) is Literal:
@@ -32,7 +38,10 @@ def describe(hint: Any) -> str:
 
 
 def nearest(key: str, known: Iterable[str]) -> tuple[str, ...]:
-    """Finds the known keys most like `key`, as a whole or by last name (a wrong or forgotten section)."""
+    """Return up to three known keys most similar to `key`, best first.
+
+    Full keys are compared, and last names: the section may be wrong or missing.
+    """
 
     def ratio(a: str, b: str) -> float:
         return difflib.SequenceMatcher(None, a, b).ratio()

@@ -150,7 +150,8 @@ def _weighted_ranks(n: int, k: int, alpha: Float[Tensor, " K"]) -> Float[Tensor,
     used = (torch.arange(len(alpha))[alpha != 0] + 1)[:, None]
     for first in range(0, len(used), _ROWS):
         j = used[first : first + _ROWS]
-        # P(m + 1) / P(m) = m (n - m - K + j) / ((m - j + 1) (n - m)), falling in m. Outside the support it stays 1.
+        # P(m + 1) / P(m) = m (n - m - K + j) / ((m - j + 1) (n - m)), which falls in m. The ratio is set to 1
+        # outside the support.
         up, down = m * (n - m - k + j), (m - j + 1) * (n - m)
         inside = (m >= j) & (m < n - k + j)
         # Right of the mode the ratios are below 1 and are multiplied from left to right. Left of the mode the inverse

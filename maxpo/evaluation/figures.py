@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 JsonObject = Mapping[str, Any]
-"""A JSON object as `json` reads it. The values have no static type."""
+"""Parsed JSON object. The values have no static type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class PromptResult:
     """[n] None where the completion could not be scored. Such a completion is masked, and never counts as 0."""
     votes: tuple[int | None, ...] | None
     """[n] Number of the answer among the different answers to this prompt, None for a completion without an answer.
-    None as a whole if the verifier does not extract answers."""
+    None instead of the tuple if the verifier does not extract answers."""
     greedy: float | None
     """Reward of the greedy completion. None if the completion could not be scored, or was not requested."""
     unique: float

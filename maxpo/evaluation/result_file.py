@@ -10,7 +10,7 @@ from typing import cast
 
 from maxpo.errors import InputError
 from maxpo.evaluation.figures import EvalReport, JsonObject, PromptResult
-from maxpo.files import clear_errors, flush
+from maxpo.files import clear_errors, replacing
 
 EVAL_FILE = "eval.json"
 FORMAT = 1
@@ -40,11 +40,8 @@ def write_evaluation(
     assert head.endswith("\n}")
     # One line for each prompt keeps a file of many prompts legible, which `indent` would not.
     rows = ",\n".join(f"    {json.dumps(asdict(result))}" for result in results)
-    partial = path.with_name(f".{path.name}.partial")
-    with clear_errors(path):
+    with clear_errors(path), replacing(path) as partial:
         partial.write_text(f'{head[:-2]},\n  "prompts": [\n{rows}\n  ]\n}}\n', encoding="utf-8")
-        flush(partial)
-        partial.replace(path)
 
 
 def read_evaluation(path: Path) -> Evaluation:

@@ -24,11 +24,12 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("group",),
     ),
     "rollout": (
-        ("", "plugin", "process_pool", "vllm_engine"),
+        ("", "plugin", "process_pool", "protocols", "vllm_engine"),
         ("episodes", "scoring"),
         ("worker",),
         ("fleet",),
         ("slots",),
+        ("generation",),
         ("pool",),
     ),
     "launch": (
