@@ -120,7 +120,7 @@ def increments(ranked: Ranked, k: int | Int[Tensor, " G"]) -> Float[Tensor, "G N
 
 @lru_cache(maxsize=1024)
 def include_one_weights(n: int, k: int, objective: str, width: int, device: torch.device) -> Float[Tensor, "3 W"]:
-    """Return the weights b - a, a - c and c of the module's formulas by rank, 0 from column n on and wherever n < K."""
+    """Return the weights b - a, a - c and c of the module's formulas by rank, 0 from column n on and for n < K."""
     a, b, c = torch.zeros(3, width, dtype=torch.float64)
     alpha = torch.tensor(rank_coefficients(objective, k), dtype=torch.float64)
     if k <= n:
@@ -133,8 +133,10 @@ def include_one_weights(n: int, k: int, objective: str, width: int, device: torc
 
 @lru_cache(maxsize=1024)
 def increment_weights(n: int, k: int, width: int, device: torch.device) -> Float[Tensor, "2 W"]:
-    """Return two rows by rank: the probability of being the best of K - 1 others, seen from any higher rank, and the
-    sum of this probability over all lower ranks.
+    """Return the weights of `increments` by rank.
+
+    Row 0 is the probability that this rank is the best of K - 1 others, seen from any higher rank. Row 1 is the sum of
+    row 0 over all lower ranks.
     """
     weight = torch.zeros(width, dtype=torch.float64)
     if 1 < k <= n:

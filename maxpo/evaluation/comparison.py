@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Float
+
 from maxpo.errors import InputError
 from maxpo.evaluation.figures import Estimate, JsonObject, PromptResult
 from maxpo.evaluation.report import bootstrap, is_graded, per_prompt, usable
@@ -62,12 +65,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
         InputError: The prompts differ, or settings differ that change the meaning of a figure, or no prompt is usable
             in both evaluations.
     """
-    if wrong := different_settings(a.settings, b.settings):
-        lines = "\n  ".join(f"{key}: {x!r} in A, {y!r} in B" for key, (x, y) in wrong.items())
-        raise InputError(
-            f"{a.path} and {b.path} cannot be compared, settings differ:\n  {lines}\n"
-            "Evaluate both with the same settings."
-        )
+    _check_settings(a, b)
     pairs = _pairs(a, b)
     ks = sorted({k for e in (a, b) for k in e.settings["eval"]["k"]})
     wants = [bool(e.settings["eval"]["greedy"]) for e in (a, b)]
@@ -86,15 +84,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
             first, second = (
                 per_prompt([pair[side] for pair in own], ks, greedy=greedy, graded=graded) for side in (0, 1)
             )
-            figures = {
-                name: Difference(
-                    a=bootstrap(first[name]),
-                    b=bootstrap(second[name]),
-                    difference=bootstrap(second[name] - first[name]),
-                )
-                for name in first
-                if name in second
-            }
+            figures = {name: _difference(first[name], second[name]) for name in first if name in second}
             missing.extend(
                 f"{name}{f' of {source}' if source else ''}: only in {'A' if name in first else 'B'}"
                 for name in sorted(first.keys() ^ second.keys())
@@ -105,6 +95,21 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     overall = compared(None)
     each = {source: compared(source) for source in sources} if len(sources) > 1 else {}
     return Comparison(overall=overall, sources=each, missing=tuple(missing))
+
+
+def _difference(a: Float[np.ndarray, " P"], b: Float[np.ndarray, " P"]) -> Difference:
+    """Return the difference of one figure from its values for each of P prompts."""
+    return Difference(a=bootstrap(a), b=bootstrap(b), difference=bootstrap(b - a))
+
+
+def _check_settings(a: Evaluation, b: Evaluation) -> None:
+    """Raise InputError if settings differ that change the meaning of a figure."""
+    if wrong := different_settings(a.settings, b.settings):
+        lines = "\n  ".join(f"{key}: {x!r} in A, {y!r} in B" for key, (x, y) in wrong.items())
+        raise InputError(
+            f"{a.path} and {b.path} cannot be compared, settings differ:\n  {lines}\n"
+            "Evaluate both with the same settings."
+        )
 
 
 def different_settings(a: Mapping[str, JsonObject], b: Mapping[str, JsonObject]) -> dict[str, tuple[object, object]]:

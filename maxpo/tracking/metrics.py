@@ -122,7 +122,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "eval/unique": ("Different completions of a prompt divided by their number", "fraction"),
     "eval/solved": ("Held-out prompts with at least one reward of 1 or more", "fraction"),
     "eval/dropped_prompts": ("Held-out prompts left out because too many of their samples are invalid", "count"),
-    "eval/{source}/{name}": ("Any eval/ metric for the prompts of one source, with several sources", "as above"),
+    "eval/{source}/{name}": (
+        "Each eval/ metric for the prompts of one source, if there are several sources",
+        "as above",
+    ),
     "time/eval_s": ("Evaluation", "s"),
 }
 """Name, with {placeholders} -> (meaning, unit). Logging any other name is an error."""
