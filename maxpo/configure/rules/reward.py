@@ -11,9 +11,10 @@ from typing import cast
 
 from maxpo.config import RewardConfig
 from maxpo.config.reward import COMBINED
-from maxpo.plugins import mistakes, nearest
+from maxpo.plugins import mistakes
 from maxpo.rewards.registry import REWARDS, names_in_use
 from maxpo.rewards.verifiers.length import CAP
+from maxpo.wording import did_you_mean as nearest
 
 VERIFIERS = (*REWARDS, COMBINED)
 """Verifiers that come with this package."""
