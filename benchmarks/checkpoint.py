@@ -1,9 +1,9 @@
-"""How long training waits for a checkpoint: written on the spot, and written in the background.
+"""Time that training waits for a checkpoint, with and without writing in the background.
 
     python benchmarks/checkpoint.py --dtype float32 --rounds 5
 
-The real learner, with a randomly initialised Llama of SmolLM2-135M's shape, on a Ray cluster of its own. Both ways are
-measured in turn, on the same disk.
+The script starts the real learner, with a randomly initialised Llama of the shape of SmolLM2-135M, on its own Ray
+cluster. It measures both ways in turn, on the same disk.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.weight_sync import ROOT, machine, random_model
 from launch.cluster.ray_environment import secure_own_cluster
+from maxpo.files import step_name
 
 
 def main() -> None:
@@ -66,7 +67,7 @@ def measure(args: argparse.Namespace, model: Path, folder: Path) -> dict[str, An
                 waits[asynchronous].append(time.perf_counter() - started)
                 if written := target.wait():
                     background.append(written["time/checkpoint_write_s"])
-        newest = folder / "checkpoints" / f"step_{args.rounds:06d}"
+        newest = folder / "checkpoints" / step_name(args.rounds)
         size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
         learner.shutdown()
     shutil.rmtree(folder / "checkpoints")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -16,8 +16,15 @@ from maxpo.runtime.network import use_interface
 from maxpo.runtime.waits import print_stacks_on_signal
 from maxpo.types import Receiver, StepBatch, WeightManifest
 
-if TYPE_CHECKING:  # it imports deepspeed, which must come after the environment is set
+if TYPE_CHECKING:  # deepspeed must be imported after the environment is set, torch after the device is chosen
+    import torch
+    from torch import Tensor
+
+    from learner.state.policy_folder import Shard
     from learner.state.training_state import TrainingState
+    from learner.update.reference import Forward
+    from learner.update.updater import Updater
+    from learner.weight_sync.sender import WeightSender
 
 
 class LearnerWorker:
@@ -37,80 +44,90 @@ class LearnerWorker:
         return self._host, port
 
     def start(self, host: str, port: int) -> tuple[int, int]:
-        """Join the ranks, load the model, start DeepSpeed. Returns the process id and the number of parameters."""
-        ranks = self._config.learner.ranks
-        # DeepSpeed insists on these; the rendezvous itself goes through the store.
-        os.environ.update(RANK=str(self._rank), WORLD_SIZE=str(ranks), LOCAL_RANK="0")
+        """Join the ranks, load the model and start DeepSpeed.
+
+        Args:
+            host: address of rank 0, from `serve_rendezvous`.
+            port: port of the rendezvous there.
+
+        Returns:
+            The process id and the number of parameters.
+        """
+        device = self._claim_device()
+        self._join_ranks(host, port, device)
+        # Imported here: deepspeed reads the environment that `_join_ranks` sets when it is imported.
+        from learner.deepspeed_engine import TrainEngine
+        from learner.model.loading import load_policy
+        from learner.model.sequence_parallel import SequenceGroup
+        from learner.update.reference import reference_policy
+
+        sequence = SequenceGroup.of(self._config.learner)
+        loaded = load_policy(self._config, sequence)
+        self._policy, self._base = loaded.policy, loaded.base
+        self._engine = TrainEngine(self._policy, self._config.learner, device)
+        self._updater = self._new_updater(reference_policy(self._config, self._engine, sequence))
+        self._sender = self._new_sender()
+        return os.getpid(), loaded.parameters
+
+    def _claim_device(self) -> torch.device:
+        """Return the device of this rank, ready for use and seeded."""
         import torch
-        import torch.distributed as dist
 
-        from maxpo.weights.rendezvous import join_store
-
-        learner, algorithm, rollout = self._config.learner, self._config.algorithm, self._config.rollout
         cuda = self._device_type == "cuda"
         device = torch.device("cuda", 0) if cuda else torch.device("cpu")
         if cuda:
             torch.cuda.set_device(device)
         else:
-            torch.set_num_threads(learner.cpu_threads)
+            torch.set_num_threads(self._config.learner.cpu_threads)
         torch.manual_seed(self._config.run.seed)
+        return device
+
+    def _join_ranks(self, host: str, port: int, device: torch.device) -> None:
+        """Make the process group of all ranks. Collective."""
+        import torch.distributed as dist
+
+        from maxpo.weights.rendezvous import join_store
+
+        learner = self._config.learner
+        # DeepSpeed insists on these variables. The rendezvous itself goes through the store.
+        os.environ.update(RANK=str(self._rank), WORLD_SIZE=str(learner.ranks), LOCAL_RANK="0")
         dist.init_process_group(
-            "nccl" if cuda else "gloo",
+            "nccl" if device.type == "cuda" else "gloo",
             store=self._store if self._rank == 0 else join_store(host, port, learner.start_timeout_s),
             rank=self._rank,
-            world_size=ranks,
+            world_size=learner.ranks,
             timeout=timedelta(seconds=learner.step_timeout_s),
         )
-        # Imported here: deepspeed reads the environment above when it is imported.
-        from learner.deepspeed_engine import TrainEngine
-        from learner.model.loading import enable_gradient_checkpointing, load_language_model
-        from learner.model.lora import add_adapter
-        from learner.model.policy import Policy
-        from learner.model.sequence_parallel import SequenceGroup
-        from learner.state.files import base_digest
-        from learner.update.reference import base_of
-        from learner.update.updater import Updater
-        from learner.weight_sync.sender import WeightSender
 
-        dtype = getattr(torch, learner.dtype)
-        model = self._config.model
-        lm: Any = load_language_model(model.path, dtype, trust_remote_code=model.trust_remote_code)
-        if learner.gradient_checkpointing:
-            enable_gradient_checkpointing(lm)
-        parameters = sum(p.numel() for p in lm.parameters())
-        self._base = None
-        if learner.lora.rank:
-            self._base = base_digest(lm)
-            add_adapter(lm, learner.lora, seed=self._config.run.seed)
-        shared = learner.sequence_parallel
-        sequence = SequenceGroup(shared, learner.step_timeout_s) if shared > 1 else None
-        self._engine = TrainEngine(Policy(lm, sequence), learner, device)
-        reference = None
-        if algorithm.kl_coef and learner.lora.rank:
-            reference = base_of(self._engine)
-        elif algorithm.kl_coef:
-            frozen = load_language_model(model.path, dtype, trust_remote_code=model.trust_remote_code)
-            reference = Policy(frozen, sequence).to(device).eval().requires_grad_(False)
-        self._updater = Updater(
+    def _new_updater(self, reference: Forward | None) -> Updater:
+        from learner.update.updater import Updater
+
+        algorithm, rollout = self._config.algorithm, self._config.rollout
+        return Updater(
             self._engine,
             reference,
-            learner,
+            self._config.learner,
             algorithm,
             rank=self._rank,
             temperature=rollout.temperature,
             aggregation_constant=algorithm.aggregation_constant or rollout.max_new_tokens,
             total_steps=self._config.run.steps,
         )
-        self._sender = WeightSender(
+
+    def _new_sender(self) -> WeightSender:
+        import torch
+
+        from learner.weight_sync.sender import WeightSender
+
+        return WeightSender(
             self._engine,
             backend=self._backend,
-            dtype=getattr(torch, rollout.dtype),
+            dtype=getattr(torch, self._config.rollout.dtype),
             bucket_bytes=self._config.sync.bucket_mib << 20,
             timeout_s=self._config.sync.timeout_s,
             rank=self._rank,
             host=self._host,
         )
-        return os.getpid(), parameters
 
     def ping(self) -> None:
         """Answers while the process lives and is not busy."""
@@ -162,7 +179,7 @@ class LearnerWorker:
         Raises:
             InputError: an adapter was trained on another base.
         """
-        from learner.state.files import check_base
+        from learner.model.lora import check_base
 
         extra = self._training_state().load(Path(folder))
         if self._base is not None:
@@ -187,8 +204,7 @@ class LearnerWorker:
             for _ in shards:
                 pass
 
-    def _write_policy(self, target: Path, shards: Any, adapter: Any) -> None:
+    def _write_policy(self, target: Path, shards: Iterable[Shard], adapter: dict[str, Tensor] | None) -> None:
         from learner.state.policy_folder import write_policy
 
-        lm, path = self._engine.module.lm, self._config.model.path
-        write_policy(lm, path, target, self._config.learner.lora, shards, adapter)
+        write_policy(self._policy.lm, self._config.model.path, target, self._config.learner.lora, shards, adapter)

@@ -8,14 +8,15 @@ from pathlib import Path
 import torch
 
 from learner.model.loading import load_language_model
-from learner.model.lora import add_adapter
+from learner.model.lora import add_adapter, base_digest, check_base
 from learner.model.parameters import trained_parameters
-from learner.state.files import META, base_digest, check_base, read_masters
+from learner.state.files import META, read_masters
 from learner.state.policy_folder import write_policy
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.checkpoints.manifest import verify
 from maxpo.config import Config
 from maxpo.errors import CheckpointError, InputError
+from maxpo.files import step_name
 
 
 def export_checkpoint(config: Config, run: Path, step: int | None, target: Path) -> Path:
@@ -33,7 +34,7 @@ def export_checkpoint(config: Config, run: Path, step: int | None, target: Path)
         if source is None:
             raise CheckpointError("\n  ".join([f"{run} has no checkpoint that can be used", *wrong]))
     elif step in checkpoints.steps():
-        source = checkpoints.folder / f"step_{step:06d}"
+        source = checkpoints.folder / step_name(step)
         verify(source)
     else:
         raise InputError(f"--step {step}: {run} has checkpoints of steps {checkpoints.steps()}")

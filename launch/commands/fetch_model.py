@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from maxpo.errors import InputError, RunError
+from maxpo.files import put_in_place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ def fetch_model(name: str, target: Path) -> str:
         # Progress bars, and what DeepSpeed says when accelerate imports it; errors are raised.
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             _convert(gguf, folder / "model")
-        (folder / "model").rename(target)
+        put_in_place(folder / "model", target)
     return model.description
 
 

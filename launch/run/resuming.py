@@ -15,6 +15,7 @@ from maxpo.checkpoints.remote import RemoteStore
 from maxpo.config import Config
 from maxpo.configure.problems import show
 from maxpo.errors import CheckpointError
+from maxpo.files import step_of
 
 FIXED = ("run.seed", "data.task", "data.task_args", "data.train_size", "learner.lora")
 """Settings that must not change: the position in the data, the seeds of the samples and what is trained mean nothing
@@ -48,7 +49,7 @@ def find_checkpoint(config: Config, checkpoints: Checkpoints, console: Console) 
         remote = f" nor has {config.checkpoint.remote}" if config.checkpoint.remote else ""
         raise CheckpointError(f"{checkpoints.folder.parent} has no checkpoint to go on from{remote}")
     if found is not None:
-        if found.name not in [f"step_{step:06d}" for step in before]:
+        if step_of(found.name) not in before:
             text = f"fetched {found.name} from {config.checkpoint.remote}"
             say(console, text)
         say(console, f"going on from {found}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -26,6 +25,7 @@ from maxpo.checkpoints.manifest import read_state
 from maxpo.configure.loading import LoadedConfig
 from maxpo.data.order import Mixture, PromptStream
 from maxpo.errors import RunError
+from maxpo.files import replacing
 from maxpo.loop.state import RunResult
 from maxpo.loop.train import Trainer
 from maxpo.tracking.run_log import RunLog
@@ -92,11 +92,8 @@ def _run(loaded: LoadedConfig, console: Console, train_prompts: Mixture, held_ou
                     checkpoints=checkpoints,
                 ).run(start)
             # Here, so that a learner that dies meanwhile is started again for it.
-            fresh = folder / ".policy.new"
-            shutil.rmtree(fresh, ignore_errors=True)
-            running.learner.export(fresh)
-            shutil.rmtree(exported, ignore_errors=True)
-            fresh.rename(exported)
+            with replacing(exported) as fresh:
+                running.learner.export(fresh)
             return result
 
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from learner.model.parameters import ADAPTER, trained_parameters
 from maxpo.config import LoraConfig
 from maxpo.errors import InputError
+from maxpo.seeds import derive_seed
+from maxpo.weights.checksum import tensor_digest
 
-if TYPE_CHECKING:  # it imports deepspeed, which must come after the environment is set
-    pass
+if TYPE_CHECKING:  # these take seconds to import
+    from peft import LoraConfig as PeftLoraConfig
+    from transformers import PreTrainedModel
 
 ADAPTER_FOLDER = "adapter"
 """Where the adapter lies in the folder of a policy."""
@@ -31,7 +34,7 @@ def require_peft() -> None:
         raise InputError(f'learner.lora.rank needs {" and ".join(missing)}: pip install "maxpo[lora]"')
 
 
-def linear_layers(lm: Any) -> dict[str, list[nn.Linear]]:
+def linear_layers(lm: PreTrainedModel) -> dict[str, list[nn.Linear]]:
     """The linear layers of a language model by the last part of their names, without the head."""
     found: dict[str, list[nn.Linear]] = {}
     for name, module in lm.base_model.named_modules():
@@ -40,7 +43,7 @@ def linear_layers(lm: Any) -> dict[str, list[nn.Linear]]:
     return found
 
 
-def target_layers(lm: Any, lora: LoraConfig) -> dict[str, list[nn.Linear]]:
+def target_layers(lm: PreTrainedModel, lora: LoraConfig) -> dict[str, list[nn.Linear]]:
     """The layers that get an adapter, by the last part of their names.
 
     Raises:
@@ -58,13 +61,13 @@ def target_layers(lm: Any, lora: LoraConfig) -> dict[str, list[nn.Linear]]:
     return {name: found[name] for name in wanted}
 
 
-def adapter_parameters(lm: Any, lora: LoraConfig) -> int:
+def adapter_parameters(lm: PreTrainedModel, lora: LoraConfig) -> int:
     """How many parameters an adapter has."""
     layers = [layer for same in target_layers(lm, lora).values() for layer in same]
     return lora.rank * sum(layer.in_features + layer.out_features for layer in layers)
 
 
-def add_adapter(lm: Any, lora: LoraConfig, *, seed: int) -> None:
+def add_adapter(lm: PreTrainedModel, lora: LoraConfig, *, seed: int) -> None:
     """Put an adapter into the model, in place, and freeze the rest; B is 0, so the policy is the base at first.
 
     Args:
@@ -87,7 +90,7 @@ def add_adapter(lm: Any, lora: LoraConfig, *, seed: int) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def peft_config(lora: LoraConfig, targets: list[str], model_path: str | None = None) -> Any:
+def peft_config(lora: LoraConfig, targets: list[str], model_path: str | None = None) -> PeftLoraConfig:
     """The adapter's settings as peft has them."""
     from peft import LoraConfig as PeftLoraConfig
 
@@ -117,3 +120,22 @@ def write_adapter(tensors: dict[str, Tensor], lora: LoraConfig, model_path: str,
     peft_config(lora, targets, model_path).save_pretrained(str(folder))
     named = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def base_digest(lm: PreTrainedModel) -> str:
+    """Checksum of a language model without an adapter, in the number format that it was loaded in."""
+    digests = [(name, int(tensor_digest(parameter))) for name, parameter in lm.named_parameters()]
+    return f"{lm.dtype}:{derive_seed(*digests):x}"
+
+
+def check_base(recorded: str | None, now: str, model_path: str) -> None:
+    """Compare the base that an adapter was trained on, as its checkpoint says, with the one that is there now.
+
+    Raises:
+        InputError: it is another one. What was loaded in another number format cannot be compared, and passes.
+    """
+    if recorded is not None and recorded != now and recorded.partition(":")[0] == now.partition(":")[0]:
+        raise InputError(
+            f"model.path = {model_path}: its weights are not those that the adapter of the checkpoint was trained on; "
+            "put them back, or name their folder"
+        )

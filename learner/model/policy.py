@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 from learner.model.packed_attention import PACKED_ATTENTION, RowLayout, packed_attention
 from maxpo.batches.packing import TrainBatch
@@ -23,7 +23,7 @@ AttentionInterface.register(PACKED_ATTENTION, packed_attention)
 class Policy(nn.Module):
     """A language model that answers with log-probabilities instead of logits."""
 
-    def __init__(self, lm: nn.Module, sequence: SequenceGroup | None = None) -> None:
+    def __init__(self, lm: PreTrainedModel, sequence: SequenceGroup | None = None) -> None:
         """Wrap `lm`; its parameters keep their names under the prefix `lm.`. `sequence`: ranks that share rows."""
         super().__init__()
         self.lm = lm
@@ -39,7 +39,7 @@ class Policy(nn.Module):
         Raises:
             ValueError: the row is shared, and a layer of the model mixes tokens otherwise than by attention.
         """
-        lm: Any = self.lm
+        lm = self.lm
         tokens, sequence = batch.token_ids.shape[0], self._sequence
         start, end = (0, tokens) if sequence is None else sequence.span(tokens)
         if sequence is not None:
@@ -59,6 +59,7 @@ class Policy(nn.Module):
         # The head as a function of its weight, not as a module: under ZeRO-3 a module call gathers its parameters
         # together with all ranks, and ranks need not have equally many chunks.
         head = lm.get_output_embeddings()
+        assert head is not None
         judged = slice(start, min(end + 1, tokens))  # the last state predicts the first token of the next rank's part
         logprobs, entropy = token_logprobs(
             hidden,

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from deepspeed.sequence.layer import _SeqAllToAll
 from torch import Tensor
 
+from maxpo.config import LearnerConfig
+
 HEADS, TOKENS = 2, 1
 """Dimensions of [1, T, heads, D]."""
 
@@ -29,6 +31,12 @@ class SequenceGroup:
         self._group: Any = groups[rank // size]
         self.attended = 0
         """Attention layers since it was set to 0."""
+
+    @classmethod
+    def of(cls, config: LearnerConfig) -> SequenceGroup | None:
+        """Return this rank's group, or None if ranks share no rows. Collective over all ranks."""
+        shared = config.sequence_parallel
+        return cls(shared, config.step_timeout_s) if shared > 1 else None
 
     def span(self, tokens: int) -> tuple[int, int]:
         """Begin and end of this rank's part of a row; `tokens` is a multiple of `size`."""

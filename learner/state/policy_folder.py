@@ -6,16 +6,17 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from learner.deepspeed_engine import TrainEngine
 from learner.model.lora import ADAPTER_FOLDER, write_adapter
 from learner.model.parameters import Weight, full_shape, policy_weights, trained_parameters
 from maxpo.config import LoraConfig
+from maxpo.files import replacing
 from maxpo.weights.buckets import TensorMeta, cut_into_buckets
 
 SHARD_BYTES = 4 << 30
@@ -50,7 +51,7 @@ def adapter_of(engine: TrainEngine) -> dict[str, Tensor]:
 
 
 def write_policy(
-    lm: Any,
+    lm: PreTrainedModel,
     model_path: str,
     target: Path,
     lora: LoraConfig,
@@ -71,28 +72,32 @@ def write_policy(
     """
     if shards is None:
         shards = [(SINGLE, {name: _on_host(weight) for name, weight in policy_weights(lm).items()})]
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as partial:
+        partial.mkdir()
+        _write_weights(partial, shards)
+        for file in sorted(Path(model_path).iterdir()):
+            if file.is_file() and not file.name.endswith(WEIGHT_FILES):
+                shutil.copy(file, partial)
+        # The weights may have another dtype than those that the run started from.
+        lm.config.save_pretrained(partial)
+        if lora.rank:
+            if adapter is None:
+                adapter = {name: _on_host(Weight(parameter)) for name, parameter in trained_parameters(lm).items()}
+            write_adapter(adapter, lora, model_path, partial / ADAPTER_FOLDER)
+
+
+def _write_weights(folder: Path, shards: Iterable[Shard]) -> None:
+    """Write each shard as a file, and an index if there are several."""
     weight_map: dict[str, str] = {}
     size = 0
     for file, tensors in shards:
         weight_map |= dict.fromkeys(tensors, file)
         size += sum(tensor.nbytes for tensor in tensors.values())
-        save_file(tensors, partial / file, metadata={"format": "pt"})
+        save_file(tensors, folder / file, metadata={"format": "pt"})
     if set(weight_map.values()) != {SINGLE}:
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-    for file in sorted(Path(model_path).iterdir()):
-        if file.is_file() and not file.name.endswith(WEIGHT_FILES):
-            shutil.copy(file, partial)
-    # The weights may have another dtype than those the run started from.
-    lm.config.save_pretrained(partial)
-    if lora.rank:
-        if adapter is None:
-            adapter = {name: _on_host(Weight(parameter)) for name, parameter in trained_parameters(lm).items()}
-        write_adapter(adapter, lora, model_path, partial / ADAPTER_FOLDER)
-    partial.rename(target)
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
 def _on_host(weight: Weight) -> Tensor:

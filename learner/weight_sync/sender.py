@@ -8,10 +8,9 @@ a checksum of every tensor for the manifest.
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,7 +19,10 @@ from learner.weight_sync.engine_client import EngineClient
 from learner.weight_sync.gloo_sender import GlooSender
 from learner.weight_sync.parameter_source import ParameterSource
 from maxpo.errors import RemoteError
+from maxpo.runtime.background import Background
 from maxpo.types import Receiver, WeightManifest
+
+T = TypeVar("T")
 
 
 class WeightSender:
@@ -112,38 +114,30 @@ class WeightSender:
         )
         return _Bounded(transport, self._bounded)
 
-    def _bounded(self, work: Callable[[], Any]) -> Any:
+    def _bounded(self, work: Callable[[], T]) -> T:
         """Run vLLM's side of a transfer with a deadline, which NCCL itself does not have.
 
         Raises:
             RemoteError: an engine failed meanwhile, or `sync.timeout_s` is over.
         """
-        outcome: list[Any] = []
         device = torch.cuda.current_device() if torch.cuda.is_available() else None
 
-        def target() -> None:
+        def on_device() -> T:
             if device is not None:
                 torch.cuda.set_device(device)
-            try:
-                outcome.append((work(), None))
-            except BaseException as error:
-                outcome.append((None, error))
+            return work()
 
-        # A daemon: where an engine is gone, the thread may stay in NCCL for ever.
-        thread = threading.Thread(target=target, daemon=True)
-        thread.start()
+        # If an engine is gone, the thread may stay in NCCL for ever.
+        running = Background(on_device)
         end = time.monotonic() + self._timeout_s
-        while thread.is_alive():
-            thread.join(0.05)
+        while not running.done:
+            running.wait(0.05)
             if self._client.failure is not None:
                 raise self._client.failure
             if time.monotonic() > end:
                 names = ", ".join(receiver.name for receiver in self._client.receivers)
                 raise RemoteError(f"sending weights to {names} did not finish within {self._timeout_s:g} s")
-        result, error = outcome[0]
-        if error is not None:
-            raise error
-        return result
+        return running.result()
 
 
 class _Bounded:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from maxpo import __version__
 from maxpo.checkpoints.manifest import FORMAT, MANIFEST, STATE, describe, read_manifest, verify
 from maxpo.errors import CheckpointError, RunError
-from maxpo.files import flush, write_json
+from maxpo.files import hidden, put_in_place, replacing, step_name, step_of, write_json
 from maxpo.runtime.background import Background
 
 LATEST = "LATEST"
@@ -79,7 +79,7 @@ class Checkpoints:
         """Why the newest checkpoint has no copy in the remote store; None where it has one, or there is no store."""
         self._asynchronous, self._remote, self._say = asynchronous, remote, say
         self._failed_copies = 0
-        self._writing: Background | None = None
+        self._writing: Background[None] | None = None
         self._finished: dict[str, float] = {}
         self._attached = dict(attached or {})
         self._keep_last, self._keep_every, self._keep_best = keep_last, keep_every, keep_best
@@ -104,7 +104,7 @@ class Checkpoints:
                 background, from the next call of any method.
         """
         self._finish()
-        partial = self.folder / f".step_{step:06d}.partial"
+        partial = hidden(self.folder / step_name(step))
         with self._clear_errors(step, partial):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -161,7 +161,7 @@ class Checkpoints:
 
     def _complete(self, step: int, partial: Path, state: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """From a folder with the learner's files to a checkpoint."""
-        final = self.folder / f"step_{step:06d}"
+        final = self.folder / step_name(step)
         for name, content in self._attached.items():
             if isinstance(content, str):
                 (partial / name).write_text(content, encoding="utf-8")
@@ -171,23 +171,16 @@ class Checkpoints:
         files = {str(p.relative_to(partial)): describe(p) for p in sorted(partial.rglob("*")) if p.is_file()}
         about = {"format": FORMAT, "maxpo": __version__, "step": step, "metrics": dict(metrics), "files": files}
         write_json(partial / MANIFEST, about)
-        for path in (*partial.rglob("*"), partial):
-            flush(path)
-        # The same step once more, after a resume from before it: the old one makes room, the new one is complete.
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        flush(self.folder)
-        pointer = self.folder / f".{LATEST}.partial"
-        pointer.write_text(final.name + "\n", encoding="utf-8")
-        flush(pointer)
-        pointer.replace(self.folder / LATEST)
-        flush(self.folder)
+        # There may be an old one of the same step, written before a resume from an earlier step.
+        put_in_place(partial, final)
+        with replacing(self.folder / LATEST) as pointer:
+            pointer.write_text(final.name + "\n", encoding="utf-8")
         self.saved_step = step
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint under its final name, ascending."""
-        names = self.folder.glob("step_*") if self.folder.is_dir() else ()
-        return sorted(int(p.name[5:]) for p in names if p.name[5:].isdigit())
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        return sorted(step for name in names if (step := step_of(name)) is not None)
 
     def good_after(self, step: int) -> list[int]:
         """Later steps whose checkpoint is good here, or is only in the remote store.
@@ -197,8 +190,8 @@ class Checkpoints:
         """
         here, there = self.steps(), self._remote.steps() if self._remote else []
         good, _ = self.newest_good()
-        found = {s for s in there if s not in here} | ({int(good.name[5:])} if good else set[int]())
-        return sorted(s for s in found if s > step)
+        only_there = {s for s in there if s not in here}
+        return sorted(s for s in only_there | {step_of(good.name) if good else None} if s is not None and s > step)
 
     def newest_good(self, *, fetch: bool = False) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that verifies, and what is wrong with the newer ones.
@@ -212,7 +205,7 @@ class Checkpoints:
         wrong: list[str] = []
         here, there = self.steps(), self._remote.steps() if fetch and self._remote else []
         for step in sorted({*here, *there}, reverse=True):
-            folder = self.folder / f"step_{step:06d}"
+            folder = self.folder / step_name(step)
             try:
                 if step in here:
                     verify(folder)
@@ -234,7 +227,7 @@ class Checkpoints:
         if self._remote is None:
             return
         try:
-            self._remote.upload(self.folder / f"step_{step:06d}")
+            self._remote.upload(self.folder / step_name(step))
             self._remote.prune(set(self._remote.steps()) - removed)
             self.missing_copy = None
         except RunError as error:
@@ -255,13 +248,13 @@ class Checkpoints:
                 keep.add(max(known, key=lambda step: (known[step], step)))
         removed = set(steps) - keep
         for step in removed:
-            shutil.rmtree(self.folder / f"step_{step:06d}", ignore_errors=True)
+            shutil.rmtree(self.folder / step_name(step), ignore_errors=True)
         return removed
 
     def newest_written(self) -> Path | None:
         """The newest checkpoint with a readable manifest; its files are not read, which may take long."""
         for step in reversed(self.steps()):
-            folder = self.folder / f"step_{step:06d}"
+            folder = self.folder / step_name(step)
             with suppress(CheckpointError):
                 read_manifest(folder)
                 return folder
@@ -272,13 +265,13 @@ class Checkpoints:
         moved: list[Path] = []
         for step in self.steps():
             if step > newer_than:
-                target = self.folder / f"damaged_{step:06d}"
+                target = self.folder / step_name(step, "damaged")
                 shutil.rmtree(target, ignore_errors=True)
-                moved.append((self.folder / f"step_{step:06d}").rename(target))
+                moved.append((self.folder / step_name(step)).rename(target))
         return moved
 
     def _metric(self, step: int, name: str) -> float | None:
         try:
-            return read_manifest(self.folder / f"step_{step:06d}")["metrics"].get(name)
+            return read_manifest(self.folder / step_name(step))["metrics"].get(name)
         except CheckpointError:
             return None

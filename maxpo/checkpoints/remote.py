@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path, PurePosixPath
@@ -21,6 +20,7 @@ from typing import Any, TypeVar, cast
 from maxpo.checkpoints.local import LATEST
 from maxpo.checkpoints.manifest import MANIFEST, verify
 from maxpo.errors import CheckpointError, InputError, RunError
+from maxpo.files import replacing, step_name, step_of
 
 COMMIT = "COMMIT"
 WAITS = (1.0, 4.0)
@@ -99,7 +99,7 @@ class RemoteStore:
             CheckpointError: it is none, or it lists a file under a name that is not allowed.
             RemoteStoreError: it could not be written.
         """
-        step = _step_of(checkpoint.name)
+        step = step_of(checkpoint.name)
         if step is None or not (checkpoint / MANIFEST).is_file():
             raise CheckpointError(f"{checkpoint}: not a checkpoint")
         if self._protocol in ("file", "local") and Path(self._root).resolve() == checkpoint.parent.resolve():
@@ -131,13 +131,12 @@ class RemoteStore:
             CheckpointError: it is not there, or damaged; names the file. `folder` is as it was.
             RemoteStoreError: it could not be read or written.
         """
-        final = folder / _name(step)
-        partial = folder / f".{final.name}.partial"
+        final = folder / step_name(step)
 
-        def copy() -> Path:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            try:
+        def copy() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(final) as partial:
+                partial.mkdir()
                 manifest, names = self._manifest(step)
                 (partial / MANIFEST).write_bytes(manifest)
                 for name in names:
@@ -147,12 +146,9 @@ class RemoteStore:
                     verify(partial)
                 except CheckpointError as error:
                     raise CheckpointError(str(error).replace(str(partial), f"{self.url}/{final.name}")) from error
-                shutil.rmtree(final, ignore_errors=True)
-                return partial.rename(final)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
 
-        return self._try(f"downloading {final.name}", copy)
+        self._try(f"downloading {final.name}", copy)
+        return final
 
     def prune(self, keep: Collection[int]) -> None:
         """Remove the checkpoints that are not in `keep`, and what uploads before the newest checkpoint left behind.
@@ -194,7 +190,7 @@ class RemoteStore:
         raise AssertionError("the last try returns or raises")
 
     def _key(self, step: int, name: str = "") -> str:
-        return f"{self._root}/{_name(step)}/{name}".rstrip("/")
+        return f"{self._root}/{step_name(step)}/{name}".rstrip("/")
 
     def _make_folder(self, key: str) -> None:
         if self._protocol not in _EXTRAS:
@@ -209,7 +205,7 @@ class RemoteStore:
                 raise
             return []  # the driver's: nothing is there yet
         names = [e["name"].rstrip("/").rpartition("/")[2] for e in entries if e["type"] == "directory"]
-        return sorted(step for name in names if (step := _step_of(name)) is not None)
+        return sorted(step for name in names if (step := step_of(name)) is not None)
 
     def _files(self, step: int) -> list[str]:
         """Names of all that is there of a step."""
@@ -229,7 +225,7 @@ class RemoteStore:
     def _manifest(self, step: int) -> tuple[bytes, list[str]]:
         """The manifest that COMMIT stands for, and the names in it."""
         commit, manifest = self._read(step, COMMIT), self._read(step, MANIFEST)
-        where = f"{self.url}/{_name(step)}"
+        where = f"{self.url}/{step_name(step)}"
         names = _names(manifest, where)
         if commit != _seal(manifest, len(names)):
             raise CheckpointError(f"{where}/{COMMIT}: does not match {MANIFEST}")
@@ -239,13 +235,13 @@ class RemoteStore:
         try:
             return self._fs.cat_file(self._key(step, name))
         except FileNotFoundError as error:
-            raise CheckpointError(f"{self.url}/{_name(step)}/{name}: missing") from error
+            raise CheckpointError(f"{self.url}/{step_name(step)}/{name}: missing") from error
 
     def _get(self, step: int, name: str, target: Path) -> None:
         try:
             self._fs.get_file(self._key(step, name), str(target))
         except FileNotFoundError as error:
-            raise CheckpointError(f"{self.url}/{_name(step)}/{name}: missing") from error
+            raise CheckpointError(f"{self.url}/{step_name(step)}/{name}: missing") from error
 
     def _remove(self, step: int) -> None:
         """One object at a time: drivers do not report what a removal of many left behind."""
@@ -255,19 +251,10 @@ class RemoteStore:
             self._fs.rm(self._key(step), recursive=True)
 
     def _point_to(self, step: int) -> None:
-        self._fs.pipe_file(self._latest, f"{_name(step)}\n".encode())
+        self._fs.pipe_file(self._latest, f"{step_name(step)}\n".encode())
 
     def _pointed_to(self) -> int | None:
-        return _step_of(self._fs.cat_file(self._latest).decode(errors="replace").strip())
-
-
-def _name(step: int) -> str:
-    return f"step_{step:06d}"
-
-
-def _step_of(name: str) -> int | None:
-    found = re.fullmatch("step_([0-9]+)", name)
-    return int(found[1]) if found and _name(int(found[1])) == name else None
+        return step_of(self._fs.cat_file(self._latest).decode(errors="replace").strip())
 
 
 def _seal(manifest: bytes, files: int) -> bytes:

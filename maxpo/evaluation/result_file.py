@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from maxpo.errors import InputError
 from maxpo.evaluation.figures import EvalReport, PromptResult
-from maxpo.files import clear_errors, flush
+from maxpo.files import clear_errors, replacing
 
 EVAL_FILE = "eval.json"
 FORMAT = 1
@@ -39,11 +39,8 @@ def write_evaluation(
     head = json.dumps({"format": FORMAT, "model": model, "settings": settings, **asdict(report)}, indent=2)
     assert head.endswith("\n}")
     rows = ",\n".join(f"    {json.dumps(asdict(result))}" for result in results)  # a prompt on each line
-    partial = path.with_name(f".{path.name}.partial")
-    with clear_errors(path):
+    with clear_errors(path), replacing(path) as partial:
         partial.write_text(f'{head[:-2]},\n  "prompts": [\n{rows}\n  ]\n}}\n', encoding="utf-8")
-        flush(partial)
-        partial.replace(path)
 
 
 def read_evaluation(path: Path) -> Evaluation:

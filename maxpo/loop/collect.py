@@ -9,6 +9,7 @@ from maxpo.config import AlgorithmConfig, Config
 from maxpo.data.order import PromptStream
 from maxpo.errors import RunError
 from maxpo.estimators.k_schedule import PassRates, adapted_k, mix_weight, scheduled_k
+from maxpo.files import step_name
 from maxpo.loop.observer import Observer
 from maxpo.loop.selection import AssessedGroup, assess
 from maxpo.loop.step_metrics import sampling_metrics, usable_metrics, valid_rewards
@@ -55,7 +56,7 @@ class Collector:
             groups += sampled
             kept += [g for g in sampled if (g.has_signal if algorithm.drop_zero_signal else g.enough)]
         self.rates.observe(valid_rewards([g.scored for g in groups]))
-        self.log.log_rollouts(f"step_{step:06d}", [g.scored for g in groups])
+        self.log.log_rollouts(step_name(step), [g.scored for g in groups])
         metrics = timing | sampling_metrics([g.scored for g in groups], algorithm.k, timing["time/generate_s"], version)
         metrics |= selection_metrics(algorithm, groups, kept) | {"groups/refill_rounds": float(refills)}
         metrics |= {"data/epoch": self.stream.epoch}

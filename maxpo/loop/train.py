@@ -16,6 +16,7 @@ from maxpo.data.order import PromptStream
 from maxpo.errors import LearnerLostError, RemoteError, RunError
 from maxpo.evaluation.measure import measure
 from maxpo.evaluation.report import report
+from maxpo.files import step_name
 from maxpo.loop.collect import Collector
 from maxpo.loop.observer import Observer
 from maxpo.loop.publish import publish
@@ -121,10 +122,10 @@ class Trainer:
         except LearnerLostError:
             raise
         except RemoteError as error:
-            file = self.log.dump(f"failed_step_{batch.step:06d}", batch.groups)
+            file = self.log.dump(step_name(batch.step, "failed_step"), batch.groups)
             raise RunError(f"{error}\nThe groups of step {batch.step} are in {file}.") from error
         if metrics["train/refused_steps"]:
-            self.log.dump(f"nonfinite_step_{batch.step:06d}", batch.groups)
+            self.log.dump(step_name(batch.step, "nonfinite_step"), batch.groups)
         all_refused = metrics["train/refused_steps"] == self.config.algorithm.minibatches
         self.refused_in_a_row = self.refused_in_a_row + 1 if all_refused else 0
         metrics["throughput/train_tokens_per_s"] = metrics["train/tokens"] / metrics["time/update_s"]
@@ -171,7 +172,7 @@ class Trainer:
                 raise RunError(f"evaluation at step {step}: {error}") from error
         self.log.log(step, figures.metrics() | timing)
         for name, groups in scored.items():
-            self.log.log_rollouts(f"{name}_{step:06d}", groups)
+            self.log.log_rollouts(step_name(step, name), groups)
         evaluations[step] = figures
         self.observer.evaluated(step, figures)
 

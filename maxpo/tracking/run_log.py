@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maxpo.files import clear_errors
+from maxpo.files import clear_errors, replacing
 from maxpo.tracking.metrics import check_names
 from maxpo.types import ScoredGroup
 
@@ -50,10 +50,8 @@ class RunLog:
                 continue
             if row["step"] <= step and line.endswith(b"\n"):
                 kept += line
-        whole = self._metrics.with_name(".metrics.partial")
-        with clear_errors(whole):
-            whole.write_bytes(kept)
-            whole.replace(self._metrics)
+        with clear_errors(self._metrics), replacing(self._metrics) as partial:
+            partial.write_bytes(kept)
         self._fed = len(kept)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ from maxpo.errors import InputError
 
 
 def test_learning_rate_by_hand() -> None:
-    def rates(schedule: str, warmup: int = 2) -> list[float]:
+    def rates(schedule: Literal["constant", "linear", "cosine"], warmup: int = 2) -> list[float]:
         config = LearnerConfig(lr=1.0, warmup_steps=warmup, schedule=schedule)
         return [learning_rate(config, step, 6) for step in range(6)]
 

@@ -16,9 +16,8 @@ from transformers import AutoModelForCausalLM
 from launch.run.preflight import check_model
 from launch.run.resuming import describe_changes
 from learner.model import lora as lora_module
-from learner.model.lora import add_adapter
+from learner.model.lora import add_adapter, base_digest, check_base
 from learner.model.parameters import Weight, policy_weights, trained_parameters
-from learner.state.files import base_digest, check_base
 from learner.state.policy_folder import write_policy
 from maxpo.config import LoraConfig
 from maxpo.configure.loading import load_config

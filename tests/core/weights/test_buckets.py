@@ -8,9 +8,6 @@ import threading
 import pytest
 import torch
 
-from maxpo.errors import RemoteError, RunError
-from maxpo.runtime.ray_calls import wait_for
-from maxpo.runtime.waits import who_waits
 from maxpo.seeds import derive_seed
 from maxpo.weights.buckets import TensorMeta, cut_into_buckets, unpack_bucket
 from maxpo.weights.checksum import tensor_digest
@@ -96,64 +93,6 @@ def test_a_missing_rank_is_an_error_after_the_deadline(monkeypatch: pytest.Monke
     store, _ = serve_store("127.0.0.1", 1)
     with pytest.raises(RuntimeError):
         gloo_group(store, 0, 2, 1)
-
-
-class FakeRay:
-    """References are plain values; 'late' never comes, an exception is raised on get."""
-
-    @staticmethod
-    def wait(refs: list[object], timeout: float) -> tuple[list[object], list[object]]:
-        ready = [r for r in refs if r != "late"][:1]
-        return ready, [r for r in refs if r not in ready]
-
-    @staticmethod
-    def get(ref: object) -> object:
-        if isinstance(ref, Exception):
-            raise ref
-        return ref
-
-
-def test_waiting_names_who_is_late_and_who_failed() -> None:
-    assert wait_for({"a": 1, "b": 2}, timeout_s=1, doing="x", ray=FakeRay) == {"a": 1, "b": 2}
-    with pytest.raises(RemoteError, match=r"worker 7 did not finish loading within 0\.5 s"):
-        wait_for({"a": 1, "worker 7": "late"}, timeout_s=0.5, doing="loading", ray=FakeRay)
-    with pytest.raises(RemoteError, match="rank 1 failed while loading: no memory") as error:
-        wait_for({"rank 1": ValueError("no memory")}, timeout_s=1, doing="loading", ray=FakeRay)
-    assert isinstance(error.value.__cause__, ValueError)
-
-
-def test_a_signal_reaches_a_wait_within_a_moment_and_the_wait_is_known() -> None:
-    limits: list[float] = []
-    known: list[str] = []
-
-    class Never:
-        @staticmethod
-        def wait(refs: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
-            limits.append(timeout)
-            known.extend(who_waits())
-            if len(limits) == 3:
-                raise KeyboardInterrupt  # what a handler may do between two calls
-            return [], refs
-
-    with pytest.raises(KeyboardInterrupt):
-        wait_for({"rank 1": 1, "rank 0": 2}, timeout_s=1800, doing="step 7", ray=Never)
-    assert limits == [1.0] * 3
-    assert known[0] == "for rank 0, rank 1, step 7: 0 s of at most 1800 s"
-    assert who_waits() == []
-
-
-def test_what_a_signal_handler_raises_inside_ray_comes_out_as_it_is() -> None:
-    class Interrupted:
-        @staticmethod
-        def wait(refs: list[Any], timeout: float) -> None:
-            try:
-                raise RunError("no progress")
-            except RunError as error:  # as Python does it where C code returns a result in spite of an exception
-                raise SystemError("CoreWorker.wait returned a result with an exception set") from error
-
-    with pytest.raises(RunError, match="no progress"):
-        wait_for({"rank 0": 1}, timeout_s=5, doing="step 7", ray=Interrupted)
-    assert who_waits() == []
 
 
 def test_seeds_are_the_same_everywhere_and_different_for_different_names() -> None:
