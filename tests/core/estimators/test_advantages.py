@@ -10,7 +10,7 @@ import torch
 from maxpo.estimators.advantages import ADVANTAGES, maxpo
 from maxpo.estimators.arguments import min_valid
 from maxpo.estimators.mixing import mixed, nonzero
-from maxpo.estimators.names import ADVANTAGE_NAMES
+from maxpo.estimators.names import ADVANTAGE_NAMES, BEYOND_K
 from tests.devices import on_each_device
 
 
@@ -173,5 +173,6 @@ def test_passk_training_is_centred_where_success_is_almost_sure(c: int) -> None:
     assert a.sum().abs() < 1e-9 * a.abs().max()
 
 
-def test_the_configuration_knows_exactly_these() -> None:
-    assert set(ADVANTAGE_NAMES) == set(ADVANTAGES)
+def test_the_names_without_torch_are_exactly_those_of_the_estimators() -> None:
+    assert tuple(ADVANTAGES) == ADVANTAGE_NAMES
+    assert BEYOND_K.keys() <= ADVANTAGES.keys()
