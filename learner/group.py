@@ -49,7 +49,7 @@ class LearnerGroup:
 
     def begin_start(self) -> None:
         """Start all ranks without waiting, so that engines can start meanwhile."""
-        timeout = self._config.learner.start_timeout_s
+        timeout = self._config.run.start_timeout_s
         first = next(iter(self._actors))
         rendezvous = {first: self._actors[first].serve_rendezvous.remote()}
         host, port = wait_for(rendezvous, timeout_s=timeout, doing="opening the rendezvous")[first]
@@ -57,7 +57,7 @@ class LearnerGroup:
 
     def finish_start(self) -> int:
         """Wait until all ranks are ready; the number of parameters of the model."""
-        timeout = self._config.learner.start_timeout_s
+        timeout = self._config.run.start_timeout_s
         started = wait_for(self._starting, timeout_s=timeout, doing="starting")
         self._pids = {name: pid for name, (pid, _) in started.items()}
         return max(parameters for _, parameters in started.values())
@@ -117,7 +117,7 @@ class LearnerGroup:
 
     def load(self, folder: Path, version: int) -> None:
         """Go on from what `save` wrote; the next `publish` sends it as `version`."""
-        self._call("load", self._config.learner.start_timeout_s, "reading a checkpoint", str(folder.resolve()))
+        self._call("load", self._config.run.start_timeout_s, "reading a checkpoint", str(folder.resolve()))
         self.version = version - 1
 
     def export(self, target: Path) -> None:

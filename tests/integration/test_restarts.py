@@ -36,9 +36,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         "rollout.max_restarts=100",
         "sync.bucket_mib=1",
         "sync.timeout_s=15",
-        "rollout.health_interval_s=1",
         "rollout.health_timeout_s=8",
-        "rollout.health_grace_s=0",
     ]
     config = load_config([DEMO], overrides).config
     prompts.extend(load_data(config)[0][:PROMPTS])
