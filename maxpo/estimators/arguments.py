@@ -39,7 +39,7 @@ class Groups:
     x: Float[Tensor, "G N"]
     """Rewards, 0 where a sample is not valid and in groups with too few valid samples."""
     valid: Mask
-    """True at the valid samples of groups with enough of them. None if all samples of all groups are valid."""
+    """True at the valid samples, in groups with enough valid samples. None if all samples of all groups are valid."""
     n: Float[Tensor, "G 1"] | float
     """Valid size. In groups with too few samples the smallest size that suffices, so that no division is by 0."""
     k: Float[Tensor, "G 1"] | float

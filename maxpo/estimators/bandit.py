@@ -46,7 +46,7 @@ class Bandit:
         exactly = (log_choose + counts * below.log() + (k - counts) * torch.log1p(-below)).exp()
         at_least = exactly.flip(0).cumsum(0).flip(0)[1:]
         alpha = torch.tensor(rank_coefficients(objective, k), dtype=torch.float64)
-        # E[X] = largest value - sum over values of P(X <= value) times the gap above it
+        # E[X] = largest value - sum over values of P(X <= value) times the gap to the next value
         expected = values[-1] - (alpha @ at_least) @ (values[1:] - values[:-1])
         return torch.autograd.grad(expected, logits)[0] if len(values) > 1 else torch.zeros_like(self.rewards)
 

@@ -16,7 +16,7 @@ OBJECTIVES: dict[str, str] = {
     "top_m:M": "the mean of the best M of K, 1 <= M <= K",
     "bottom_m:M": "the mean of the worst M of K, 1 <= M <= K",
     "quantile:Q": "the Q-quantile of K, 0 <= Q <= 1, linear between two samples",
-    "lower_tail:Q": "the mean of the lowest share Q of K, 0 < Q <= 1; the sample at the edge counts in part (CVaR)",
+    "lower_tail:Q": "the mean of the lowest share Q of K, 0 < Q <= 1, counting the sample at the edge in part (CVaR)",
 }
 """Notation of each objective -> its meaning."""
 
@@ -42,7 +42,7 @@ def rank_coefficients(objective: str, k: int) -> list[float]:
         case "top_m" | "bottom_m":
             m = int(argument)
             if m > k:
-                raise ValueError(f"objective {objective}: M = {m} of K = {k}; allowed is M <= K")
+                raise ValueError(f"objective {objective}: M = {m} of K = {k}. Allowed is M <= K")
             worst = [1 / m] * m + [0.0] * (k - m)
             return worst if name == "bottom_m" else worst[::-1]
         case "lower_tail":

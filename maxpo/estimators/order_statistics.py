@@ -120,7 +120,7 @@ def increments(ranked: Ranked, k: int | Int[Tensor, " G"]) -> Float[Tensor, "G N
 
 @lru_cache(maxsize=1024)
 def include_one_weights(n: int, k: int, objective: str, width: int, device: torch.device) -> Float[Tensor, "3 W"]:
-    """Return the weights b - a, a - c and c of the module's formulas by rank, 0 from column n on and wherever n < K."""
+    """Return the weights b - a, a - c and c of the module's formulas by rank, 0 from column n on and for n < K."""
     a, b, c = torch.zeros(3, width, dtype=torch.float64)
     alpha = torch.tensor(rank_coefficients(objective, k), dtype=torch.float64)
     if k <= n:
@@ -133,8 +133,10 @@ def include_one_weights(n: int, k: int, objective: str, width: int, device: torc
 
 @lru_cache(maxsize=1024)
 def increment_weights(n: int, k: int, width: int, device: torch.device) -> Float[Tensor, "2 W"]:
-    """Return two rows by rank: the probability of being the best of K - 1 others, seen from any higher rank, and the
-    sum of this probability over all lower ranks.
+    """Return the weights of `increments` by rank.
+
+    Row 0 is the probability that this rank is the best of K - 1 others, seen from any higher rank. Row 1 is the sum of
+    row 0 over all lower ranks.
     """
     weight = torch.zeros(width, dtype=torch.float64)
     if 1 < k <= n:
@@ -150,7 +152,8 @@ def _weighted_ranks(n: int, k: int, alpha: Float[Tensor, " K"]) -> Float[Tensor,
     used = (torch.arange(len(alpha))[alpha != 0] + 1)[:, None]
     for first in range(0, len(used), _ROWS):
         j = used[first : first + _ROWS]
-        # P(m + 1) / P(m) = m (n - m - K + j) / ((m - j + 1) (n - m)), falling in m. Outside the support it stays 1.
+        # P(m + 1) / P(m) = m (n - m - K + j) / ((m - j + 1) (n - m)), which falls in m. The ratio is set to 1
+        # outside the support.
         up, down = m * (n - m - k + j), (m - j + 1) * (n - m)
         inside = (m >= j) & (m < n - k + j)
         # Right of the mode the ratios are below 1 and are multiplied from left to right. Left of the mode the inverse
