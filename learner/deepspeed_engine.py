@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -18,10 +18,64 @@ from torch import Tensor, nn
 from maxpo.config import LearnerConfig
 
 
-def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, Any]:
-    """The DeepSpeed settings of a run: the user's JSON file below, what this framework relies on above."""
-    extra: dict[str, Any] = json.loads(Path(config.deepspeed).read_text()) if config.deepspeed else {}
-    # It must look at the gradients before each step, and leave the step out where they are not finite.
+class ZeroOptimizer(Protocol):
+    """DeepSpeed's optimizer: AdamW itself or a wrapper around AdamW, with the attributes of the ZeRO stage."""
+
+    param_groups: list[dict[str, object]]
+    averaged_gradients: dict[int, list[Tensor]]
+    """Stages 1 and 2: gradients of the step that follows."""
+    grad_partitions_flat_buffer: Tensor
+    """Stage 3: gradients of the step that follows."""
+    fp32_partitioned_groups_flat: list[Tensor]
+    """Stage 3: this rank's master weights."""
+    _hp_optimizer_states_linked: bool
+
+    def _lazy_init_hp_params_optimizer_state(self) -> None: ...
+
+    def update_lp_params(self) -> None:
+        """Stages 1 and 2: copy the master weights into the weights of the forward pass."""
+        ...
+
+
+class DeepSpeedEngine(Protocol):
+    """The part of DeepSpeed's engine that the learner uses."""
+
+    module: nn.Module
+    optimizer: ZeroOptimizer
+
+    def __call__(self, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        """Run the model's forward pass."""
+        ...
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
+        """Announce if a step follows the next backward pass."""
+        ...
+
+    def backward(self, loss: Tensor, *, scale_wrt_gas: bool) -> Tensor:
+        """Add the gradient of the loss."""
+        ...
+
+    def step(self) -> None:
+        """Apply the gradients, unless they are not finite at ZeRO stage 1 or above."""
+        ...
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        ...
+
+    def was_step_applied(self) -> bool:
+        """Return True if the last step changed the weights."""
+        ...
+
+    def get_global_grad_norm(self) -> float:
+        """Return the norm of the last step's gradient before clipping."""
+        ...
+
+
+def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, object]:
+    """Return the DeepSpeed settings of a run. Those that this framework relies on replace those of the user's file."""
+    extra = json.loads(Path(config.deepspeed).read_text()) if config.deepspeed else {}
+    # DeepSpeed must look at the gradients before each step, and leave out a step whose gradients are not finite.
     zero = extra.pop("zero_optimization", {}) | {"stage": config.zero_stage, "compute_grad_norm": True}
     return extra | {
         # Microbatches are counted by tokens and their number changes from step to step: this framework marks the
@@ -64,13 +118,14 @@ class TrainEngine:
         )
         self._ds = deepspeed
         self.world_size = dist.get_world_size()
-        self._engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+        engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+        self._engine: DeepSpeedEngine = engine
         self._optimizer = optimizer
         self._stage = config.zero_stage
         self.device = device
 
     @property
-    def deepspeed(self) -> Any:
+    def deepspeed(self) -> DeepSpeedEngine:
         """DeepSpeed's own engine."""
         return self._engine
 
@@ -89,8 +144,8 @@ class TrainEngine:
         """The model; under ZeRO-3 its parameters are empty outside `forward` and `full_parameters`."""
         return self._engine.module
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward pass, with DeepSpeed's hooks."""
+    def forward(self, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        """Run the model's forward pass with DeepSpeed's hooks. See `Policy.forward`."""
         return self._engine(*args, **kwargs)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -122,7 +177,7 @@ class TrainEngine:
             return norm
         self._engine.step()
         if not self._engine.was_step_applied():
-            optimizer: Any = self._engine.optimizer
+            optimizer = self._engine.optimizer
             if self._stage == 3:  # a parameter that the next step does not use would take its gradient from here
                 optimizer.grad_partitions_flat_buffer.zero_()
             elif hasattr(optimizer, "averaged_gradients"):  # not so at stage 1 with bfloat16 added up in float32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,7 @@ def packed_attention(
     dropout: float = 0.0,
     row: RowLayout | None = None,
     sequence: SequenceGroup | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Causal attention within each sequence of a packed row; nothing leaks from one sequence to another.
 

@@ -7,7 +7,6 @@ needs only its own; around attention two all-to-alls give each rank all tokens o
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 import torch.distributed as dist
 from deepspeed.sequence.layer import _SeqAllToAll
@@ -28,7 +27,7 @@ class SequenceGroup:
         limit = timedelta(seconds=timeout_s)
         groups = [dist.new_group(list(range(first, first + size)), limit) for first in range(0, world, size)]
         self.size, self.rank = size, rank % size
-        self._group: Any = groups[rank // size]
+        self._group = groups[rank // size]
         self.attended = 0
         """Attention layers since it was set to 0."""
 

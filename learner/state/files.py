@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from safetensors import safe_open
 from torch import Tensor
+
+
+class Extra(TypedDict):
+    """Values beside the tensors of a training state."""
+
+    optimizer_steps: int
+    base: NotRequired[str | None]
+    """Checksum of the weights under an adapter. None or absent: no adapter, or a checkpoint of an older version."""
+
 
 META = "meta.json"
 """The file of a training state that is no tensors."""

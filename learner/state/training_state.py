@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 
 from learner.deepspeed_engine import TrainEngine
 from learner.model.parameters import full_shape
-from learner.state.files import MASTER, META, MOMENTS
+from learner.state.files import MASTER, META, MOMENTS, Extra
 
 
 class TrainingState:
@@ -44,7 +43,7 @@ class TrainingState:
             own: list[Tensor] = [p for group in self._adam.param_groups for p in group["params"]]
             self._master = dict(zip(parameters, own, strict=True))
 
-    def copy(self, extra: dict[str, Any]) -> Callable[[Path], None]:
+    def copy(self, extra: Extra) -> Callable[[Path], None]:
         """Copy the state to the host; each rank takes its share of the names. Collective.
 
         Args:
@@ -68,7 +67,7 @@ class TrainingState:
 
         return write
 
-    def load(self, folder: Path) -> dict[str, Any]:
+    def load(self, folder: Path) -> Extra:
         """Take over a state that was written, whatever layout wrote it; returns its `extra`.
 
         Raises:
