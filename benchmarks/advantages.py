@@ -1,13 +1,13 @@
-"""Cost of Leave-Two-Out advantages, side by side in one run.
+"""Cost of Leave-Two-Out advantages by four methods, side by side in one run.
 
     python benchmarks/advantages.py [--device cuda]
 
 - batched: `maxpo.estimators.advantages.maxpo`.
 - pairs: the definition, the increment of each j without each i, vectorised over all pairs with sorted rewards: O(N^2).
-- loop: one group after the other, samples collected by prompt and written back one by one, as trainers commonly do.
-- sort: `torch.sort` of the same rewards, the part that no method can do without.
+- loop: one group after the other, samples collected by prompt and written back one by one, as in common trainers.
+- sort: `torch.sort` of the same rewards, the part that every method needs.
 
-Rounds alternate between the methods; the medians are printed, and all must agree with each other.
+Rounds alternate between the methods. The script prints medians and checks that all methods agree.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from maxpo.estimators.order_statistics import include_one_weights
 
 SIZES = ((64, 8), (1024, 16), (1024, 64), (256, 1024))
 PAIR_ELEMENTS = 1 << 22
-"""Pairs that are held at once."""
+"""Number of pairs in memory at once."""
 
 
 def by_pairs(rewards: Tensor, k: int) -> Tensor:
-    """K (f_i - mean_j f_j without i), from the definition."""
+    """Return K (f_i - mean_j f_j without i), from the definition."""
     rows = max(1, PAIR_ELEMENTS // rewards.shape[1] ** 2)
     return torch.cat([_by_pairs(part, k) for part in rewards.split(rows)])
 
@@ -48,7 +48,7 @@ def _by_pairs(rewards: Tensor, k: int) -> Tensor:
     ranks = torch.arange(n, device=x.device)
 
     def best_of_others(size: int) -> Tensor:
-        """Probability that rank m is the best of K - 1 others, in a group of `size`, seen from above."""
+        """Return the probability that rank m is the best of K - 1 others in a group of `size`, counted from the top."""
         return torch.tensor(
             [math.comb(m, k - 2) / math.comb(size - 1, k - 1) for m in range(size)], dtype=torch.float64
         ).to(x.device)
@@ -58,7 +58,7 @@ def _by_pairs(rewards: Tensor, k: int) -> Tensor:
         return values * (weight.cumsum(-1) - weight) - (part.cumsum(-1) - part)
 
     own = increments(x, best_of_others(n))
-    # Without i, ranks above i move down by one and i itself weighs nothing.
+    # Without i, ranks above i move down by one, and i has weight 0.
     lower = best_of_others(n - 1)[(ranks - (ranks > ranks[:, None]).long()).clamp(max=n - 2)]
     lower = lower.masked_fill(ranks == ranks[:, None], 0.0)
     without = increments(x[:, None, :].expand(-1, n, -1), lower)
@@ -68,7 +68,7 @@ def _by_pairs(rewards: Tensor, k: int) -> Tensor:
 
 
 def by_loop(rewards: Tensor, k: int) -> Tensor:
-    """Flat rewards with their prompt's number, one group after the other."""
+    """Compute the advantages of flat rewards with prompt numbers, one group after the other."""
     groups, n = rewards.shape
     flat = rewards.flatten()
     prompt = torch.arange(groups).repeat_interleave(n).tolist()
@@ -101,13 +101,13 @@ def seconds(call: Callable[[], object], device: str) -> float:
 
 
 def compare(methods: dict[str, Callable[[], object]], device: str, budget_s: float = 6.0) -> dict[str, float]:
-    """Median milliseconds of each method over alternating rounds."""
+    """Return the median milliseconds of each method over alternating rounds."""
     first = {name: (seconds(call, device), seconds(call, device))[1] for name, call in methods.items()}
     rounds = max(3, min(50, int(budget_s / sum(first.values()))))
     times: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(rounds):
         for name, call in methods.items():
-            # Short calls are repeated, so that a round is not mostly the clock.
+            # Repeat short calls, otherwise a round mostly measures the clock.
             repeats = max(1, int(2e-3 / first[name]))
             times[name].append(seconds(lambda call=call, n=repeats: [call() for _ in range(n)], device) / repeats)
     return {name: 1e3 * statistics.median(values) for name, values in times.items()}

@@ -1,12 +1,12 @@
-"""A real training under random kills, and what is left of it.
+"""A real training under random kills, compared with an undisturbed one.
 
     python benchmarks/chaos.py --minutes 16 --mtbf 40 --seed 0 --out runs/chaos
 
-Ray, vLLM, DeepSpeed and the demo model. Kills come at random moments, on average every --mtbf seconds: rollout worker
-actors, their engines' processes, engines that are stopped instead of killed (they hang), verifiers, and with
---learner the learner; half way everything is killed at once and resumed. Then the first steps are run
-undisturbed, and the two are compared. Prints kills by kind and by the stage that the step was in, groups lost and
-doubled, the time until the run was whole again, and the share of its time that it would have needed without failures.
+The script uses Ray, vLLM, DeepSpeed and the demo model. It kills at random moments, on average every --mtbf seconds:
+rollout worker actors, processes of their engines, verifiers, and with --learner the learner. Some engines are stopped
+instead of killed, so they hang. Half way everything is killed at once and resumed. Then the first steps are run
+undisturbed, and the two runs are compared. The script prints kills by kind and by stage of the step, groups lost and
+doubled, the time until all workers serve again, and the share of the time that the run would need without failures.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ SETTINGS = [
     *("run.steps=100000", "run.overwrite=false", "eval.at_start=false", "eval.at_end=false"),
     *(f"algorithm.prompts_per_step={PROMPTS}", f"tracking.save_rollouts={PROMPTS}", "tracking.tensorboard=false"),
     *(f"rollout.workers={WORKERS}", "rollout.max_concurrent_sequences=128", "rollout.max_restarts=100"),
-    *("rollout.health_interval_s=2", "rollout.health_timeout_s=10", "rollout.health_grace_s=5"),
+    "rollout.health_timeout_s=10",
     *("reward.workers=2", "reward.verifier=benchmarks.chaos:unhurried"),
     *("learner.cpu_threads=1", "learner.max_restarts=100", "sync.timeout_s=60"),
     *("checkpoint.every=5", "checkpoint.asynchronous=true", "checkpoint.keep_last=3"),
-    # Then only the sampled tokens, and not their log-probabilities to the last bit, make the weights.
+    # With this setting the weights depend only on the sampled tokens, not on the last bit of their log-probabilities.
     "algorithm.tis_cap=null",
 ]
 
 
 def unhurried(prompt: str, text: str, reference: Any) -> float:
-    """The demo's verifier, slow enough to be killed at work."""
+    """Score like the verifier of the demo, but slowly enough to be killed at work."""
     time.sleep(0.002)
     return REWARDS["countdown"](text, reference).reward
 
@@ -121,7 +121,7 @@ def environment() -> dict[str, str]:
 
 
 def start(args: argparse.Namespace, mode: str, until: float) -> subprocess.Popen[bytes]:
-    """The disturbed run, in a process that also kills."""
+    """Make the disturbed run, in a process that also kills."""
     command = [sys.executable, __file__, "--child", mode, "--out", str(args.out), "--mtbf", str(args.mtbf)]
     command += ["--seed", str(args.seed + (mode == "resume")), *(["--learner"] if args.learner else [])]
     with (args.out / "output.txt").open("a") as output:
@@ -137,7 +137,7 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> Non
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    """The step lines of metrics.jsonl that are whole."""
+    """Return the complete step lines of metrics.jsonl."""
     file = run / "metrics.jsonl"
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     return [row for line in lines if line.endswith("\n") and "time/step_s" in (row := json.loads(line))]
@@ -164,7 +164,7 @@ def last_step_before(run: Path, when: float) -> int:
 
 
 def child(args: argparse.Namespace) -> int:
-    """Train in this process, with a thread beside it that kills; ends by asking itself to stop."""
+    """Train in this process, with a thread that kills. The thread ends the run with a request to stop."""
     from rich.console import Console
 
     from launch.cluster.ray_environment import secure_own_cluster
@@ -209,7 +209,7 @@ def killer(now: dict[str, Any], kinds: Sequence[str], mtbf: float, seed: int, re
                 os.kill(os.getpid(), signal.SIGUSR1)
                 return
             time.sleep(0.05)
-        # Stages last from milliseconds to seconds: a moment drawn at random would nearly always be in the longest.
+        # Stages last from milliseconds to seconds, so a random moment would nearly always be in the longest stage.
         end = time.time() + 10
         while now["stage"] != stage and time.time() < end:
             time.sleep(0.001)
@@ -227,7 +227,7 @@ def killer(now: dict[str, Any], kinds: Sequence[str], mtbf: float, seed: int, re
 
 
 def find(kind: str) -> list[psutil.Process]:
-    """The processes of that kind below this one."""
+    """Return the processes of the given kind below this process."""
     title = {"learner": "ray::LearnerWorker"}.get(kind, "ray::RolloutWorker")
     if kind == "verifier":
         return [p for p in psutil.Process().children() if "spawn_main" in command_of(p)]
@@ -248,7 +248,7 @@ def command_of(process: psutil.Process) -> str:
         return ""
 
 
-# ---- what is left ------------------------------------------------------------------------------------------------
+# ---- the comparison ----------------------------------------------------------------------------------------------
 
 
 def account(
@@ -275,7 +275,7 @@ def account(
     for kill in kills:
         after = [r for r in metrics if r["time"] > kill["time"] and r["step"] > kill["step"]]
         whole = [r for r in after if r["rollout/workers_alive"] == WORKERS]
-        # Where there is none, the run ended first.
+        # None: the run ended first.
         for found, times in ((after, resumed), (whole, recovered)):
             if found:
                 times.setdefault(kill["kind"], []).append(found[0]["time"] - kill["time"])
@@ -309,7 +309,7 @@ def summary(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 
 def samples(run: Path, step: int) -> list[dict[str, Any]]:
-    """What was sampled in a step, without the version labels, which a resume may shift."""
+    """Return the samples of a step without the version labels, which a resume may shift."""
     lines = (run / "rollouts" / f"{step_name(step)}.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "weight_version"} for line in lines]
 

@@ -1,9 +1,9 @@
-"""How long training waits for a checkpoint: written on the spot, and written in the background.
+"""Time that training waits for a checkpoint, with and without writing in the background.
 
     python benchmarks/checkpoint.py --dtype float32 --rounds 5
 
-The real learner, with a randomly initialised Llama of SmolLM2-135M's shape, on a Ray cluster of its own. Both ways are
-measured in turn, on the same disk.
+The script starts the real learner, with a randomly initialised Llama of the shape of SmolLM2-135M, on its own Ray
+cluster. It measures both ways in turn, on the same disk.
 """
 
 from __future__ import annotations

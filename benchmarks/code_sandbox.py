@@ -1,4 +1,4 @@
-"""Programs a second that the verifier `code` judges: python benchmarks/code_sandbox.py [seconds] [processes]."""
+"""Programs per second that the verifier `code` scores: python benchmarks/code_sandbox.py [seconds] [processes]."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""What the driver costs: the real loop over up to 1,024 fake rollout workers and 100,000 groups in a step.
+"""Cost of the driver: the real loop over up to 1,024 fake rollout workers and 100,000 groups in a step.
 
     python benchmarks/control_plane.py --json out.json
 
-`maxpo.loop.train.train`, `RolloutPool`, `Fleet`, `RewardPool` and Ray are the real ones, on a Ray cluster of their own.
-The workers are not: a few actors answer for all of them, each question by a Ray call of its own, with completions that
-were made once. The learner only does what the driver does for the real one: it puts the batch into Ray's object store.
-What is measured is the driver: CPU seconds of its process, all threads together, for each group; beside it the wall
-time, in which the fakes and the verifiers share the cores with it. Every case runs in a process of its own, after a
-small step that warms up. The loop is synchronous and has no buffer between sampling and learning, so none is measured.
+`maxpo.loop.train.Trainer`, `RolloutPool`, `Fleet`, `RewardPool` and Ray are real, on their own Ray cluster. The
+workers are fakes: a few actors answer for all workers, each question by its own Ray call, with completions that were
+made once. The fake learner only puts the batch into Ray's object store, as the driver does for the real learner. The
+script measures the CPU seconds of the driver process, all threads together, for each group. It also measures wall time,
+during which fakes and verifiers share the cores with the driver. Every case runs in its own process, after a small step
+that warms up. The loop is synchronous and has no buffer between sampling and learning, so no buffer is measured.
 """
 
 from __future__ import annotations
@@ -80,18 +80,18 @@ def main() -> None:
 
 
 def per_group(result: dict[str, Any], kind: str, stage: str = "all") -> float:
-    """Milliseconds."""
+    """Return a time in milliseconds."""
     return 1000 * result[kind][stage] / result["case"]["groups"]
 
 
 def memory_per_group(result: dict[str, Any]) -> float:
-    """KiB of the driver's resident memory at its peak, beyond what it had before, for each group of a step."""
+    """Return the growth of the driver's resident memory up to its peak, in KiB for each group of a step."""
     memory = result["memory_mib"]
     return 1024 * (memory["peak"] - memory["before"]) / result["case"]["groups"]
 
 
 def growth(results: Sequence[dict[str, Any]], name: str) -> dict[str, float]:
-    """How the driver's time for a group grows: the exponent of the power law that fits best, 0 for no growth."""
+    """Return the exponent of the power law that fits the growth of the driver's time for a group; 0: no growth."""
     axis = {"workers": "workers", "in_flight": "capacity", "groups": "groups", "tokens": "tokens"}.get(name)
     if axis is None or len(results) < 2:
         return {}

@@ -1,8 +1,8 @@
-"""The curve and the table of a run, for docs/examples.
+"""Curve and table of a run, for docs/examples.
 
     python benchmarks/curve.py runs/smollm2
 
-It reads metrics.jsonl of the run folder, writes docs/examples/NAME.png and NAME.json, and prints the table.
+The script reads metrics.jsonl of the run folder, writes docs/examples/NAME.png and NAME.json, and prints the table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One case of `benchmarks/control_plane.py`: the fakes, and what is measured of the driver."""
+"""One case of `benchmarks/control_plane.py`: the fakes, and the measurements of the driver."""
 
 from __future__ import annotations
 
@@ -26,38 +26,38 @@ from maxpo.types import Completion, Group, Prompt
 PROMPT_TOKENS = 32
 WARM_UP_GROUPS = 64
 STAGES = ("generate", "score", "update", "workers", "rest")
-"""generate and score: `Rollouts`; update: the batch into the object store; workers: what is asked of every worker in
+"""generate and score: `Rollouts`; update: the batch into the object store; workers: the questions to every worker in
 each step, before and after a sync and for the metrics; rest: the loop itself (advantages, metrics, log)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One setting."""
+    """Settings of one measurement."""
 
     workers: int = 64
     groups: int = 2000
-    """Of a step."""
+    """Number of groups in a step."""
     group_size: int = 16
     tokens: int = 16
-    """Of a completion."""
+    """Number of tokens in a completion."""
     rate: float = 0.0
-    """Groups a second that all workers together return; 0: as fast as they can."""
+    """Number of groups per second that all workers together return; 0: as fast as possible."""
     steps: int = 1
     hosts: int = 4
-    """Actors that answer for the workers."""
+    """Number of actors that answer for the workers."""
     concurrent: int = 256
-    """`rollout.max_concurrent_sequences` of a worker."""
+    """Value of `rollout.max_concurrent_sequences` for a worker."""
     tensors: int = 300
-    """Of the model: every worker reports so many checksums after a sync."""
+    """Number of tensors of the model. Every worker reports one checksum for each after a sync."""
 
     @property
     def capacity(self) -> int:
-        """Groups that are with the workers at most."""
+        """Return the highest number of groups at the workers."""
         return min(self.groups, self.workers * (-(-self.concurrent // self.group_size) + 1))
 
 
 class Host:
-    """An actor that answers for many workers; answers cost it as little as can be."""
+    """An actor that answers for many workers, at the lowest possible cost."""
 
     def __init__(self, case: Case) -> None:
         draw = random.Random(0)
@@ -106,13 +106,13 @@ class Host:
         return 0.0
 
     async def answered(self) -> Counter[int]:
-        """Groups of each worker since this was asked last."""
+        """Return the groups of each worker since the last call."""
         found, self._answered = self._answered, Counter()
         return found
 
 
 class Worker:
-    """Looks like the actor handle of a worker."""
+    """A stand-in for the actor handle of a worker."""
 
     def __init__(self, host: Any, number: int) -> None:
         self.host, self.number = host, number
@@ -131,7 +131,7 @@ class _Method:
 
 
 class Meter:
-    """Seconds of each stage of each step: CPU of this process, CPU of its main thread, wall."""
+    """Seconds of each stage of each step: CPU of this process, CPU of its main thread, wall time."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, list[float]]] = []
@@ -159,7 +159,7 @@ class Meter:
 
 
 def verify(prompt: str, text: str, reference: str) -> float:
-    """A verifier that is no work."""
+    """Return a reward without any work."""
     return float(text.endswith(reference))
 
 
@@ -181,7 +181,7 @@ def measure(case: Case) -> dict[str, Any]:
     meter = Meter()
 
     class Pool(RolloutPool):
-        """The real one, with workers that are not."""
+        """The real pool with fake workers."""
 
         def __init__(self, config: Config, hosts: Sequence[Any], workers: int) -> None:
             none = replace(config, rollout=replace(config.rollout, workers=0))
@@ -219,7 +219,7 @@ def measure(case: Case) -> dict[str, Any]:
                 return super().metrics()
 
     class Learner:
-        """Trains nothing."""
+        """A learner that trains nothing."""
 
         version = -1
 
@@ -250,7 +250,7 @@ def measure(case: Case) -> dict[str, Any]:
             raise NotImplementedError
 
     class Watch(Observer):
-        """Notes times and memory at the end of each step."""
+        """An observer that records times and memory at the end of each step."""
 
         def __init__(self) -> None:
             self.rss_mib: list[float] = []
@@ -302,7 +302,7 @@ def measure(case: Case) -> dict[str, Any]:
                 answered = sum(ray.get([host.answered.remote() for host in hosts]), Counter[int]())
                 group = ray.get(pool._fleet.serving["rollout worker 0"].generate.remote("", prompts[0], 1, 0))
             finally:
-                pool._rewards.shutdown()  # this process would wait for them for ever
+                pool._rewards.shutdown()  # otherwise this process would wait for them for ever
     assert answered.total() == case.groups * case.steps
     assert all(metrics["groups/kept"] == case.groups for metrics in watch.metrics)
     stages = {
@@ -319,7 +319,7 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def memory_mib(field: str) -> float:
-    """Of this process, as Linux says it: VmRSS is now, VmHWM the most there ever was."""
+    """Return a memory figure of this process from Linux: VmRSS is the current one, VmHWM the highest so far."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
 

@@ -1,10 +1,10 @@
-"""What the learner keeps in memory, all parameters trained beside an adapter.
+"""Memory of the learner, with all parameters trained and with an adapter.
 
     python benchmarks/lora_memory.py
 
-One rank of the real learner on CPU, a process for each line, a few updates of random tokens: bytes of the tensors that
-it holds by purpose, and the most memory that the process took. The model is the demo's or a randomly initialised Llama
-of SmolLM2-135M's shape.
+Each line of the table is a process with one rank of the real learner on CPU and a few updates of random tokens. The
+table has the bytes of its tensors by purpose, and the peak memory of the process. The model is that of the demo, or a
+randomly initialised Llama of the shape of SmolLM2-135M.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
         print(json.dumps(measure(model, int(stage), dtype, int(rank), args.updates)))
         return
     print(f"{machine()}\nMiB; ZeRO stage and format of the weights in the first column\n")
-    print("| model | learner |", " | ".join(PURPOSES), "| together | peak RSS | grown by |")
+    print("| model | learner |", " | ".join(PURPOSES), "| sum | peak RSS | growth |")
     print("|" + " --- |" * (len(PURPOSES) + 5))
     with tempfile.TemporaryDirectory(prefix="maxpo-bench-") as folder:
         models = {"demo, 0.45 M": DEMO, "135 M": random_model(Path(folder) / "model", "float32")}
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def measure(path: str, stage: int, dtype: str, rank: int, updates: int) -> dict[str, int]:
-    """Bytes by purpose after the gradients of the last update are there, and of the process before and at its peak."""
+    """Measure bytes by purpose when the last gradients exist, and memory of the process before and at its peak."""
     import torch.distributed as dist
 
     from maxpo.weights.rendezvous import serve_store
@@ -79,7 +79,7 @@ def measure(path: str, stage: int, dtype: str, rank: int, updates: int) -> dict[
 
     lora = LoraConfig(rank=rank)
     learner = LearnerConfig(lr=1e-5, dtype=dtype, zero_stage=stage, token_budget=512, lora=lora)  # type: ignore[arg-type]
-    import deepspeed  # noqa: F401  (so that what it takes itself is not counted)
+    import deepspeed  # noqa: F401  (so that its own memory is not counted)
 
     before = resident("VmRSS")
     lm = load_language_model(path, getattr(torch, dtype), trust_remote_code=False)
@@ -113,7 +113,7 @@ def measure(path: str, stage: int, dtype: str, rank: int, updates: int) -> dict[
 
 
 def gradients(engine: Any) -> int:
-    """Bytes of the gradients that wait for the step: of the parameters, or of ZeRO's partitions."""
+    """Return the bytes of the gradients before the step: those of the parameters, or of ZeRO's partitions."""
     held = [p.grad for p in engine.module.parameters() if p.grad is not None]
     for partition in getattr(engine._engine.optimizer, "averaged_gradients", {}).values():
         held += [t for t in partition or () if t is not None]
@@ -121,19 +121,19 @@ def gradients(engine: Any) -> int:
 
 
 def size(tensors: list[torch.Tensor]) -> int:
-    """Bytes of memory that these take, what several share once."""
+    """Return the bytes of memory of these tensors. Shared memory counts once."""
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def resident(which: str) -> int:
-    """Bytes of memory of this process, now (VmRSS) or at most so far (VmHWM, which is its own and not its parent's)."""
+    """Return the memory of this process in bytes: current (VmRSS) or highest so far (VmHWM, without its parent's)."""
     found = re.search(rf"{which}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return int(found[1]) << 10
 
 
 def random_batch(step: int) -> StepBatch:
-    """4 groups of 4 completions of 24 tokens, all with an advantage."""
+    """Return 4 groups of 4 completions of 24 tokens, all with an advantage."""
     draw = torch.Generator().manual_seed(step)
 
     def tokens(count: int) -> tuple[int, ...]:

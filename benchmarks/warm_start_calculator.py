@@ -1,10 +1,10 @@
-"""Makes the model of the calculator example: the demo's Llama, warm-started by a teacher that seldom uses it.
+"""Make the model of the calculator example: the demo's Llama, warm-started by a teacher that seldom calculates.
 
     python benchmarks/warm_start_calculator.py
 
 The prompt is a product, `37 * 12=`. One time in eight the teacher asks the calculator, `<37 * 12>`, reads `444:` and
-answers `444`; otherwise it guesses. So the model can do both, and knows which is right of neither. It writes a Hugging
-Face folder; on one CPU thread the same arguments and library versions give the same files.
+answers `444`. Otherwise the teacher guesses. So the model can do both, without a preference for the right way. The
+script writes a Hugging Face folder. On one CPU thread the same arguments and library versions give the same files.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(args.seed)
-    # Of the training side alone: the evaluation problems of a run with this seed are not among them.
+    # Only training problems: the evaluation problems of a run with this seed are not among them.
     train, _ = problems(args.seed, 3000, 0, **TASK)
     tokenizer = build_tokenizer()
     model = build_model()
     rng = random.Random(args.seed)
 
     def episode(problem: TaskProblem) -> Row:
-        """What the policy writes is learned, what the calculator says is not."""
+        """Return one episode. The tokens of the policy are learned, those of the calculator are not."""
         chain = problem.prompt.removesuffix("=")
         pieces = [(problem.prompt, False)]
         if rng.random() < args.call_share:

@@ -1,9 +1,9 @@
-"""Makes the demo model: a half-million-parameter Llama, warm-started on countdown by a weak teacher.
+"""Make the demo model: a half-million-parameter Llama, warm-started on countdown by a weak teacher.
 
     python benchmarks/warm_start_countdown.py
 
-It writes a Hugging Face folder, reads it back, and prints its pass@k on held-out problems. On one CPU thread the
-same arguments and library versions give the same files; another kind of CPU may round differently.
+The script writes a Hugging Face folder, reads it back, and prints its pass@k on held-out problems. On one CPU thread
+the same arguments and library versions give the same files. Another kind of CPU may round differently.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from maxpo.tasks.base import TaskProblem
 from maxpo.tasks.countdown import count, problems, teacher
 
 Row = tuple[list[int], list[bool]]
-"""The tokens of a prompt with its answer, and which of them are learned."""
+"""Tokens of a prompt with its answer, and a mask of the learned tokens."""
 
 OUT = Path(__file__).resolve().parents[1] / "configs/models/countdown-0.5m"
 
 PAD, BOS, EOS, UNK = range(4)
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
-# 64 entries with the special ones. Countdown needs only those before the letters; the rest is room for other tasks.
+# 64 entries with the special ones. Countdown needs only the entries before the letters, other tasks use the rest.
 CHARACTERS = "0123456789+-*=,: abcdefghijklmnopqrstuvwxyz.;!?/()[]<>_#%&|\n"
 
 BATCH = 128
@@ -67,7 +67,7 @@ def main() -> None:
     tokenizer.save_pretrained(args.out)
     model.to(torch.bfloat16).save_pretrained(args.out)
 
-    # What is measured is what was written: the folder, with its weights rounded to bfloat16.
+    # Measure the written folder, with its weights rounded to bfloat16.
     tokenizer = AutoTokenizer.from_pretrained(args.out)
     model = AutoModelForCausalLM.from_pretrained(args.out, dtype=torch.float32)
     correct = correct_counts(model, tokenizer, held_out[:EVAL_PROMPTS], EVAL_SAMPLES)
@@ -76,11 +76,11 @@ def main() -> None:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per character, `<unk>` for characters outside the vocabulary, and no special tokens added."""
+    """Return a tokenizer with one token per character, `<unk>` for unknown characters, and no added special tokens."""
     vocab = {token: index for index, token in enumerate([*SPECIAL, *CHARACTERS])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=SPECIAL[UNK]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()  # without it, decoding puts a space between tokens
+    tokenizer.decoder = decoders.Fuse()  # otherwise decoding puts a space between tokens
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=SPECIAL[PAD],
@@ -94,7 +94,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model() -> LlamaForCausalLM:
-    """The model with random weights, in float32."""
+    """Return the model with random weights, in float32."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(SPECIAL) + len(CHARACTERS),
@@ -116,7 +116,7 @@ def build_model() -> LlamaForCausalLM:
 def teacher_batch(
     tokenizer: PreTrainedTokenizerFast, train: list[TaskProblem], solve_share: float, rng: random.Random
 ) -> list[Row]:
-    """Problems with the teacher's answers, of which the answer and the end of sequence are learned."""
+    """Return problems with answers of the teacher. The answer and the end of sequence are learned."""
     rows: list[Row] = []
     for problem in rng.choices(train, k=BATCH):
         prompt = tokenizer.encode(problem.prompt)
@@ -127,7 +127,7 @@ def teacher_batch(
 
 
 def warm_start(model: LlamaForCausalLM, batch: Callable[[], list[Row]], steps: int) -> None:
-    """Trains on what `batch` returns each time: mean cross-entropy over the tokens to be learned."""
+    """Train on a new `batch()` for each step, with the mean cross-entropy over the tokens to be learned."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, steps))
     model.train()
@@ -151,7 +151,7 @@ def warm_start(model: LlamaForCausalLM, batch: Callable[[], list[Row]], steps: i
 
 
 def _lr_factor(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to 0 at the last step."""
+    """Return the factor of the learning rate: linear warm-up, then a cosine to 0 at the last step."""
     if step < WARMUP_STEPS:
         return (step + 1) / WARMUP_STEPS
     return 0.5 * (1 + math.cos(math.pi * (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)))
@@ -161,7 +161,7 @@ def _lr_factor(step: int, steps: int) -> float:
 def correct_counts(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held_out: list[TaskProblem], samples: int
 ) -> list[int]:
-    """How many of `samples` completions at temperature 1 are right, for each problem."""
+    """Return the number of right completions among `samples` at temperature 1, for each problem."""
     model.eval()
     counts: list[int] = []
     for start in range(0, len(held_out), 32):  # 32 prompts at a time bound the memory
@@ -184,7 +184,7 @@ def correct_counts(
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased pass@k of one problem with c of n samples correct: 1 - C(n-c, k) / C(n, k)."""
+    """Return the unbiased pass@k of one problem with c of n samples correct: 1 - C(n-c, k) / C(n, k)."""
     return 1 - math.comb(n - c, k) / math.comb(n, k)
 
 

@@ -1,10 +1,10 @@
-"""How fast new weights reach the engines, beside what the machine allows.
+"""Speed of the weight sync, compared with the limits of the machine.
 
     python benchmarks/weight_sync.py --dtype bfloat16 --workers 2 --json out.json
 
-The real learner and engines on a Ray cluster of their own, with a randomly initialised Llama of SmolLM2-135M's shape
-or with the demo model: publish, confirm, repeat. Sync and limits are measured in the same run, because other load on
-the machine moves both; compare ratios between runs. A first round that warms up is not counted.
+The script starts the real learner and engines on their own Ray cluster, with a randomly initialised Llama of the shape
+of SmolLM2-135M or with the demo model, and publishes and confirms several times. Sync and limits are measured in the
+same run, because other load on the machine changes both. Compare ratios between runs. The first round is not counted.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def random_model(target: Path, dtype: str) -> Path:
-    """A Llama of SmolLM2-135M's shape, with the demo's tokenizer: vLLM wants one, nothing here uses it."""
+    """Write a Llama of the shape of SmolLM2-135M, with the tokenizer of the demo, which only vLLM needs."""
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
@@ -118,10 +118,10 @@ def measure(args: argparse.Namespace, model: Path, folder: Path) -> dict[str, An
 
 
 def measure_limits(device: str, buckets: list[int], workers: int, rounds: int) -> dict[str, float]:
-    """GB/s of the same number of bytes without a model at either end; medians of `rounds`."""
+    """Return the median GB/s over `rounds` for the same number of bytes without a model at either end."""
     size = sum(buckets)
     source = torch.ones(size, dtype=torch.uint8, device=device)
-    target = torch.zeros_like(source)  # written already, so that no fresh pages are paid for
+    target = torch.zeros_like(source)  # already written, so that the copy needs no fresh pages
 
     def copy() -> None:
         target.copy_(source)
@@ -143,7 +143,7 @@ def measure_limits(device: str, buckets: list[int], workers: int, rounds: int) -
         def tcp() -> None:
             for start in range(0, size, TCP_PIECE):
                 connection.sendall(piece[: size - start])
-            connection.recv(1)  # the other end has everything
+            connection.recv(1)  # the other end has all bytes
 
         limits["TCP loopback"] = size / timed(tcp, rounds) / 1e9
         connection.close()
@@ -158,7 +158,7 @@ def measure_limits(device: str, buckets: list[int], workers: int, rounds: int) -
 
 
 def gloo_rounds(group: Any, buckets: list[int]) -> Callable[[], None]:
-    """A function that broadcasts all buckets once, and returns when every process has them."""
+    """Return a function that broadcasts all buckets once, and returns when every process has them."""
     buffer = torch.ones(max(buckets), dtype=torch.uint8)
 
     def gloo() -> None:
@@ -170,13 +170,13 @@ def gloo_rounds(group: Any, buckets: list[int]) -> Callable[[], None]:
 
 
 def receive_gloo(port: int, rank: int, workers: int, buckets: list[int], rounds: int) -> None:
-    """Another process of the gloo limit."""
+    """Run another process of the gloo limit."""
     group = gloo_group(join_store("127.0.0.1", port, TIMEOUT_S), rank, 1 + workers, TIMEOUT_S)
     timed(gloo_rounds(group, buckets), rounds)
 
 
 def receive_tcp(port: int, size: int, rounds: int) -> None:
-    """The other process of the TCP limit."""
+    """Run the other process of the TCP limit."""
     buffer = memoryview(bytearray(TCP_PIECE))
     with socket.create_connection(("127.0.0.1", port)) as connection:
         for _ in range(1 + rounds):
@@ -187,7 +187,7 @@ def receive_tcp(port: int, size: int, rounds: int) -> None:
 
 
 def timed(action: Callable[[], None], rounds: int) -> float:
-    """Median seconds of `rounds` calls, after one that warms up."""
+    """Return the median seconds of `rounds` calls, after one call to warm up."""
     seconds: list[float] = []
     for _ in range(1 + rounds):
         started = time.perf_counter()
@@ -197,7 +197,7 @@ def timed(action: Callable[[], None], rounds: int) -> float:
 
 
 def machine() -> dict[str, str]:
-    """What the figures were measured on."""
+    """Return a description of the machine."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -1,4 +1,4 @@
-"""What the loop needs of rollouts and learner, as Protocols."""
+"""Protocols of the two sides of the training loop: rollouts and learner."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from maxpo.types import Group, Prompt, Receiver, ScoredGroup, StepBatch, StepRes
 
 
 class Sampler(Protocol):
-    """Samples groups and scores them."""
+    """Source of scored groups."""
 
     def generate(
         self,
@@ -21,63 +21,73 @@ class Sampler(Protocol):
         *,
         greedy: bool = False,
     ) -> list[Group]:
-        """One whole group for each prompt, in order; `draw` names the sampling, equal draws sample equally.
-        `greedy`: nothing is drawn, the likeliest token is taken each time."""
+        """Sample one complete group for each prompt; return the groups in the order of the prompts.
+
+        Args:
+            prompts: Prompts.
+            group_size: Number of completions of each group, N.
+            draw: Name of the draw. Equal names, prompts and weights give equal samples.
+            on_group: Function that gets each group as soon as the group is complete.
+            greedy: Take the most likely token each time instead of sampling.
+        """
         ...
 
     def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
-        """Rewards for every completion."""
+        """Score every completion; return the groups in the same order."""
         ...
 
     def answers(self, groups: Sequence[ScoredGroup]) -> list[tuple[str | None, ...] | None]:
-        """What every completion answers, None where it does not; None for a group whose verifier does not say."""
+        """Return the answer of every completion, for the majority vote.
+
+        A completion without an answer has None. A group has None if its verifier does not extract answers.
+        """
         ...
 
 
 class Rollouts(Sampler, Protocol):
-    """Samples groups and scores them, with engines that want weights."""
+    """Source of scored groups whose engines receive weights."""
 
     def rest(self) -> None:
-        """Nothing is sampled until the next `receivers`; the learner may have the memory that is shared."""
+        """Free shared memory for the learner: no sampling follows until the next `receivers`."""
 
     def receivers(self) -> list[Receiver]:
-        """The engines that want weights."""
+        """Return the engines that receive weights."""
         ...
 
     def confirm(self, manifest: WeightManifest) -> None:
-        """Raise unless every engine holds exactly these weights."""
+        """Raise unless every engine has exactly these weights."""
         ...
 
     def replace_lost(self) -> bool:
-        """After a failed publish: replace engines that died; whether there are any, so that it can be repeated.
+        """Replace the engines that died in a failed publish; return True if any engine died.
 
         Raises:
-            LearnerLostError: it was an engine's death, but the learner cannot get over it either.
+            LearnerLostError: An engine died, and the learner cannot continue without a restart.
         """
         ...
 
     def metrics(self) -> dict[str, float]:
-        """Figures of the engines for the log."""
+        """Return metrics of the engines."""
         ...
 
 
 class Learner(Protocol):
-    """Turns scored groups into new weights."""
+    """Trainer of the policy."""
 
     def update(self, batch: StepBatch) -> StepResult:
-        """One training step."""
+        """Take one training step."""
         ...
 
     def publish(self, receivers: Sequence[Receiver], *, again: bool = False) -> WeightManifest:
-        """Send the weights to the engines under the next version; `again`: under the version of the last call."""
+        """Send the weights to the engines under the next version; with `again` under the version of the last call."""
         ...
 
     def save(self, folder: Path, *, policy: bool) -> Callable[[], None]:
-        """Copy everything that `update` changes, and the policy where it is wanted; the function writes it there."""
+        """Copy the training state, and the policy if `policy` is True; return a function that writes both."""
         ...
 
     def load(self, folder: Path, version: int) -> None:
-        """Go on from what `save` wrote; the next `publish` sends it as `version`."""
+        """Load a training state that `save` wrote; the next `publish` sends the weights as `version`."""
         ...
 
     def export(self, target: Path) -> None:

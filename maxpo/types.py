@@ -1,4 +1,4 @@
-"""The data that travels between rollouts, the loop and the learner.
+"""Data that travels between rollouts, the loop and the learner.
 
 Dimensions used everywhere: G groups (prompts), N completions of a group, B sequences, T packed
 tokens, L tokens of one completion, V vocabulary, K of max@K. Entry t of any per-token array
@@ -14,54 +14,54 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One problem: what the policy reads, and what the verifier compares with."""
+    """One problem: the text for the policy and the reference for the verifier."""
 
     prompt_id: str
-    """Stable identity of the row it came from; rows with equal text keep different ids."""
+    """Stable identity of the row in the data. Rows with equal text have different ids."""
     text: str
     token_ids: tuple[int, ...]
     reference: Any
-    """What the verifier needs, as plain JSON values; never shown to the policy."""
+    """Plain JSON values for the verifier. The policy never sees them."""
     source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
-    """How a completion of several turns went."""
+    """Outcome of a completion of several turns."""
 
     turns: int
     answer: str
-    """Text of the last turn, which the verifier judges."""
+    """Text of the last turn. The verifier scores this text."""
     reward: float
-    """Sum over the steps of the environment."""
+    """Sum of the rewards of the environment's steps."""
     outcome: str = "ok"
-    """Or why the environment ended it: 'timeout', 'died', 'error: ...'; it is masked then."""
+    """'ok', or the reason for which the episode failed and is masked: 'timeout', 'died' or 'error: ...'."""
     parts: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Named numbers of its steps, added up."""
+    """Named numbers of the steps, summed over the episode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One sampled completion of L tokens, the end-of-sequence token included when it was sampled.
+    """One sampled completion of L tokens, with the end-of-sequence token if the policy sampled one.
 
-    With an environment it is a whole episode, and its observations are among the tokens.
+    With an environment, a completion is an episode, and the tokens of the observations are included.
     """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """[L] log-probability in nats of each token under the distribution it was sampled from; 0, which says nothing,
-    where the policy did not sample it."""
+    """[L] log-probability in nats of each token under the sampling distribution. The value is 0 and has no meaning
+    where the policy did not sample the token."""
     loss_mask: tuple[bool, ...]
-    """[L] True where the policy produced the token, so that it contributes to the loss."""
+    """[L] True where the policy sampled the token. Only these tokens contribute to the loss."""
     finish_reason: str
-    """'stop' (end of sequence, or of the episode), 'length' (cut at the limit of tokens or of turns) or 'abort' (no
-    usable sample)."""
+    """'stop' (end of sequence or episode), 'length' (cut at the limit of tokens or turns) or 'abort' (no usable
+    sample)."""
     min_weight_version: int
     max_weight_version: int
-    """First and last version of the weights that produced tokens of this completion."""
+    """First and last version of the weights that sampled tokens of this completion."""
     episode: Episode | None = None
-    """None: without an environment."""
+    """None without an environment."""
 
     def __post_init__(self) -> None:
         n = len(self.token_ids)
@@ -86,13 +86,14 @@ class ScoredGroup:
 
     group: Group
     rewards: tuple[float, ...]
-    """[N] rewards; the value where `valid` is False means nothing."""
+    """[N] rewards. The value has no meaning where `valid` is False."""
     valid: tuple[bool, ...]
-    """[N] True where the sample exists and was judged. An invalid sample is masked, never 0."""
+    """[N] True where the sample exists and has a score. An invalid sample is masked, never scored as 0."""
     outcomes: tuple[str, ...]
-    """[N] 'ok', 'too_long' (reward 0), or why there is no reward: 'timeout', 'error: ...', 'died', 'abort'."""
+    """[N] 'ok', 'too_long' (reward 0), or the reason for a missing reward: 'timeout', 'error: ...', 'died' or
+    'abort'."""
     reward_parts: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
-    """Named parts of the reward, [N] each, for the log."""
+    """[N] values of each named part of the reward, for the log."""
 
     def __post_init__(self) -> None:
         n = len(self.group.completions)
@@ -105,50 +106,50 @@ class ScoredGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBatch:
-    """What the learner gets for one step: the groups to learn from, and what was sampled in all."""
+    """Input of one learner update: the groups to learn from, and the denominators of the loss."""
 
     groups: tuple[ScoredGroup, ...]
     signal: tuple[tuple[bool, ...], ...]
     """[G][N] True where the advantage of a sample is not zero."""
     sampled_sequences: int
-    """Valid sequences sampled for this step, those of dropped zero-signal groups included."""
+    """Number of valid sequences sampled for this step, with those of dropped groups."""
     sampled_tokens: int
-    """Loss tokens of the same sequences. Both are the denominators of the loss: a group whose
-    advantages are all zero adds nothing to the sum, so leaving it out changes no gradient."""
+    """Number of loss tokens of these sequences. A dropped group has zero advantages and adds nothing to the sum of the
+    loss, so with both denominators a dropped group changes no gradient."""
     step: int
     k: tuple[int, ...]
-    """K of each group, decided before the group was sampled."""
+    """[G] K of each group, fixed before the group was sampled."""
     mix_weight: float = 0.0
     """Weight of `algorithm.mix_with` in this step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What one learner update reports: metrics by name, the seconds of its stages among them."""
+    """Metrics of one learner update, with the seconds of its stages."""
 
     metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightManifest:
-    """The identity of a set of published weights, to be compared with what each engine received."""
+    """Identity of published weights, for the comparison with the weights of each engine."""
 
     version: int
     names: tuple[str, ...]
     dtypes: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     digests: tuple[int, ...]
-    """One checksum per tensor, see `maxpo.weights.checksum.tensor_digest`."""
+    """Checksum of each tensor, from `maxpo.weights.checksum.tensor_digest`."""
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receiver:
-    """An engine that wants weights."""
+    """An engine that receives weights."""
 
     name: str
-    """How messages call it."""
+    """Name of the engine in messages."""
     actor: Any
-    """Its actor, with the methods of a weight-transfer engine."""
+    """Ray handle of the engine's actor, with the methods of a weight-transfer engine."""
     workers: int
-    """How many of its processes receive."""
+    """Number of the engine's processes that receive weights."""

@@ -1,1 +1,1 @@
-"""The sampling side: vLLM engines in Ray actors, and the verifiers beside them."""
+"""Sampling: vLLM engines in Ray actors, and the processes of verifiers and environments."""

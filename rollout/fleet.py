@@ -1,4 +1,4 @@
-"""The rollout workers' actors: which of them serve, and the replacement of those that died."""
+"""The actors of the rollout workers: which of them serve, and the replacement of dead ones."""
 
 from __future__ import annotations
 
@@ -6,56 +6,74 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import ray
+from ray import ObjectRef
 
 from maxpo.config import RolloutConfig
 from maxpo.errors import RunError
 from maxpo.runtime.ray_calls import actor_is_lost, failure, ready_of, told, wait_for
 from maxpo.runtime.waits import waiting
+from rollout.protocols import WorkerHandle
 from rollout.worker import EngineLostError
 
 
 def is_loss(error: BaseException | None) -> bool:
-    """Whether a remote call failed because its actor or the actor's engine is gone, not because of what was asked."""
+    """Return True if a remote call failed because its actor or the actor's engine is gone."""
     return actor_is_lost(error) or isinstance(getattr(error, "cause", None), EngineLostError)
 
 
-class Fleet:
-    """Named actors. One that is lost is replaced in the background, under its name and with the same options.
+class _Start(NamedTuple):
+    """The start of a replacement."""
 
-    A replacement that has started is `ready`; it serves once it was given weights (`admit`). Nothing here waits
-    but `poll` and `wait_for_one`.
+    actor: WorkerHandle
+    pid: ObjectRef[int]
+    deadline: float
+
+
+class _Check(NamedTuple):
+    """The state of the health checks of one worker."""
+
+    answer: ObjectRef[None] | None
+    """The running check, or None between two checks."""
+    since: float
+    """Time at which the check was sent, or at which the next one is due."""
+
+
+class Fleet:
+    """Named actors. A lost actor is replaced in the background, under the same name and with the same options.
+
+    A replacement that has started is in `ready`. It serves once it has weights (`admit`). Only `poll` with a timeout,
+    `finish_start`, `wait_for_one`, `wait_for_all` and `shutdown` wait.
     """
 
     def __init__(
-        self, create: Callable[[int], Any], count: int, config: RolloutConfig, log_folder: Path | None
+        self, create: Callable[[int], WorkerHandle], count: int, config: RolloutConfig, log_folder: Path | None
     ) -> None:
-        """Create the actors; `start` and `finish_start` make them ready.
+        """Create the actors. `begin_start` and `finish_start` make them ready.
 
         Args:
-            create: makes the actor of the worker with this number.
-            count: how many.
-            config: time to start, and how many losses are too many.
-            log_folder: where the actors' output is found after the run, for messages.
+            create: Creates the actor of the worker with this number.
+            count: Number of actors.
+            config: Section with the timeouts and the allowed number of losses.
+            log_folder: Folder that has the actors' output after the run, for messages.
         """
         self._create, self._config, self._log_folder = create, config, log_folder
         self._numbers = {f"rollout worker {i}": i for i in range(count)}
         self.serving = {name: create(i) for name, i in self._numbers.items()}
-        self.ready: dict[str, Any] = {}
+        self.ready: dict[str, WorkerHandle] = {}
         self.restarts = 0
-        self._starting: dict[str, tuple[Any, Any, float]] = {}
+        self._starting: dict[str, _Start] = {}
         self._pids: dict[str, int] = {}
-        self._health: dict[str, tuple[Any, float]] = {}
-        """By name: a question and when it was asked, or None and when to ask next."""
+        self._health: dict[str, _Check] = {}
         self._checked = 0.0
         self._losses: deque[tuple[float, str]] = deque()
         self._version: int | None = None
 
     @property
-    def started(self) -> dict[str, Any]:
-        """All whose engines run, with weights or without."""
+    def started(self) -> dict[str, WorkerHandle]:
+        """Workers whose engines run, with weights or without, by name."""
         return self.serving | self.ready
 
     def begin_start(self, version: int | None) -> None:
@@ -64,15 +82,15 @@ class Fleet:
         self._first = {name: actor.start.remote(version) for name, actor in self.serving.items()}
 
     def finish_start(self) -> None:
-        """Wait until all engines are ready. A worker that dies here is not replaced: it never worked."""
+        """Wait until all engines are ready. A worker that dies meanwhile is not replaced, because it never worked."""
         limit = self._config.start_timeout_s
         self._pids |= wait_for(self._first, timeout_s=limit, doing="starting its engine")
 
-    def lost(self, name: str, actor: Any, cause: BaseException) -> None:
-        """Count the loss of a worker and replace it. Does nothing where `actor` was replaced already.
+    def lost(self, name: str, actor: WorkerHandle, cause: BaseException) -> None:
+        """Count the loss of a worker and replace it. Does nothing if `actor` was replaced already.
 
         Raises:
-            RunError: more than `rollout.max_restarts` losses within `rollout.restart_window_s`.
+            RunError: More than `rollout.max_restarts` losses within `rollout.restart_window_s`.
         """
         if self._current(name) is not actor:
             return
@@ -81,97 +99,108 @@ class Fleet:
         while self._losses[0][0] < now - window:
             self._losses.popleft()
         if len(self._losses) > self._config.max_restarts:
-            losses = "\n".join(text for _, text in self._losses)
             raise RunError(
                 f"{len(self._losses)} rollout workers were lost within {window:g} s, and rollout.max_restarts = "
-                f"{self._config.max_restarts}:\n{losses}"
+                f"{self._config.max_restarts}:\n{self._losses_in_words()}"
             )
         self.replace(name)
 
     def replace(self, name: str) -> None:
-        """End a worker and start another in its place, which gets its name and options."""
-        ray.kill(self._current(name))
+        """End a worker and start another one with the same name and options."""
+        current = self._current(name)
+        assert current is not None
+        ray.kill(current)  # pyright: ignore[reportArgumentType]
         self.serving.pop(name, None)
         self.ready.pop(name, None)
         actor = self._create(self._numbers[name])
-        end = time.monotonic() + self._config.start_timeout_s
+        deadline = time.monotonic() + self._config.start_timeout_s
         self._pids.pop(name, None)
         self._health.pop(name, None)
-        self._starting[name] = actor, actor.start.remote(self._version), end
+        self._starting[name] = _Start(actor, actor.start.remote(self._version), deadline)
         self.restarts += 1
 
     def replace_all(self) -> None:
-        """Replace every worker, in whatever state it is."""
+        """Replace every worker, whatever its state."""
         for name in self._numbers:
             self.replace(name)
 
     def poll(self, timeout_s: float = 0.0) -> None:
-        """Take in the replacements that have started; waits for the first of them at most `timeout_s` seconds.
+        """Take in the replacements that have started. Waits at most `timeout_s` seconds for the first of them.
 
         Raises:
-            RunError: see `lost`; a start that fails, or takes longer than `rollout.start_timeout_s`, is a loss.
+            RunError: See `lost`. A start that fails, or takes longer than `rollout.start_timeout_s`, is a loss.
         """
-        refs = [ref for _, ref, _ in self._starting.values()]
+        refs = [start.pid for start in self._starting.values()]
         if not refs:
             return
         ready_of(refs, timeout=timeout_s)
         done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-        for name, (actor, ref, end) in list(self._starting.items()):
-            if ref not in done:
-                if time.monotonic() > end:
-                    limit = self._config.start_timeout_s
-                    self.lost(name, actor, TimeoutError(f"it did not start its engine within {limit:g} s"))
-                continue
-            try:
-                self._pids[name] = ray.get(ref)
-            except Exception as error:
-                # The same start succeeded before, so whatever it was, it is worth another try, within the limit.
-                self.lost(name, actor, getattr(error, "cause", None) or error)
-                continue
-            del self._starting[name]
-            # Weights of the model folder have their version from the start; all others must be sent.
-            (self.ready if self._version is None else self.serving)[name] = actor
+        for name, start in list(self._starting.items()):
+            if start.pid in done:
+                self._finish(name, start)
+            elif time.monotonic() > start.deadline:
+                limit = self._config.start_timeout_s
+                self.lost(name, start.actor, TimeoutError(f"it did not start its engine within {limit:g} s"))
+
+    def _finish(self, name: str, start: _Start) -> None:
+        """Take in a replacement whose start has ended, well or not."""
+        try:
+            self._pids[name] = ray.get(start.pid)
+        except Exception as error:
+            # The same start succeeded before, so any error is worth another try, within the limit on losses.
+            self.lost(name, start.actor, getattr(error, "cause", None) or error)
+            return
+        del self._starting[name]
+        # Weights of the model folder have their version from the start. All others must be sent.
+        (self.ready if self._version is None else self.serving)[name] = start.actor
 
     def check_health(self) -> None:
-        """Ask every serving worker for a sign of life, at intervals; one that gives none in time is lost. Never waits.
+        """Ask every serving worker for a sign of life, at intervals. A worker that gives none in time is lost.
+
+        Never waits.
 
         Raises:
-            RunError: see `lost`.
+            RunError: See `lost`.
         """
         config, now = self._config, time.monotonic()
         if now - self._checked < min(1.0, config.health_interval_s):
             return
-        slept = now - self._checked > config.health_timeout_s  # this process did not run, or had other things to do
+        # After a pause of this process an answer may have been on time and not yet seen.
+        paused = now - self._checked > config.health_timeout_s
         self._checked = now
         for name, actor in list(self.serving.items()):
-            question, since = self._health.setdefault(name, (None, now + config.health_grace_s))
-            if question is None:
-                if now >= since:
-                    self._health[name] = actor.sign_of_life.remote(), now
-            elif ray.wait([question], timeout=0)[0]:
-                try:
-                    ray.get(question)
-                except Exception as error:
-                    if not is_loss(error):
-                        raise failure(name, "giving a sign of life", error) from error
-                    self.lost(name, actor, error)
-                else:
-                    self._health[name] = None, now + config.health_interval_s
-            elif slept:
-                self._health[name] = question, now
-            elif now - since > config.health_timeout_s:
-                self.lost(name, actor, TimeoutError(f"no sign of life for {now - since:.0f} s"))
+            check = self._health.setdefault(name, _Check(None, now + config.health_grace_s))
+            if check.answer is None:
+                if now >= check.since:
+                    self._health[name] = _Check(actor.sign_of_life.remote(), now)
+            elif ray.wait([check.answer], timeout=0)[0]:
+                self._take_answer(name, actor, check.answer, now)
+            elif paused:
+                self._health[name] = check._replace(since=now)
+            elif now - check.since > config.health_timeout_s:
+                self.lost(name, actor, TimeoutError(f"no sign of life for {now - check.since:.0f} s"))
+
+    def _take_answer(self, name: str, actor: WorkerHandle, answer: ObjectRef[None], now: float) -> None:
+        """Read the answer to a health check, and plan the next check."""
+        try:
+            ray.get(answer)
+        except Exception as error:
+            if not is_loss(error):
+                raise failure(name, "giving a sign of life", error) from error
+            self.lost(name, actor, error)
+        else:
+            self._health[name] = _Check(None, now + self._config.health_interval_s)
 
     def wait_for_one(self) -> None:
         """Wait until an engine runs, with weights or without.
 
         Raises:
-            RunError: none does within `rollout.start_timeout_s`; see also `lost`.
+            RunError: No engine does within `rollout.start_timeout_s`. See also `lost`.
         """
         self._wait(lambda: bool(self.started))
 
     def wait_for_all(self) -> None:
-        """Wait until every engine runs; raises as `wait_for_one`."""
+        """Wait until every engine runs. Raises as `wait_for_one` does."""
         self._wait(lambda: not self._starting)
 
     def _wait(self, enough: Callable[[], bool]) -> None:
@@ -180,27 +209,28 @@ class Fleet:
         with waiting("starting its engine again", lambda: self._starting, limit):
             while not enough():
                 if time.monotonic() > end:
-                    losses = "\n".join(text for _, text in self._losses)
                     raise RunError(
                         f"{', '.join(self._starting)} did not start within rollout.start_timeout_s = {limit:g} s; "
-                        f"where a node was lost, there may be no room for it:\n{losses}"
+                        f"if a node was lost, its resources may be missing:\n{self._losses_in_words()}"
                     )
                 self.poll(1.0)
 
     def admit(self) -> None:
-        """What is ready has got the current weights, and serves."""
+        """Let the workers in `ready` serve, because they have the current weights."""
         self.serving |= self.ready
         self.ready = {}
 
     def shutdown(self) -> None:
-        """End the actors, and first the engines of those that have one."""
+        """End the engines, then the actors."""
         refs = [actor.shutdown.remote() for actor in self.started.values()]
         if refs:
             ray.wait(refs, num_returns=len(refs), timeout=10.0)
-        for actor in [*self.started.values(), *(actor for actor, _, _ in self._starting.values())]:
-            ray.kill(actor)
+        for actor in [*self.started.values(), *(start.actor for start in self._starting.values())]:
+            ray.kill(actor)  # pyright: ignore[reportArgumentType]
 
-    def _current(self, name: str) -> Any:
-        if name in self._starting:
-            return self._starting[name][0]
-        return self.started.get(name)
+    def _losses_in_words(self) -> str:
+        return "\n".join(text for _, text in self._losses)
+
+    def _current(self, name: str) -> WorkerHandle | None:
+        start = self._starting.get(name)
+        return start.actor if start else self.started.get(name)

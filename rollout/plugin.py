@@ -1,15 +1,15 @@
-"""Entry point that vLLM calls in each of its processes. Imports nothing until a receiver is asked for."""
+"""Entry point that vLLM calls in each of its processes. Imports no receiver before vLLM needs one."""
 
 import multiprocessing
 import os
 import threading
 
 RECEIVERS = {"gloo": "GlooReceiver", "maxpo_nccl": "NcclReceiver", "maxpo_ipc": "IpcReceiver"}
-"""Names of the weight-transfer backends as vLLM's configuration knows them, and their classes."""
+"""Weight-transfer backend in vLLM's configuration -> class of its receiver."""
 
 
 def register() -> None:
-    """Make our weight receivers known to vLLM; safe to call more than once in a process."""
+    """Register the weight receivers with vLLM. Safe to call more than once in a process."""
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
     for name, class_name in RECEIVERS.items():
@@ -19,7 +19,7 @@ def register() -> None:
 
 
 def _end_with_parent() -> None:
-    """Let a process of an engine end when the one that started it is killed; vLLM's own would keep its memory."""
+    """End this process of an engine when its parent is killed. Otherwise it would keep its memory."""
     parent = multiprocessing.parent_process()
     if parent is None or any(thread.name == "end_with_parent" for thread in threading.enumerate()):
         return

@@ -1,58 +1,59 @@
-"""How many groups each worker holds."""
+"""Slots for groups at the workers: how many groups each worker holds."""
 
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rollout.fleet import Fleet
+from rollout.protocols import WorkerHandle
 
 
 class Slot(NamedTuple):
-    """Room for one group at a worker."""
+    """Permission to give one group to a worker."""
 
     held: int
-    """Groups that the worker has before this one is taken."""
+    """Groups that the worker holds before this one."""
     order: int
-    """Of the workers; no two places share both."""
+    """Number of the worker. No two slots share both numbers."""
     name: str
-    actor: Any
+    actor: WorkerHandle
 
 
 class Slots:
-    """Where the next group goes: to the worker that serves and has the fewest, up to a limit.
+    """The slots of all serving workers, up to a limit for each. The worker with the fewest groups comes first.
 
-    Finding it takes no longer for a thousand workers than for ten.
+    A heap finds the worker, so `take` costs about the same for ten workers as for a thousand.
     """
 
     def __init__(self, fleet: Fleet, per_worker: int) -> None:
-        """Give each worker of `fleet` that serves, now or later, so many places."""
+        """Give `per_worker` slots to each worker of `fleet` that serves, now or later."""
         self._fleet, self._per_worker = fleet, per_worker
         self._free: list[Slot] = []
-        """A heap. Of a worker that holds h groups it has the places h, h + 1, and so on up to the limit."""
+        """A heap. A worker that holds h groups has the slots h, h + 1, and so on up to the limit."""
         self._load: list[int] = []
         """Groups held, by `Slot.order`."""
-        self._known: dict[str, Any] = {}
+        self._known: dict[str, WorkerHandle] = {}
         self._seen = (-1, -1)
 
     def take(self) -> Slot | None:
-        """The place of the next group; None: all are taken."""
-        self._welcome()
+        """Return the slot of the next group. None: all are taken."""
+        self._add_new_workers()
         while self._free:
-            place = heappop(self._free)
-            if self._fleet.serving.get(place.name) is place.actor:
-                self._load[place.order] += 1
-                return place
+            slot = heappop(self._free)
+            if self._fleet.serving.get(slot.name) is slot.actor:
+                self._load[slot.order] += 1
+                return slot
         return None
 
-    def give_back(self, place: Slot) -> None:
-        """The group of this place has ended, in whatever way."""
-        self._load[place.order] -= 1
-        heappush(self._free, place._replace(held=self._load[place.order]))
+    def give_back(self, slot: Slot) -> None:
+        """Free the slot of a group that has ended, well or not."""
+        self._load[slot.order] -= 1
+        heappush(self._free, slot._replace(held=self._load[slot.order]))
 
-    def _welcome(self) -> None:
-        """Slots for those who serve only now."""
-        # Nobody comes without the second number going up, unless somebody left, and then the first does.
+    def _add_new_workers(self) -> None:
+        """Make slots for the workers that serve now and did not serve before."""
+        # A new worker raises the number of serving workers, unless another one left. Then `restarts` rises.
         seen = self._fleet.restarts, len(self._fleet.serving)
         if seen == self._seen:
             return

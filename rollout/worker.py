@@ -16,23 +16,24 @@ from maxpo.types import Completion, Group, Prompt
 from rollout.episodes.environment_pool import EnvironmentPool
 from rollout.episodes.episode import run_episode
 from rollout.episodes.observations import ObservationEncoder
+from rollout.protocols import Tokenizer, WeightsState
 
 T = TypeVar("T")
 
 
 class EngineLostError(RunError):
-    """The engine's process is gone. The worker is of no use any more; what it was asked may be asked of another."""
+    """The engine's process is gone. The worker is useless now. Another worker may do its calls."""
 
 
 class RolloutWorker:
-    """Samples groups, and receives weights between them. All methods are asynchronous and may overlap."""
+    """Samples groups, and receives weights between groups. All methods are asynchronous and may overlap."""
 
     def __init__(
         self,
         model_path: str,
         config: RolloutConfig,
         environment: EnvironmentConfig,
-        template_args: Mapping[str, Any],
+        template_args: Mapping[str, object],
         *,
         device: str,
         sync_backend: str,
@@ -40,7 +41,7 @@ class RolloutWorker:
         trust_remote_code: bool,
         interface: str | None,
     ) -> None:
-        """Remember the settings; `start` loads the model."""
+        """Keep the settings. `start` loads the model."""
         print_stacks_on_signal()
         self._model_path, self._config, self._environment = model_path, config, environment
         self._template_args = template_args
@@ -49,25 +50,27 @@ class RolloutWorker:
         self._trust_remote_code, self._interface = trust_remote_code, interface
 
     async def start(self, version: int | None = None) -> int:
-        """Start the engine; blocks this actor until it is ready. Returns the process id.
+        """Start the engine, and block this actor until the engine is ready. Returns the process id.
 
         Args:
-            version: version of the weights in the model folder; None: generation is refused until weights come.
+            version: Version of the weights in the model folder. None: generation is refused until weights arrive.
         """
         import ray
         from transformers import AutoTokenizer
 
-        # vLLM reads it when it is imported.
+        # vLLM reads this variable at its import.
         os.environ["VLLM_HOST_IP"] = use_interface(ray.util.get_node_ip_address(), self._interface)
 
         from rollout.vllm_engine.engine import Engine
 
-        self._tokenizer = AutoTokenizer.from_pretrained(
+        self._tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
             self._model_path, trust_remote_code=self._trust_remote_code, local_files_only=True
         )
         if self._environment.name is not None:
             self._environments = EnvironmentPool(self._environment, self._config.generate_timeout_s / 2)
-            self._observe = ObservationEncoder(self._tokenizer, self._environment.observation_role, self._template_args)
+            self._encode_observation = ObservationEncoder(
+                self._tokenizer, self._environment.observation_role, self._template_args
+            )
         self._engine = Engine(
             self._model_path,
             self._config,
@@ -81,15 +84,15 @@ class RolloutWorker:
         return os.getpid()
 
     async def process_id(self) -> int:
-        """Of this actor; its engine's processes are children of it."""
+        """Return the id of this process. The engine's processes are its children."""
         return os.getpid()
 
     async def generate(self, rollout_id: str, prompt: Prompt, n: int, seed: int, *, greedy: bool = False) -> Group:
-        """A whole group of n completions; sample i is drawn with the seed `seed + i`, or all are the likeliest one.
+        """Sample a group of n completions. Sample i is drawn with the seed `seed + i`, or all are greedy.
 
         Raises:
-            TimeoutError: the group took longer than `rollout.generate_timeout_s`.
-            EngineLostError: the engine died, as in every method that needs it.
+            TimeoutError: The group took longer than `rollout.generate_timeout_s`.
+            EngineLostError: The engine died. Every method that needs the engine may raise this error.
         """
         async with asyncio.timeout(self._config.generate_timeout_s):
             if self._environment.name is None:
@@ -104,22 +107,22 @@ class RolloutWorker:
         )
 
     async def _episodes(self, rollout_id: str, prompt: Prompt, n: int, seed: int, greedy: bool) -> Sequence[Completion]:
-        """The same, of several turns each."""
+        """Sample a group of episodes, see `generate`."""
 
-        async def turn(request_id: str, token_ids: list[int], seed: int, max_tokens: int) -> Completion:
-            (said,) = await self._engine.generate(
+        async def sample_turn(request_id: str, token_ids: list[int], seed: int, max_tokens: int) -> Completion:
+            (turn,) = await self._engine.generate(
                 request_id, token_ids, 1, seed, greedy=greedy, max_tokens=max_tokens, stop=self._environment.stop
             )
-            return replace(said, text=self._tokenizer.decode(said.token_ids, skip_special_tokens=True))
+            return replace(turn, text=self._tokenizer.decode(turn.token_ids, skip_special_tokens=True))
 
         episodes = [
             asyncio.ensure_future(
                 run_episode(
                     f"{rollout_id}/{i}",
                     prompt,
-                    turn,
+                    sample_turn,
                     self._environments,
-                    self._observe,
+                    self._encode_observation,
                     seed=seed + i,
                     group_seed=seed,
                     max_turns=self._environment.max_turns,
@@ -131,61 +134,61 @@ class RolloutWorker:
         try:
             return await asyncio.gather(*episodes)
         finally:
-            for episode in episodes:  # those beside one that failed
+            for episode in episodes:  # if one failed, the others are still running
                 episode.cancel()
 
-    async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
-        """Meet the learner."""
+    async def init_weight_transfer(self, init_info: dict[str, object]) -> None:
+        """Connect to the learner."""
         await self._while_alive(self._engine.init_weight_transfer(init_info))
 
     async def start_weight_update(self) -> None:
-        """Pause generation and get ready to receive."""
+        """Pause generation and prepare to receive weights."""
         await self._while_alive(self._engine.start_weight_update())
 
-    async def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Receive and load."""
+    async def update_weights(self, update_info: dict[str, object]) -> None:
+        """Receive and load weights."""
         await self._while_alive(self._engine.update_weights(update_info))
 
     async def finish_weight_update(self, version: int) -> None:
-        """Close the update and resume."""
+        """Close the update and resume generation."""
         await self._while_alive(self._engine.finish_weight_update(version))
 
     async def sleep(self, level: int) -> None:
-        """Give up GPU memory until `wake_up`, see `cluster.sleep_level`. Nothing may be running."""
+        """Free GPU memory until `wake_up`, see `cluster.sleep_level`. No call may be running."""
         await self._while_alive(self._engine.sleep(level))
 
     async def wake_up(self) -> None:
-        """Take the memory back; after a sleep of level 2 the weights are to be sent again."""
+        """Allocate the memory again. After a sleep of level 2 the weights must be sent again."""
         await self._while_alive(self._engine.wake_up())
 
-    async def weights_state(self) -> tuple[int | None, list[dict[str, int]]]:
-        """Version of the weights, and the checksums of what each of the engine's processes received last."""
+    async def weights_state(self) -> WeightsState:
+        """Return the version of the weights, and the checksums that each of the engine's processes received last."""
         return self._engine.version, await self._while_alive(self._engine.received_digests())
 
     async def check_engine(self) -> None:
-        """Raise EngineLostError where the engine is dead; does not wait for the engine itself."""
+        """Raise EngineLostError if the engine is dead. Does not wait for the engine itself."""
         if self._engine.dead:
             raise EngineLostError("the engine's process died")
 
     async def sign_of_life(self) -> None:
-        """Answers when the engine does, between two forward passes."""
+        """Return when the engine answers, which is between two forward passes."""
         await self._while_alive(self._engine.sign_of_life())
 
     async def memory_mib(self) -> float:
-        """Resident memory of this actor and its engine processes."""
+        """Return the resident memory of this actor and its engine processes."""
         import psutil
 
         me = psutil.Process()
         return sum(p.memory_info().rss for p in [me, *me.children(recursive=True)]) / 2**20
 
     async def shutdown(self) -> None:
-        """End the processes of engine and environments."""
+        """End the processes of the engine and of the environments."""
         if self._environment.name is not None:
             self._environments.shutdown()
         self._engine.shutdown()
 
     async def _while_alive(self, call: Coroutine[Any, Any, T]) -> T:
-        """The result of a call of the engine, which may hang or fail in any way when the engine's process dies."""
+        """Return the result of a call of the engine, which may hang or fail in any way if the engine's process dies."""
         task = asyncio.ensure_future(call)
         try:
             while not (await asyncio.wait({task}, timeout=1.0))[0]:

@@ -1,12 +1,12 @@
-"""Variance and signal-to-noise of the gradient on bandits: where Leave-Two-Out wins, and where it does not.
+"""Variance and signal-to-noise of the gradient on bandits, with cases for and against Leave-Two-Out.
 
     python benchmarks/evidence/bandit.py
 
-The same measurement as `maxpo check-advantage`. Two parts:
+The measurement is that of `maxpo check-advantage`. It has two parts:
 
-- sparse: rewards of 0 and 1, success with probability p; every possible group is counted, so the figures are exact.
-- graded: ten arms with rewards 0, 1/9 .. 1 in equal shares, as they are and shifted by 1 and by 10; exact for N = 8,
-  for N = 16 from 50,000 groups that all estimators share.
+- sparse: rewards of 0 and 1, success with probability p. Every possible group is counted, so the figures are exact.
+- graded: ten arms with rewards 0, 1/9 .. 1 in equal shares, unchanged and shifted by 1 and by 10. The figures are exact
+  for N = 8, and for N = 16 they are from 50,000 groups that all estimators share.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def graded() -> list[dict[str, Any]]:
 
 
 def ratio(row: dict[str, Any]) -> float:
-    """Variance of the non-negative estimator by that of maxpo: above 1 maxpo has the lower one."""
+    """Return the variance of the non-negative estimator divided by that of maxpo. Above 1 maxpo is lower."""
     return row["pkpo_loo_minus_one"]["variance"] / row["maxpo"]["variance"]
 
 

@@ -1,4 +1,4 @@
-"""What the evidence scripts share: where results go, what machine made them, how figures look."""
+"""Shared parts of the evidence scripts: folder of results, description of the machine, style of figures."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ LINES = {
     "grpo": {"color": "#4f9d69", "linestyle": "-.", "marker": "P"},
     "maxrl": {"color": "#8e5ea2", "linestyle": ":", "marker": "X"},
 }
-"""One look per estimator in every figure; line style and marker tell them apart without colour."""
+"""Style of each estimator in every figure. Line style and marker differ, so no colour is needed."""
 
 
 def machine() -> str:
-    """CPU, cores and torch of this machine, in words."""
+    """Return CPU, cores and torch of this machine, in words."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -58,12 +58,12 @@ def save(name: str, results: dict[str, Any], seconds: float) -> Path:
 
 
 def load(name: str) -> dict[str, Any]:
-    """Read what `save` wrote."""
+    """Read the results written by `save`."""
     return json.loads((OUT / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Mean over seeds and the ends of its 95 % bootstrap interval."""
+    """Return the mean over seeds and the ends of its 95 % bootstrap interval."""
     x = np.asarray(values, dtype=float)
     draws = np.random.default_rng(seed).choice(x, (4000, len(x))).mean(1)
     low, high = np.percentile(draws, [2.5, 97.5])
@@ -71,7 +71,7 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, floa
 
 
 def figure(rows: int, columns: int, *, width: float = 9.0, height: float = 3.4) -> tuple[Figure, Any]:
-    """A figure in the common style and its axes, always a [rows, columns] array."""
+    """Return a figure in the common style, and its axes as a [rows, columns] array."""
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True})
     plt.rcParams.update({"grid.alpha": 0.3, "lines.linewidth": 1.5, "lines.markersize": 4, "legend.frameon": False})
     return plt.subplots(rows, columns, figsize=(width, height * rows), squeeze=False, constrained_layout=True)

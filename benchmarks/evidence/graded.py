@@ -1,10 +1,10 @@
 """Estimators on short tours with a graded reward.
 
-Every seed has 24 prompts: 9 cities each, uniform in a square. A sample is a round tour from the first city; its reward
-is the length of the shortest tour (by enumeration) divided by its own, so at most 1 and, even for a random tour,
-well above 0. The policy does not see the map: a table of softmax logits, by step and previous choice, says how likely
-it goes on to the nearest city left, the second nearest and so on. No single rule is right for all maps, so the best
-max@8 varies its choices more than the best max@1.
+Every seed has 24 prompts with 9 cities each, uniform in a square. A sample is a round tour from the first city. Its
+reward is the length of the shortest tour (by enumeration) divided by the length of the tour, so at most 1 and, even for
+a random tour, well above 0. The policy does not see the map. It is a table of softmax logits, by step and previous
+choice, for the nearest remaining city, the second nearest and so on. No single rule is right for all maps, so the best
+policy for max@8 varies its choices more than the best policy for max@1.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Tours:
         self.weights = torch.full((len(places), MAPS), 1 / MAPS)
 
     def first_parameters(self) -> Tensor:
-        """Uniformly random tours."""
+        """Return parameters of uniformly random tours."""
         return torch.zeros(len(self.distance), CITIES - 1, CITIES - 1, CITIES - 1)
 
     def rollout(self, parameters: Tensor, prompts: Tensor, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """n tours for each prompt."""
+        """Draw n tours for each prompt."""
         batch, count = prompts.shape
         seed = torch.arange(batch)[:, None, None].expand(-1, count, n)
         place = prompts[:, :, None].expand(-1, -1, n)
@@ -58,7 +58,7 @@ class Tours:
 
 
 def shortest_tours(distance: Tensor) -> Tensor:
-    """Length of the shortest round tour on each of the maps [M, C, C]."""
+    """Return the length of the shortest round tour on each of the maps [M, C, C]."""
     orders = [order for order in permutations(range(1, CITIES)) if order[0] < order[-1]]
     tours = torch.tensor([(0, *order, 0) for order in orders])
     return torch.stack([leg[tours[:, :-1], tours[:, 1:]].sum(1).min() for leg in distance])

@@ -1,16 +1,16 @@
-"""The estimators on a real language model: the demo's countdown model, trained by the real command, three seeds each.
+"""Estimators on a real language model: the countdown model of the demo, trained by the real command, three seeds each.
 
     python benchmarks/evidence/language_model.py           # trains what is missing, then table, JSON and figure
-    python benchmarks/evidence/language_model.py --draw    # table, JSON and figure from the finished run folders alone
+    python benchmarks/evidence/language_model.py --draw    # only table, JSON and figure, from the finished run folders
 
-Every run is `maxpo train configs/presets/demo.yaml` with another estimator, K or seed and nothing else; runs of equal
-seed see the same prompts in the same order. That includes the learning rate, although the estimators' scales differ
-(grpo divides by the standard deviation of the group, maxrl by its mean, maxpo grows with K): AdamW divides by the
-gradient's own running size, so a constant factor cancels, and what is compared is how an estimator weighs samples and
-groups against each other. The gradient clip could break that; the JSON says in how many steps it acted.
+Runs of `maxpo train configs/presets/demo.yaml` differ only in estimator, K and seed. Runs of equal seed see the same
+prompts in the same order. The learning rate is the same for all, although the scales of the estimators differ (grpo
+divides by the standard deviation of the group, maxrl by its mean, maxpo grows with K). AdamW divides by the running
+size of the gradient, so a constant factor cancels, and the runs compare how an estimator weighs samples and groups
+against each other. The gradient clip could break this, so the JSON has the number of steps in which the clip acted.
 
-Finished runs are kept and only missing ones trained, so the command continues after an interruption. That holds
-across changes of the code as well: after one that matters, train anew with --redo.
+Finished runs are kept and only missing runs are trained, so the command continues after an interruption. Changes of the
+code do not invalidate finished runs. After a change that matters, train again with --redo.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class Run:
-    """One training run and where its files are."""
+    """One training run and the paths of its files."""
 
     method: str
     seed: int
@@ -89,7 +89,7 @@ class Run:
         ]
 
     def rows(self) -> list[Row]:
-        """The lines of metrics.jsonl; none where the run has not written any. A line cut by a kill ends the list."""
+        """Lines of metrics.jsonl; empty if the run has not written any. A line cut by a kill ends the list."""
         rows: list[Row] = []
         path = self.folder / "metrics.jsonl"
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
@@ -100,7 +100,7 @@ class Run:
         return rows
 
     def done(self) -> bool:
-        """Whether the evaluation after the last step is the last thing it wrote."""
+        """True if the last line is the evaluation after the last step."""
         last = (self.rows() or [{"step": -1}])[-1]
         return last["step"] == self.steps and "eval/pass@1" in last
 
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="train nothing; use the finished runs")
     args = parser.parse_args()
     out: Path = args.out.resolve()
-    # Seed by seed, so that an interrupted series has whole seeds.
+    # Seed by seed, so that an interrupted series has complete seeds.
     runs = [Run(method, seed, args.steps, out) for seed in args.seeds for method in args.methods]
     if not args.draw:
         train([run for run in runs if args.redo or not run.done()], args.parallel)
@@ -135,7 +135,7 @@ def main() -> None:
 
 
 def train(runs: Sequence[Run], parallel: int) -> None:
-    """Train `runs`, `parallel` at a time. Whatever ends this early ends the runs under way."""
+    """Train `runs`, `parallel` at a time. An early end of this function also ends the current runs."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     waiting = deque(runs)
     running: dict[subprocess.Popen[bytes], tuple[Run, float]] = {}
@@ -164,7 +164,7 @@ def train(runs: Sequence[Run], parallel: int) -> None:
 
 
 def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End runs at once and cleanly: the second Ctrl-C stops Ray too, which SIGTERM would leave behind."""
+    """End runs at once and cleanly. The second Ctrl-C also stops Ray, which SIGTERM would leave behind."""
     for _ in range(2):
         for process in processes:
             process.send_signal(signal.SIGINT)
@@ -177,10 +177,10 @@ def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def start(run: Run) -> subprocess.Popen[bytes]:
-    """Start one run, in a session of its own: Ctrl-C reaches this script alone, which then ends the runs.
+    """Start one run in a new session, so that Ctrl-C reaches only this script, which then ends the runs.
 
-    The run inherits the locked log. Should this script be killed, a second one cannot train into a folder that is
-    still being written to.
+    The run inherits the locked log. If this script is killed, a second script cannot train into a folder that is
+    still in use.
     """
     run.out.mkdir(parents=True, exist_ok=True)
     with run.log.open("a") as log:
@@ -193,7 +193,7 @@ def start(run: Run) -> subprocess.Popen[bytes]:
 
 
 def gather(runs: Sequence[Run]) -> dict[str, Any]:
-    """What the runs' metrics say, for each method: evaluations over the steps, and what reached the learner."""
+    """Summarise the metrics of the runs for each method: evaluations over the steps, and the learner's share."""
     methods: dict[str, Any] = {}
     for method, (advantage, k) in METHODS.items():
         mine = {run.seed: run.rows() for run in runs if run.method == method}
@@ -222,7 +222,7 @@ def gather(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, 95 % interval and the seeds' own values."""
+    """Return mean, 95 % interval and the values of the seeds."""
     center, low, high = interval(values)
     return {name: round(v, 5) for name, v in (("mean", center), ("low", low), ("high", high))} | {
         "seeds": [round(v, 5) for v in values]
@@ -234,7 +234,7 @@ def sampled_tokens(rows: Sequence[Row], config: dict[str, Any]) -> float:
 
 
 def total(rows: Sequence[Row], name: str) -> float:
-    """Sum over the steps; a step without any signal has no metrics of the learner."""
+    """Return the sum over the steps. A step without any signal has no metrics of the learner."""
     return sum(r.get(name, 0.0) for r in rows)
 
 
@@ -252,11 +252,11 @@ LEARNER: dict[str, Callable[[Sequence[Row], dict[str, Any]], float]] = {
         r.get("train/grad_norm", 0.0) > config["learner"]["grad_clip"] for r in rows
     ),
 }
-"""Figures of one run from its training steps and its configuration; times are medians over the steps."""
+"""Figures of one run from its training steps and its settings. Times are medians over the steps."""
 
 
 def busy_seconds(runs: Sequence[Run]) -> float:
-    """Time during which at least one of the runs was under way, whatever lay between them."""
+    """Return the time during which at least one run was active, without the gaps between runs."""
     spans = sorted(((run.folder / "config.yaml").stat().st_mtime, run.rows()[-1]["time"]) for run in runs)
     seconds, until = 0.0, 0.0
     for first, last in spans:
@@ -266,7 +266,7 @@ def busy_seconds(runs: Sequence[Run]) -> float:
 
 
 def show(results: dict[str, Any]) -> None:
-    """Print the last evaluation and what the learner did."""
+    """Print the last evaluation and the work of the learner."""
     methods = results["methods"]
     count = max(len(m["seeds"]) for m in methods.values())
     table = Table(title=f"after {results['steps']} steps; mean of {count} seed(s), 95 % interval over seeds, in %")
@@ -295,7 +295,7 @@ def show(results: dict[str, Any]) -> None:
 
 
 def draw(results: dict[str, Any]) -> Path:
-    """pass@k over the steps: mean over seeds, bars from the lowest to the highest seed."""
+    """Draw pass@k over the steps: mean over seeds, bars from the lowest to the highest seed."""
     drawn, axes = figure(2, 2, width=9.5, height=3.3)
     methods = results["methods"]
     dodge = results["steps"] / 110  # methods are moved apart so that their bars do not hide each other

@@ -1,9 +1,10 @@
 """Estimators on a maze with a hidden goal and a 0/1 reward.
 
-Every seed has its own 6 x 6 maze, 2 starts and 4 places where the goal may be. A prompt is a start and a goal; the
+Every seed has its own 6 x 6 maze, 2 starts and 4 possible places of the goal. A prompt is a start and a goal. The
 reward is 1 if the goal is reached within 14 moves. The policy is a table of softmax logits over the 4 moves for each
-cell: it does not see the goal and has no memory. So the best pass@1 always goes to the likeliest goal, and the best
-pass@8 spreads over all of them. Before training it is a random walk, which rarely finds any goal.
+cell, without memory and without knowledge of the goal. So the best policy for pass@1 always goes to the likeliest goal,
+and the best policy for pass@8 spreads over all goals. Before training the policy is a random walk, which rarely finds a
+goal.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ STARTS = 2
 GOAL_CHANCES = (0.4, 0.25, 0.2, 0.15)
 LIMIT = 14
 NEAREST, FARTHEST = 5, 12
-"""Moves from every start to every goal on the shortest way, at least and at most."""
+"""Lower and upper bound of the moves on the shortest way from every start to every goal."""
 EXTRA_DOORS = 4
 MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
@@ -38,11 +39,11 @@ class Mazes:
         self.weights = chances.expand(len(mazes), -1)
 
     def first_parameters(self) -> Tensor:
-        """A random walk."""
+        """Return the parameters of a random walk."""
         return torch.zeros(self.next_cell.shape)
 
     def rollout(self, parameters: Tensor, prompts: Tensor, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """n walks for each prompt; a walk ends at its goal."""
+        """Draw n walks for each prompt. A walk ends at its goal."""
         batch, count = prompts.shape
         table = torch.log_softmax(parameters, -1).flatten(0, 1)
         bounds = table.detach().exp().cumsum(-1)[:, :-1]
@@ -62,7 +63,7 @@ class Mazes:
 
 
 def build(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One maze: the cell that each move leads to, the starts and the goals, likeliest first."""
+    """Return one maze: the target cell of each move, the starts, and the goals with the likeliest first."""
     while True:
         next_cell = carve(rng)
         starts = rng.choice(SIDE * SIDE, STARTS, replace=False)
@@ -73,7 +74,7 @@ def build(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def carve(rng: np.random.Generator) -> np.ndarray:
-    """A maze by random depth-first search, then some doors more; a move into a wall stays, [cells, moves]."""
+    """Return a maze [cells, moves] by random depth-first search with some more doors. A move into a wall stays."""
     next_cell = np.arange(SIDE * SIDE)[:, None].repeat(len(MOVES), 1)
     seen, path = {0}, [0]
     while path:
@@ -92,13 +93,13 @@ def carve(rng: np.random.Generator) -> np.ndarray:
 
 
 def doors(cell: int) -> list[tuple[int, int]]:
-    """Moves from a cell that stay in the grid, and where they lead."""
+    """Return the moves from a cell that stay in the grid, with their target cells."""
     places = [(move, cell // SIDE + down, cell % SIDE + right) for move, (down, right) in enumerate(MOVES)]
     return [(move, row * SIDE + column) for move, row, column in places if 0 <= row < SIDE and 0 <= column < SIDE]
 
 
 def distances(next_cell: np.ndarray, start: int) -> np.ndarray:
-    """Moves from the start to each cell."""
+    """Return the number of moves from the start to each cell."""
     ways = np.full(SIDE * SIDE, -1)
     ways[start] = 0
     queue = deque([start])

@@ -1,12 +1,12 @@
-"""The comparison behind maze.py and graded.py: one training loop, one way to choose learning rates, one figure.
+"""Comparison for maze.py and graded.py: one training loop, one choice of learning rates, one figure.
 
 Every estimator trains the same small policy by plain policy gradient (surrogate: mean of A_i log pi(y_i), Adam).
-The estimators differ in scale, so each gets the same grid of learning rates and, of them, the one with the highest
-max@K after the last step on tuning seeds, which are never reported. For target K every estimator's rate is chosen by
-max@K, also for those that K does not enter (rloo, grpo). The rate that ends highest need not rise fastest, so compare
-speed with care.
+The estimators differ in scale. So each estimator gets the same grid of learning rates, and uses the rate with the
+highest max@K after the last step on tuning seeds, which are never reported. For target K the rate of every estimator
+is chosen by max@K, also for estimators without K (rloo, grpo). The rate that ends highest need not rise fastest, so
+compare speed with care.
 
-The reported seeds are paired: every estimator gets the same tasks, first parameters, prompts and random stream.
+The reported seeds are paired: every estimator gets the same tasks, initial parameters, prompts and random stream.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CURVE_POINTS = 16
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 TUNING_SEEDS = 20
 FIRST_TUNING_SEED = 1000
-"""Tuning seeds count from here, reported seeds from 0."""
+"""First tuning seed. Reported seeds begin at 0."""
 OVER_TRAINING = "max@K over training"
 
 
@@ -43,14 +43,14 @@ class Task(Protocol):
     """A batch of B task instances, one per seed, each with Q prompts."""
 
     weights: Tensor
-    """How likely each prompt is, [B, Q]; rows sum to 1."""
+    """Probability of each prompt, [B, Q]; rows sum to 1."""
 
     def first_parameters(self) -> Tensor:
-        """Policy parameters before training, [B, ...]."""
+        """Return the policy parameters before training, [B, ...]."""
         ...
 
     def rollout(self, parameters: Tensor, prompts: Tensor, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """n samples for each of the prompts [B, P]: rewards and log-probabilities, both [B, P, n]."""
+        """Draw n samples for each of the prompts [B, P]; return rewards and log-probabilities, both [B, P, n]."""
         ...
 
 
@@ -58,7 +58,7 @@ MakeTask = Callable[[Sequence[int]], Task]
 
 
 def evaluate(task: Task, parameters: Tensor, rng: torch.Generator) -> np.ndarray:
-    """Unbiased max@K from fresh samples of all prompts for every K reported, [B, K]."""
+    """Return the unbiased max@K from fresh samples of all prompts for every reported K, [B, K]."""
     batch, count = task.weights.shape
     with torch.no_grad():
         rewards, _ = task.rollout(parameters, torch.arange(count).expand(batch, count), EVAL_SAMPLES, rng)
@@ -67,9 +67,9 @@ def evaluate(task: Task, parameters: Tensor, rng: torch.Generator) -> np.ndarray
 
 
 def train(task: Task, estimator: str, k: int, rate: float, points: Sequence[int]) -> np.ndarray:
-    """Train all seeds of the task at once; max@K after the steps in points, [points, B, K]."""
+    """Train all seeds of the task at once; return max@K after the steps in points, [points, B, K]."""
     parameters = task.first_parameters().requires_grad_()
-    # Runs of a batch do not mix: each has its own parameters, and Adam works element by element.
+    # Runs of a batch do not mix, because each has its own parameters and Adam works element by element.
     optimizer = torch.optim.Adam([parameters], lr=rate)
     rng, eval_rng = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
     curve = [evaluate(task, parameters, eval_rng)] if 0 in points else []
@@ -87,7 +87,7 @@ def train(task: Task, estimator: str, k: int, rate: float, points: Sequence[int]
 
 
 def eval_steps(steps: int) -> list[int]:
-    """The steps after which a curve has a point, 0 among them."""
+    """Return the steps after which a curve has a point, including 0."""
     return sorted({round(i * steps / CURVE_POINTS) for i in range(CURVE_POINTS + 1)})
 
 
@@ -132,12 +132,12 @@ def compare(make: MakeTask, seeds: int, tuning_seeds: int, steps: int) -> dict[s
 
 
 def uses_k(estimator: str) -> bool:
-    """Whether K enters the advantages."""
+    """Return True if the advantages depend on K."""
     return estimator not in ("rloo", "grpo")
 
 
 def summary(rate: float, run: np.ndarray) -> dict[str, Any]:
-    """What one arm reached: mean with 95 % interval over seeds, every seed, and the mean curve."""
+    """Return the results of one arm: mean with 95 % interval over seeds, every seed, and the mean curve."""
     ends = {f"max@{k}": run[-1, :, i] for i, k in enumerate(REPORTED_K)}
     return {
         "learning_rate": rate,
@@ -148,9 +148,9 @@ def summary(rate: float, run: np.ndarray) -> dict[str, Any]:
 
 
 def differences(runs: dict[str, np.ndarray]) -> dict[str, dict[str, list[float]]]:
-    """Paired by seed: maxpo minus every other estimator of the same target, mean and 95 % interval.
+    """Return maxpo minus every other estimator of the same target, paired by seed: mean and 95 % interval.
 
-    After the last step, and over training: the mean of the target's curve, which a slow start lowers.
+    There are two differences: after the last step, and of the mean of the target's curve, which a slow start lowers.
     """
     rows = {}
     for target in TARGETS:
@@ -163,12 +163,12 @@ def differences(runs: dict[str, np.ndarray]) -> dict[str, dict[str, list[float]]
 
 
 def rounded(values: Sequence[float] | np.ndarray) -> list[float]:
-    """Four decimals, which is below the noise of the evaluation."""
+    """Round to four decimals, which is below the noise of the evaluation."""
     return [round(float(x), 4) for x in values]
 
 
 def table(results: dict[str, Any]) -> str:
-    """All arms and differences as text."""
+    """Return all arms and differences as text."""
     names = [f"max@{k}" for k in REPORTED_K]
     head = f"{'lr tuned for max@K':<24}{'lr':>5}" + "".join(f"{name:>24}" for name in names)
     lines = [head]
@@ -181,12 +181,12 @@ def table(results: dict[str, Any]) -> str:
 
 
 def cell(values: Sequence[float], sign: str = "") -> str:
-    """Mean [low, high], in thousandths."""
+    """Return mean [low, high] as text, in thousandths."""
     return "{:>24}".format("{0:{s}.3f} [{1:{s}.3f}, {2:{s}.3f}]".format(*values, s=sign))
 
 
 def draw(results: dict[str, Any], reward: str) -> Figure:
-    """Curves of each target, final differences, and what an arm pays in max@1 for its max@8."""
+    """Draw the curves of each target, final differences, and the cost in max@1 of an arm's max@8."""
     drawn, axes = common.figure(2, 2)
     for target, axis in zip(TARGETS, axes[0], strict=True):
         for estimator in ESTIMATORS:
@@ -209,12 +209,12 @@ def draw(results: dict[str, Any], reward: str) -> Figure:
 
 
 def look(estimator: str) -> dict[str, Any]:
-    """Line and marker; maxpo is drawn first and larger, so that it shows where another one equals it."""
+    """Return line and marker. maxpo is drawn first and larger, so that it stays visible under an equal curve."""
     return common.LINES[estimator] | {"markersize": 8 if estimator == "maxpo" else 4.5}
 
 
 def draw_differences(axis: Any, results: dict[str, Any], reward: str) -> None:
-    """Final max@K of maxpo minus the others of the same target: right of 0, maxpo is better."""
+    """Draw the final max@K of maxpo minus that of the others of the same target. Right of 0, maxpo is better."""
     arms = [f"{estimator} K={target}" for target in TARGETS for estimator in ESTIMATORS[1:]]
     for place, arm in enumerate(arms):
         estimator, _, target = arm.partition(" K=")
@@ -228,7 +228,7 @@ def draw_differences(axis: Any, results: dict[str, Any], reward: str) -> None:
 
 
 def main(name: str, about: str, make: MakeTask, *, reward: str, steps: int) -> None:
-    """The command line of both scripts."""
+    """Run the command line of both scripts."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--seeds", type=int, default=40, help="reported seeds")
     parser.add_argument("--steps", type=int, default=steps)

@@ -23,7 +23,7 @@ SUMS = (
     "mismatch_kl",
     "mismatch_abs",
 )
-"""Quantities that a microbatch adds up over its loss tokens and that ranks add up in turn."""
+"""Quantities that are summed over the loss tokens of a microbatch and over ranks."""
 
 
 def microbatch_loss(
@@ -35,16 +35,16 @@ def microbatch_loss(
     old_logprobs: Tensor | None,
     ref_logprobs: Tensor | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """This microbatch's share of the loss of the step, and its sums for the log.
+    """Return the microbatch's share of the step's loss, and the sums of `SUMS` for the log.
 
     Args:
         logprobs: [T] of the policy, with gradient.
         entropy: [T] of the policy's distributions.
         batch: the packed row.
         algorithm: loss, clip bounds, KL, entropy bonus, importance sampling.
-        old_logprobs: [T] of the policy at the start of the step; None: the same as `logprobs`, which is so for
-            the first optimizer step of a training step.
-        ref_logprobs: [T] of the frozen reference; None where the KL is off.
+        old_logprobs: [T] of the policy at the start of the step; None if they equal `logprobs`, as in the first
+            optimizer step of a training step.
+        ref_logprobs: [T] of the frozen reference; None without a KL term.
     """
     mask = batch.loss_mask
     current = logprobs.detach()

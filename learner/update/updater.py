@@ -1,4 +1,4 @@
-"""One learner update: advantages, packed microbatches, loss, optimizer steps. The same code on every rank."""
+"""One training step of a rank: advantages, packed microbatches, loss, optimizer steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from maxpo.types import StepBatch
 
 
 class Updater:
-    """Turns step batches into optimizer steps."""
+    """Training steps of one rank. Every method is collective over the ranks."""
 
     def __init__(
         self,
@@ -37,7 +37,18 @@ class Updater:
         aggregation_constant: float,
         total_steps: int,
     ) -> None:
-        """Keep what all updates share. `reference` answers as the frozen policy of the KL, None where it is off."""
+        """Keep the parts that all updates share.
+
+        Args:
+            engine: Policy and optimizer.
+            reference: Forward function of the frozen policy for the KL; None without a KL term.
+            learner: Settings of the learner.
+            algorithm: Settings of the loss.
+            rank: Number of this rank.
+            temperature: Sampling temperature of the rollouts.
+            aggregation_constant: Divisor of the sum over tokens with `aggregation: constant`.
+            total_steps: Number of training steps of the run, for the learning rate.
+        """
         self._engine = engine
         self._reference = reference
         self._learner = learner
@@ -49,37 +60,52 @@ class Updater:
         self.optimizer_steps = 0
 
     def update(self, batch: StepBatch) -> dict[str, float]:
-        """Advantages, then `algorithm.minibatches` optimizer steps; metrics of the whole step, equal on all ranks.
+        """Take `algorithm.minibatches` optimizer steps; return the metrics, which are equal on all ranks.
 
         Raises:
-            FloatingPointError: loss or gradient is not finite, and `learner.on_nonfinite` is stop.
-            ValueError: there is nothing to learn from.
+            FloatingPointError: Loss or gradient is not finite, and `learner.on_nonfinite` is stop.
+            ValueError: No sample is valid.
         """
         started = time.perf_counter()
-        device = self._engine.device
-        samples = valid_samples(batch.groups)
-        if not samples:
-            raise ValueError(f"step {batch.step} has no valid sample to learn from")
-        rewards, valid = reward_matrix(batch.groups, device)
+        rewards, valid = reward_matrix(batch.groups, self._engine.device)
         advantages = self._advantages(batch, rewards, valid)
-        present = len(samples)
-        if self._skips_zero_advantages():
-            samples = [s for s in samples if batch.signal[s.group][s.index]]
-        packed = [
-            self._microbatches(part, advantages, batch)
-            for part in _split(samples, len(batch.groups), self._algorithm.minibatches)
-        ]
+        present = valid_samples(batch.groups)
+        if not present:
+            raise ValueError(f"step {batch.step} has no valid sample to learn from")
+        samples = self._select(present, batch)
+        parts = _split(samples, len(batch.groups), self._algorithm.minibatches)
+        packed = [self._microbatches(part, advantages, batch) for part in parts]
         metrics = {
             "advantage/abs_mean": float(advantages[valid].abs().mean()),
             "advantage/group_sum_max": float(advantages.sum(1).abs().max()),
             "train/sequences": float(len(samples)),
-            "train/zero_advantage": 1 - len(samples) / present,
+            "train/zero_advantage": 1 - len(samples) / len(present),
+            "train/microbatches": float(sum(map(len, packed))),
             "time/pack_s": time.perf_counter() - started,
         }
-        old = self._old_logprobs(packed)
+        metrics |= self._optimize(packed)
+        return metrics | {"time/update_s": time.perf_counter() - started}
+
+    def _select(self, samples: list[Sample], batch: StepBatch) -> list[Sample]:
+        """Return the samples to compute: without those of zero advantage, if they add nothing to the gradient.
+
+        The batch says which samples have signal, so every rank packs the same ones. An advantage computed here could
+        be rounded to zero on one device and not on another.
+        """
+        a = self._algorithm
+        if not a.drop_zero_signal or a.kl_coef or a.entropy_coef:
+            return samples
+        return [s for s in samples if batch.signal[s.group][s.index]]
+
+    def _optimize(self, packed: Sequence[Sequence[TrainBatch]]) -> dict[str, float]:
+        """Take one optimizer step for each minibatch of packed rows; return the metrics of the steps.
+
+        Raises:
+            FloatingPointError: As in `update`.
+        """
         totals = torch.zeros(len(SUMS), dtype=torch.float64)
         norms: list[float] = []
-        for microbatches, old_logprobs in zip(packed, old, strict=True):
+        for microbatches, old_logprobs in zip(packed, self._old_logprobs(packed), strict=True):
             sums = self._accumulate(microbatches, old_logprobs)
             norm = self._engine.step(learning_rate(self._learner, self.optimizer_steps, self._total))
             if norm is not None:
@@ -87,23 +113,25 @@ class Updater:
                 norms.append(norm)
                 self.optimizer_steps += 1
             elif self._learner.on_nonfinite == "stop":
-                what = "gradient" if math.isfinite(sums[SUMS.index("loss")]) else "loss"
-                raise FloatingPointError(f"the {what} is not finite; no optimizer step was taken")
+                quantity = "gradient" if math.isfinite(sums[SUMS.index("loss")]) else "loss"
+                raise FloatingPointError(f"the {quantity} is not finite; no optimizer step was taken")
+        metrics = {
+            "train/tokens": float(totals[SUMS.index("tokens")]),
+            "train/optimizer_steps": float(self.optimizer_steps),
+            "train/refused_steps": float(len(packed) - len(norms)),
+        }
         if norms:
             metrics |= self._summary(totals, len(norms)) | {
                 "train/grad_norm": sum(norms) / len(norms),
                 "train/lr": learning_rate(self._learner, self.optimizer_steps - 1, self._total),
             }
-        return metrics | {
-            "train/tokens": float(totals[SUMS.index("tokens")]),
-            "train/optimizer_steps": float(self.optimizer_steps),
-            "train/refused_steps": float(len(packed) - len(norms)),
-            "train/microbatches": float(sum(len(m) for m in packed)),
-            "time/update_s": time.perf_counter() - started,
-        }
+        return metrics
 
     def _advantages(self, batch: StepBatch, rewards: Tensor, valid: Tensor) -> Tensor:
-        """[G, N] on the device; the same on every rank."""
+        """Return the [G, N] advantages on the device of this rank.
+
+        Every rank computes the whole matrix, so the advantages do not depend on how sequences are sharded.
+        """
         return mixed(
             self._algorithm.advantage,
             rewards,
@@ -114,13 +142,8 @@ class Updater:
             mix_weight=batch.mix_weight,
         )
 
-    def _skips_zero_advantages(self) -> bool:
-        """Whether a sequence of zero advantage adds nothing to the gradient and may be left out."""
-        a = self._algorithm
-        return a.drop_zero_signal and a.kl_coef == 0 and a.entropy_coef == 0
-
     def _microbatches(self, samples: list[Sample], advantages: Tensor, batch: StepBatch) -> list[TrainBatch]:
-        """This rank's packed rows of one optimizer step."""
+        """Return this rank's packed rows of one optimizer step."""
         weight = partial(
             sequence_weight,
             self._algorithm.aggregation,
@@ -140,28 +163,30 @@ class Updater:
         return [own_part(row, part, shared).to(self._engine.device) for row in rows]
 
     def _old_logprobs(self, packed: Sequence[Sequence[TrainBatch]]) -> list[Iterable[Tensor | None]]:
-        """Log-probabilities at the start of the step; only needed where more than one optimizer step follows."""
+        """Return the log-probabilities at the start of the step, or None for each row if one optimizer step follows."""
         if len(packed) == 1:
             return [[None] * len(packed[0])]
         with torch.no_grad():
             return [[self._engine.forward(row, **self._forward_args)[0] for row in rows] for rows in packed]
 
     def _accumulate(self, microbatches: Sequence[TrainBatch], old_logprobs: Iterable[Tensor | None]) -> Tensor:
-        """Forward and backward over this rank's rows; the sums over all ranks, in the order of `SUMS`.
+        """Run forward and backward over this rank's rows; return the sums over all ranks, in the order of `SUMS`.
 
-        Where the loss is not finite, the gradient is not either.
+        If the loss is not finite, the gradient is made non-finite too.
         """
         totals = torch.zeros(len(SUMS), dtype=torch.float64, device=self._engine.device)
         for i, (row, old) in enumerate(zip(microbatches, old_logprobs, strict=True)):
             ref = None
-            if self._reference is not None:  # first: it may be the same modules, and nothing may come before backward
+            # The reference runs first. It may share modules with the policy, and no other forward pass may come between
+            # the forward and the backward pass of the policy.
+            if self._reference is not None:
                 with torch.no_grad():
                     ref = self._reference(row, **self._forward_args)[0]
             logprobs, entropy = self._engine.forward(
                 row, entropy_grad=bool(self._algorithm.entropy_coef), **self._forward_args
             )
             loss, sums = microbatch_loss(logprobs, entropy, row, self._algorithm, old_logprobs=old, ref_logprobs=ref)
-            # The gradient alone decides whether a step is taken, and that of an infinite loss may be finite.
+            # The engine refuses a step by the gradient alone, and an infinite loss can have a finite gradient.
             loss = loss + logprobs.sum() * torch.where(loss.isfinite(), 0.0, math.nan)
             self._engine.backward(loss, last=i == len(microbatches) - 1)
             totals += torch.stack([sums.get(name, totals.new_zeros(())).double() for name in SUMS])
@@ -169,7 +194,7 @@ class Updater:
         return totals.cpu()
 
     def _summary(self, totals: Tensor, steps: int) -> dict[str, float]:
-        """Sums over this many optimizer steps -> metrics, those that are finite."""
+        """Return the finite metrics of the sums over `steps` optimizer steps."""
         sums = dict(zip(SUMS, totals.tolist(), strict=True))
         tokens = max(sums["tokens"], 1.0)
         mean = {name: total / tokens for name, total in sums.items()}
@@ -190,5 +215,5 @@ class Updater:
 
 
 def _split(samples: list[Sample], groups: int, parts: int) -> list[list[Sample]]:
-    """Whole groups in order, as evenly as possible over `parts`."""
+    """Split the samples by group into `parts` of nearly equal numbers of groups, in order."""
     return [[s for s in samples if s.group * parts // groups == part] for part in range(parts)]

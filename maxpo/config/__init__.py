@@ -1,6 +1,8 @@
-"""Every setting of a run, as dataclasses, a file for each group of sections; loading and checks are in `configure/`.
+"""Dataclasses with all settings of a run. `configure/` loads and checks the settings.
 
-Each field has one docstring below it: meaning, unit, and when it has no effect.
+A new setting is one field: type, range (see `ranges.py`) or choices, default, and a docstring below with meaning, unit,
+and the cases in which the setting has no effect. The modules here do not import `annotations` from `__future__`: a
+lambda within a type hint that is a string would not see the names of its module.
 """
 
 from maxpo.config.algorithm import AlgorithmConfig

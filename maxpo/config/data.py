@@ -1,52 +1,80 @@
-"""Where the prompts come from: the section `data` of `config.py`."""
+"""Settings of the section `data`."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from maxpo.config.ranges import NOT_NEGATIVE, POSITIVE, Arguments, Must
+
+FIELDS = ("prompt", "answer", "source")
+"""Fields of a row that `data.fields` may rename."""
+# Arguments that would make the template return something else than the text of a prompt.
+_RESERVED = set(
+    """
+    conversation messages add_generation_prompt continue_final_message tokenize return_dict return_tensors
+    return_assistant_tokens_mask padding truncation max_length
+""".split()
+)
+
+
+def are_fields(value: Mapping[str, object]) -> bool:
+    """Return True if the mapping renames known fields of rows, each to a name."""
+    return set(value) <= set(FIELDS) and all(isinstance(name, str) and name for name in value.values())
 
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Where the prompts come from."""
+    """Sources of the prompts."""
 
     task: str | None = None
-    """Procedural task that makes the prompts, for example `countdown`, and the evaluation prompts unless `eval_file`
-    or `eval` names others. Exactly one of `task`, `train_file` and `train`."""
-    task_args: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Procedural task that makes the prompts, for example `countdown`. Makes the evaluation prompts, too, unless
+    `eval_file` or `eval` is set. Exactly one of `task`, `train_file` and `train` must be set."""
+    task_args: Arguments = field(default_factory=Arguments)
     """Arguments of the procedural task."""
-    train_size: int = 6000
+    train_size: Annotated[int, POSITIVE] = 6000
     """Number of training problems that a procedural task makes. No effect on files."""
     train_file: str | None = None
-    """File of training rows: .parquet, or anything else as JSON lines. Each row has `prompt` (text or chat messages)
-    and `answer`, or the ground truth where verl and SkyRL keep it."""
+    """File of training rows: .parquet, or JSON lines for any other ending. Each row has `prompt` (text or chat
+    messages) and `answer`, or the ground truth in the layout of verl and SkyRL."""
     eval_file: str | None = None
-    """File of evaluation rows, as `train_file`. Rows for training from `train_file` or `train` need it or `data.eval`,
-    unless evaluation is off (`eval.every`, `eval.at_start` and `eval.at_end`)."""
-    train: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    """Several sources to draw from, each a mapping. Of rows: `source` (a file as in `train_file`, a folder that
-    `save_to_disk` of the datasets library wrote, or a dataset id that is in its cache; nothing is downloaded), `split`
-    and `name` (the configuration) of a dataset. Of a procedural task: `task`, `task_args`, `size` (default
-    `train_size`). Of both: `weight` (default 1: the share of the prompts drawn, relative to the others)."""
-    eval: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    """Sources of evaluation prompts, as in `train`; instead of `eval_file`. `eval.prompts` are taken in all, of each
-    source the first ones, by weight; `size` has no effect."""
-    fields: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Where rows have `prompt`, `answer` and `source`, for example {prompt: question, answer: meta.solution}; a dot
-    goes into a nested field. A source in `train` or `eval` may have `fields` of its own. No effect on tasks."""
+    """File of evaluation rows, in the format of `train_file`. Training rows from `train_file` or `train` need
+    `eval_file` or `eval`, unless evaluation is off (`eval.every`, `eval.at_start` and `eval.at_end`)."""
+    train: list[Arguments] = field(default_factory=list[Arguments])
+    """Several sources to draw from, each a mapping. Source of rows: `source` (a file in the format of `train_file`, a
+    folder that `save_to_disk` of the datasets library wrote, or a dataset id in the cache of that library; nothing is
+    downloaded), `split` and `name` (the configuration) of a dataset. Source with a procedural task: `task`,
+    `task_args`, `size` (default `train_size`). Both: `weight` (default 1: share of the prompts drawn, relative to the
+    other sources)."""
+    eval: list[Arguments] = field(default_factory=list[Arguments])
+    """Sources of evaluation prompts in the format of `train`, instead of `eval_file`. The total is `eval.prompts`. Each
+    source gives its first prompts, in proportion to its weight. `size` has no effect."""
+    fields: Annotated[
+        Arguments,
+        Must(are_fields, f"Must map some of {', '.join(FIELDS)} to names of fields, such as {{prompt: question}}."),
+    ] = field(default_factory=Arguments)
+    """Names of the fields that rows have in place of `prompt`, `answer` and `source`, for example {prompt: question,
+    answer: meta.solution}. A dot leads into a nested field. A source in `train` or `eval` may have its own `fields`. No
+    effect on tasks."""
     chat: bool = False
-    """Send a prompt that is text as a user's message, through the tokenizer's chat template. Messages always go through
-    it."""
+    """Send a text prompt as a user's message, through the tokenizer's chat template. Chat messages always go through
+    the template."""
     system_prompt: str | None = None
-    """System message before the messages of each prompt. No effect on prompts that begin with one of their own, nor on
+    """System message before the messages of each prompt. No effect on prompts that begin with a system message, nor on
     text without `chat`."""
-    template_args: dict[str, Any] = field(default_factory=dict[str, Any])
+    template_args: Annotated[
+        Arguments,
+        Must(
+            lambda v: not _RESERVED & set(v),
+            f"Must not have {', '.join(sorted(_RESERVED))}: these are not the template's own.",
+        ),
+    ] = field(default_factory=Arguments)
     """Further arguments of the chat template, for example {enable_thinking: false}. No effect on text without
     `chat`."""
-    max_prompt_tokens: int = 512
-    """Prompts longer than this many tokens are refused before anything starts, or left out, see `overlong`."""
+    max_prompt_tokens: Annotated[int, POSITIVE] = 512
+    """Longest prompt in tokens. Longer prompts are refused before the start, or left out, see `overlong`."""
     overlong: Literal["refuse", "drop"] = "refuse"
-    """What happens to prompts over `max_prompt_tokens`: the run is refused, or they are left out, counted and said."""
-    max_bad_rows: int = 0
-    """Rows of each source that may be unusable (no JSON, a field missing): up to so many are left out, counted and
-    said; more are refused."""
+    """Treatment of prompts longer than `max_prompt_tokens`. refuse: the run does not start. drop: these prompts are
+    left out, counted and reported."""
+    max_bad_rows: Annotated[int, NOT_NEGATIVE] = 0
+    """Largest number of unusable rows of each source (no JSON, a field missing). Up to this number, rows are left out,
+    counted and reported; more rows are refused."""

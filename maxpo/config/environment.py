@@ -1,30 +1,33 @@
-"""Turns with an environment: the section `environment` of `config.py`."""
-
-from __future__ import annotations
+"""Settings of the section `environment`."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated
+
+from maxpo.config.ranges import POSITIVE, Arguments, Must
 
 
 @dataclass(kw_only=True)
 class EnvironmentConfig:
-    """What answers the policy between its turns; without `name` every completion is one turn."""
+    """The environment that answers the policy between its turns. Without `name` every completion is one turn."""
 
     name: str | None = None
-    """Environment, one of `maxpo.environments.registry.ENVIRONMENTS`, or a class of your own as `package.module:Class`.
-    The whole episode, observations included, has `rollout.max_new_tokens` tokens. Its reward is the sum of those of
-    its steps and of the one that `reward.verifier` gives the last turn; the verifier `environment` adds none.
-    `docs/environments.md` says more."""
-    args: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Settings of the environment, such as {opening: "<calc>"}."""
-    max_turns: int = 4
-    """Turns of the policy after which the episode ends, whatever the environment says."""
-    stop: list[str] = field(default_factory=list[str])
-    """Texts that end a turn, besides the end of sequence; they stay part of it."""
+    """Environment, one of `maxpo.environments.registry.ENVIRONMENTS`, or your own class as `package.module:Class`. The
+    complete episode, observations included, has `rollout.max_new_tokens` tokens. The reward of an episode is the sum
+    of the rewards of its steps and of the reward that `reward.verifier` gives the last turn; the verifier
+    `environment` adds none. See `docs/environments.md`."""
+    args: Arguments = field(default_factory=Arguments)
+    """Arguments of the environment, such as {opening: "<calc>"}."""
+    max_turns: Annotated[int, POSITIVE] = 4
+    """Largest number of turns of the policy. The episode then ends, even if the environment would go on."""
+    stop: Annotated[list[str], Must(lambda v: all(v), "No text may be empty: every turn would end with it.")] = field(
+        default_factory=list[str]
+    )
+    """Texts that end a turn, besides the end of sequence. The text stays part of the turn."""
     observation_role: str | None = None
-    """Observations are sent as a message of this role (user, tool) through the tokenizer's chat template; null: as
-    plain text that follows the turn."""
-    timeout_s: float = 5.0
-    """Seconds that one step may take; then its process is killed and the completion is invalid (masked)."""
-    workers: int = 1
+    """Role (user, tool) of the message that carries an observation through the tokenizer's chat template. null:
+    observations are plain text that follows the turn."""
+    timeout_s: Annotated[float, POSITIVE] = 5.0
+    """Timeout of one step, seconds. After the timeout the step's process is killed and the completion is invalid
+    (masked)."""
+    workers: Annotated[int, POSITIVE] = 1
     """Environment processes of each rollout worker."""

@@ -1,25 +1,28 @@
 """Settings of the section `eval`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from maxpo.config.ranges import NOT_NEGATIVE, POSITIVE, Must
 
 
 @dataclass(kw_only=True)
 class EvalConfig:
     """Evaluation on held-out prompts."""
 
-    every: int = 0
-    """Evaluate every this many steps; 0: not between."""
+    every: Annotated[int, NOT_NEGATIVE] = 0
+    """Number of steps between two evaluations. 0: no evaluation between the first and the last step."""
     at_start: bool = True
     """Evaluate before the first step."""
     at_end: bool = True
     """Evaluate after the last step."""
-    prompts: int = 128
-    """Held-out prompts."""
-    samples: int = 32
+    prompts: Annotated[int, POSITIVE] = 128
+    """Number of held-out prompts."""
+    samples: Annotated[int, POSITIVE] = 32
     """Completions per held-out prompt, n of the unbiased pass@k."""
-    k: list[int] = field(default_factory=lambda: [1, 4, 8, 16])
-    """The k of pass@k and max@k; each at most `samples`."""
+    k: Annotated[list[int], Must(lambda v: all(k >= 1 for k in v), "Each must be 1 or more.")] = field(
+        default_factory=lambda: [1, 4, 8, 16]
+    )
+    """Values of k of pass@k and max@k, each at most `samples`."""
     greedy: bool = False
-    """Also complete each held-out prompt once with the likeliest tokens, for `eval/greedy`."""
+    """Also complete each held-out prompt once with greedy decoding, for `eval/greedy`."""

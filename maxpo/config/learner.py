@@ -1,59 +1,64 @@
 """Settings of the section `learner`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from omegaconf import MISSING
 
 from maxpo.config.lora import LoraConfig
+from maxpo.config.ranges import NOT_NEGATIVE, POSITIVE, Must
 
 
 @dataclass(kw_only=True)
 class LearnerConfig:
     """The DeepSpeed ranks that train."""
 
-    ranks: int = 1
-    """Learner processes, one GPU each (on CPU: one process each)."""
-    sequence_parallel: int = 1
-    """Ranks that share each packed row (DeepSpeed Ulysses), for long completions: activations of `token_budget` tokens
-    are spread over them. Must divide `ranks` and the model's attention heads, those of keys and values too."""
+    ranks: Annotated[int, POSITIVE] = 1
+    """Number of learner processes, one GPU each. On CPU: number of processes."""
+    sequence_parallel: Annotated[int, POSITIVE] = 1
+    """Number of ranks that share each packed row (DeepSpeed Ulysses), for long completions: the activations of
+    `token_budget` tokens are spread over these ranks. Must divide `ranks` and the numbers of attention heads and of
+    key-value heads of the model."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the learner runs; auto: CUDA where torch has it."""
-    cpu_threads: int = 1
+    """Device of the learner. auto: CUDA if torch has CUDA, else CPU."""
+    cpu_threads: Annotated[int, POSITIVE] = 1
     """Threads per learner process on CPU."""
-    zero_stage: int = 2
+    zero_stage: Annotated[int, Must(lambda v: 0 <= v <= 3, "Must be 0, 1, 2 or 3.")] = 2
     """DeepSpeed ZeRO stage, 0 to 3."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Number format of forward and backward; master weights and optimizer state are float32 either way."""
-    lr: float = MISSING
+    """Number format of forward and backward passes. Master weights and optimizer state are always float32."""
+    lr: Annotated[float, POSITIVE] = MISSING
     """Peak learning rate of AdamW."""
-    warmup_steps: int = 5
+    warmup_steps: Annotated[int, NOT_NEGATIVE] = 5
     """Optimizer steps of linear warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after warm-up; linear and cosine end at 0 with the last step."""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    """Schedule of the learning rate after warm-up. linear and cosine end at 0 with the last step."""
+    betas: Annotated[
+        list[float],
+        Must(
+            lambda v: len(v) == 2 and all(0 <= b < 1 for b in v),
+            "Must be two numbers, each at least 0 and below 1.",
+        ),
+    ] = field(default_factory=lambda: [0.9, 0.95])
     """AdamW's betas, two numbers."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
     """AdamW's decoupled weight decay."""
-    grad_clip: float = 1.0
-    """Largest norm of the gradient; 0 turns clipping off."""
+    grad_clip: Annotated[float, NOT_NEGATIVE] = 1.0
+    """Largest norm of the gradient. 0: no clipping."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """An optimizer step whose loss or gradient is not finite is not taken: stop the run there, or skip it and go on."""
-    token_budget: int = 16384
-    """Most tokens of one packed microbatch. A longer single sequence is an error before the start."""
-    logprob_chunk: int = 2048
-    """Tokens whose logits are held at once; memory grows with chunk x vocabulary."""
+    """Reaction to a loss or gradient that is not finite. The optimizer step is never taken. stop: the run stops. skip:
+    the run goes on."""
+    token_budget: Annotated[int, POSITIVE] = 16384
+    """Largest number of tokens of one packed microbatch. A longer single sequence is an error before the start."""
+    logprob_chunk: Annotated[int, POSITIVE] = 2048
+    """Number of tokens whose logits are in memory at once. Memory grows with chunk x vocabulary."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     deepspeed: str | None = None
-    """JSON file with further DeepSpeed settings (offload, buckets), merged below the ones of this section."""
-    start_timeout_s: float = 600.0
-    """Seconds that the learner may take to start."""
-    step_timeout_s: float = 1800.0
-    """Seconds that one update may take."""
-    max_restarts: int = 3
-    """How often a learner that died, or hung, is started again from the newest checkpoint before the run stops."""
+    """JSON file with further DeepSpeed settings (offload, buckets). The settings of this section take precedence."""
+    step_timeout_s: Annotated[float, POSITIVE] = 1800.0
+    """Timeout of one update, seconds."""
+    max_restarts: Annotated[int, NOT_NEGATIVE] = 3
+    """Largest number of restarts of a dead or hung learner, each from the newest checkpoint, before the run stops."""
     lora: LoraConfig = field(default_factory=LoraConfig)
-    """Train an adapter only; a section of its own."""
+    """Adapter that is trained in place of the full model, a section within this section."""

@@ -1,43 +1,47 @@
-"""How answers are judged: the section `reward` of `config.py`."""
-
-from __future__ import annotations
+"""Settings of the section `reward`."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated
 
 from omegaconf import MISSING
 
+from maxpo.config.ranges import POSITIVE, Arguments, at_least
+
 COMBINED = "combined"
-"""The verifier that adds up others."""
+"""Name of the verifier that adds up others."""
 ENVIRONMENT = "environment"
-"""The verifier that leaves the reward to the environment."""
+"""Name of the verifier that leaves the reward to the environment."""
 
 
 @dataclass(kw_only=True)
 class RewardConfig:
-    """How answers are judged."""
+    """Scoring of answers."""
 
     verifier: str = MISSING
-    """Name of the verifier, one of `maxpo.rewards.registry.REWARDS`, or a function of your own as
-    `package.module:function`; or `combined`, which adds up those in `parts`. `docs/verifiers.md` describes them."""
-    parts: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Verifiers of `combined` and their weights, such as `{math: 1.0, format: 0.2}`. The reward is the weighted sum of
-    theirs; each is logged by itself, unweighted, and one of weight 0 only logged."""
-    args: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Settings of single verifiers, such as `{numeric: {tolerance: 1e-3}}`. Those of verifiers that are not in use do
-    nothing."""
-    by_source: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Another verifier for the prompts of a source, such as `{gsm8k: numeric}`. The others have `verifier`."""
-    workers: int = 1
-    """Verifier processes."""
-    timeout_s: float = 5.0
-    """Seconds that one answer may take; then its process is killed and the sample is invalid (masked)."""
-    max_chars: int = 20000
-    """Longer answers are not parsed: they get reward 0 (of `length` its whole penalty) and are counted."""
-    code_case_s: float = 4.0
-    """Seconds (of the clock, and rounded up of processor time) that a program may take for one test case. Only for the
-    verifier `code`, as the next two."""
-    code_memory_mib: int = 1024
-    """Memory (address space, MiB) of a program."""
-    code_max_cases: int = 20
-    """Test cases of a reference that are run, the first ones."""
+    """Name of the verifier, one of `maxpo.rewards.registry.REWARDS`, or your own function as `package.module:function`,
+    or `combined`, which adds up the verifiers in `parts`. See `docs/verifiers.md`."""
+    parts: Arguments = field(default_factory=Arguments)
+    """Verifiers of `combined` and their weights, such as `{math: 1.0, format: 0.2}`. The reward is the weighted sum.
+    Each part is also logged unweighted; a part of weight 0 is only logged."""
+    args: Arguments = field(default_factory=Arguments)
+    """Arguments of single verifiers, such as `{numeric: {tolerance: 1e-3}}`. Arguments of verifiers that are not in use
+    have no effect."""
+    by_source: Arguments = field(default_factory=Arguments)
+    """Other verifiers for the prompts of single sources, such as `{gsm8k: numeric}`. All other prompts have
+    `verifier`."""
+    workers: Annotated[int, POSITIVE] = 1
+    """Number of verifier processes."""
+    timeout_s: Annotated[float, POSITIVE] = 5.0
+    """Timeout of one answer, seconds. After the timeout the verifier's process is killed and the sample is invalid
+    (masked)."""
+    max_chars: Annotated[int, POSITIVE] = 20000
+    """Longest answer that is parsed, in characters. Longer answers get reward 0 (with `length`: the full penalty) and
+    are counted."""
+    code_case_s: Annotated[float, POSITIVE] = 4.0
+    """Time limit of a program for one test case, seconds (wall-clock time, and processor time rounded up). Only for the
+    verifier `code`."""
+    code_memory_mib: Annotated[int, at_least(128, "Python itself needs that")] = 1024
+    """Memory limit of a program (address space), MiB. Only for the verifier `code`."""
+    code_max_cases: Annotated[int, POSITIVE] = 20
+    """Largest number of test cases of a reference that are run; later cases are left out. Only for the verifier
+    `code`."""

@@ -1,66 +1,58 @@
 """Settings of the sections `rollout` and `sync`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from omegaconf import MISSING
+
+from maxpo.config.ranges import NOT_NEGATIVE, POSITIVE, Arguments, Must
 
 
 @dataclass(kw_only=True)
 class RolloutConfig:
     """The vLLM engines that sample."""
 
-    workers: int = 1
+    workers: Annotated[int, POSITIVE] = 1
     """Number of vLLM engines, each in its own Ray actor."""
-    tensor_parallel_size: int = 1
-    """GPUs per engine (on CPU: processes per engine)."""
+    tensor_parallel_size: Annotated[int, POSITIVE] = 1
+    """GPUs per engine. On CPU: processes per engine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the engines run; auto: CUDA where the installed vLLM and the machine have it."""
+    """Device of the engines. auto: CUDA if the installed vLLM and the machine have CUDA, else CPU."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Number format of the engines' weights and activations."""
-    max_new_tokens: int = MISSING
+    max_new_tokens: Annotated[int, POSITIVE] = MISSING
     """Longest completion in tokens."""
-    temperature: float = 1.0
-    """Sampling temperature; the log-probabilities of sampler and learner include it."""
-    top_p: float = 1.0
-    """Nucleus sampling. Only 1.0 is accepted in training: the learner's ratio is over the full distribution."""
-    top_k: int = 0
-    """Top-k sampling; 0 is off. Only 0 is accepted in training, for the same reason."""
-    max_concurrent_sequences: int = 256
-    """Sequences that one engine decodes at once; the pool keeps each engine supplied with about this many."""
-    gpu_memory_utilization: float = 0.85
-    """Share of GPU memory that an engine may take. No effect on CPU."""
-    cpu_kv_cache_gib: int = 1
+    temperature: Annotated[float, POSITIVE] = 1.0
+    """Sampling temperature. The log-probabilities of sampler and learner include the temperature. The sampler always
+    draws from the full distribution, without top-p or top-k, because the learner's ratio is over all tokens."""
+    max_concurrent_sequences: Annotated[int, POSITIVE] = 256
+    """Largest number of sequences that one engine decodes at once. The pool keeps about this number in each engine."""
+    gpu_memory_utilization: Annotated[float, Must(lambda v: 0 < v <= 1, "Must be more than 0 and at most 1.")] = 0.85
+    """Share of GPU memory that an engine may use. No effect on CPU."""
+    cpu_kv_cache_gib: Annotated[int, POSITIVE] = 1
     """KV cache of an engine on CPU, GiB. No effect on GPU."""
     enforce_eager: bool = False
     """Do not capture CUDA graphs. No effect on CPU, which is always eager."""
-    start_timeout_s: float = 600.0
-    """Seconds that an engine may take to start."""
-    generate_timeout_s: float = 600.0
-    """Seconds that one group may take to generate."""
-    max_restarts: int = 10
-    """Lost workers within `restart_window_s` that are replaced; with one more the run stops."""
-    restart_window_s: float = 600.0
-    """Seconds within which lost workers are counted."""
-    health_interval_s: float = 10.0
-    """Seconds between two questions, while groups are sampled, whether an engine still answers."""
-    health_timeout_s: float = 60.0
-    """Seconds without an answer after which a worker counts as lost; engines answer between two forward passes."""
-    health_grace_s: float = 60.0
-    """Seconds after its start in which a worker is not asked."""
-    engine_args: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Further vLLM engine arguments, passed as they are."""
+    generate_timeout_s: Annotated[float, POSITIVE] = 600.0
+    """Timeout of the generation of one group, seconds."""
+    max_restarts: Annotated[int, NOT_NEGATIVE] = 10
+    """Largest number of lost workers within `restart_window_s` that are replaced. One more stops the run."""
+    restart_window_s: Annotated[float, POSITIVE] = 600.0
+    """Length of the window in which lost workers are counted, seconds."""
+    health_timeout_s: Annotated[float, POSITIVE] = 60.0
+    """Seconds without a sign of life after which a worker counts as lost. Engines answer between two forward passes.
+    While groups are sampled, a worker is asked six times in this time, for the first time this long after its start."""
+    engine_args: Arguments = field(default_factory=Arguments)
+    """Further arguments of the vLLM engine, passed unchanged."""
 
 
 @dataclass(kw_only=True)
 class SyncConfig:
-    """How new weights reach the engines."""
+    """The transfer of new weights to the engines."""
 
     backend: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
-    """How weights travel: gloo (CPU), nccl (GPUs apart), ipc (learner and engine share one GPU)."""
-    bucket_mib: int = 64
+    """Transport of the weights: gloo (CPU), nccl (separate GPUs), ipc (learner and engine share one GPU)."""
+    bucket_mib: Annotated[int, POSITIVE] = 64
     """Size of one packed bucket, MiB."""
-    timeout_s: float = 300.0
-    """Seconds that one sync may take before the run stops with the name of who is missing."""
+    timeout_s: Annotated[float, POSITIVE] = 300.0
+    """Timeout of one sync, seconds. After the timeout the run stops and names the processes that are missing."""

@@ -1,6 +1,4 @@
-"""The settings of a whole run."""
-
-from __future__ import annotations
+"""All settings of a run."""
 
 from dataclasses import dataclass, field
 
@@ -18,7 +16,7 @@ from maxpo.config.run import CheckpointConfig, ModelConfig, RunConfig, TrackingC
 
 @dataclass(kw_only=True)
 class Config:
-    """A whole run."""
+    """All sections of settings."""
 
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -1,4 +1,4 @@
-"""Explains settings, and writes them as YAML."""
+"""Explanations of settings, and settings as YAML."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from maxpo.configure.fields import schema
 from maxpo.configure.loading import LoadedConfig, value_of
 from maxpo.configure.problems import ConfigError, show
 from maxpo.configure.reading import COMMAND_LINE, unknown_key
-from maxpo.configure.rules.general import allowed
+from maxpo.configure.rules.general import allowed, ranges_of
 
 
 def explain(key: str | None = None) -> str:
-    """Says what a key means, or all keys of a section, or without `key` all there are.
+    """Explain a key, all keys of a section, or all keys if `key` is None: default, type, range and docstring.
 
     Raises:
-        ConfigError: There is no such key or section; it holds the nearest ones.
+        ConfigError: No such key or section exists. The error holds the nearest ones.
     """
     chosen = [known for known in schema() if key is None or known == key or known.startswith(f"{key}.")]
     if not chosen:
@@ -33,16 +33,18 @@ def explain(key: str | None = None) -> str:
     for known in chosen:
         field = schema()[known]
         default = show(field.default) if field.default != MISSING else "(must be set)"
-        text = f"{allowed(known)}\n{field.doc}"
+        # A range that is the choice of a registry repeats the type.
+        ranges = [must.message for must in ranges_of(known) if must.message != f"Must be {allowed(known)}."]
+        text = "\n".join([allowed(known), *ranges, field.doc])
         entries.append(f"{known} = {default}\n{textwrap.indent(text, '    ')}")
     return "\n\n".join(entries)
 
 
 def to_yaml(loaded: LoadedConfig) -> str:
-    """Writes every setting as YAML that `load_config` reads again.
+    """Return all settings as YAML that `load_config` can read.
 
-    `${section.key}` is resolved. What calls a resolver, such as `${oc.env:TOKEN}`, stays as written, and so does what
-    refers to it, so that no secret lands in a file.
+    `${section.key}` is resolved. A value that calls a resolver, such as `${oc.env:TOKEN}`, stays as written. So does a
+    value that refers to such a value, so that no secret gets into a file.
     """
     shown, public = loaded.tree.copy(), loaded.tree.copy()
     raw: Any = OmegaConf.to_container(loaded.tree, resolve=False)
@@ -55,7 +57,7 @@ def to_yaml(loaded: LoadedConfig) -> str:
             try:
                 value = value_of(public, key)
             except (MissingMandatoryValue, InterpolationToMissingValueError):
-                continue  # It reads a resolver's result, directly or through another key.
-            if "${" not in str(value):  # An escaped \${...} is text now, but would be resolved when it is read again.
+                continue  # The value reads a resolver's result, directly or through another key.
+            if "${" not in str(value):  # An escaped \${...} is text now, but a later load would resolve it.
                 OmegaConf.update(shown, key, value)
     return OmegaConf.to_yaml(shown)

@@ -1,4 +1,4 @@
-"""Who watches a run."""
+"""Receiver of the loop's progress reports."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from maxpo.evaluation.figures import EvalReport
 
 
 class Observer:
-    """Watches a run, for a terminal; does nothing by itself."""
+    """Receiver of progress reports, for a terminal. This base class ignores them."""
 
     def stage(self, name: str, total: int = 0) -> None:
-        """A stage of the step begins; `total` groups are expected, 0 where there is nothing to count."""
+        """Report the begin of a stage; `total` is the number of expected groups, 0 if nothing is counted."""
 
     def advance(self) -> None:
-        """One more group is there."""
+        """Report one more complete group."""
 
     def step_done(self, step: int, metrics: dict[str, float]) -> None:
-        """A training step is over."""
+        """Report the end of a training step."""
 
     def evaluated(self, step: int, result: EvalReport) -> None:
-        """An evaluation is over."""
+        """Report the end of an evaluation."""

@@ -1,4 +1,4 @@
-"""New weights reach the engines."""
+"""Publication of new weights to the engines."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from maxpo.protocols import Learner, Rollouts
 from maxpo.timing import timed
 
 PUBLISH_AGAIN = 3
-"""Times that one version is sent again after losses of engines; then its error is no accident."""
+"""Number of retries of one version after engines died. Then the error is raised."""
 
 
 def publish(rollouts: Rollouts, learner: Learner) -> dict[str, float]:
-    """Send the learner's weights to every engine and have each confirm what it got.
+    """Send the learner's weights to every engine, and have each engine confirm version and checksums.
 
-    Where an engine dies meanwhile, the same version is sent to those that are there then."""
+    If an engine dies meanwhile, send the same version again to the engines that are alive then.
+    """
     again = 0
     while True:
         try:

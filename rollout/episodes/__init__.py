@@ -1,1 +1,1 @@
-"""Completions of several turns."""
+"""Completions of several turns with an environment."""

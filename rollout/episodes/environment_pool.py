@@ -1,4 +1,4 @@
-"""Processes of environments."""
+"""Environments in processes that can be killed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import math
 import pickle
 import re
 from collections.abc import Callable
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from pebble import ProcessExpired
+from pebble import ProcessExpired, ProcessPool
 
 from maxpo.config import EnvironmentConfig
 from maxpo.environments.base import Environment, Step
@@ -19,23 +20,25 @@ from maxpo.errors import RunError
 from maxpo.types import Prompt
 from rollout.process_pool import POOLS, forget_token, new_pool, stop
 
-_make: Callable[[], Environment] | None = None  # of an environment process, set once at its start
+T = TypeVar("T")
+
+_make: Callable[[], Environment] | None = None  # set once at the start of an environment process
 
 
 class StepError(Exception):
-    """An environment gave no answer; the message is the outcome of its completion."""
+    """An environment gave no answer. The message is the outcome of its completion."""
 
 
 def _start(config: EnvironmentConfig) -> None:
-    """Runs first in an environment process: import the environment, and forget the cluster's token."""
+    """Import the environment and forget the cluster's token. Runs first in an environment process."""
     global _make
     forget_token()
     assert config.name is not None
     _make = find_environment(config.name, config.args)
 
 
-def _reset(prompt: str, reference: Any, seed: int) -> bytes:
-    """Runs in an environment process: an environment at the beginning of an episode."""
+def _reset(prompt: str, reference: object, seed: int) -> bytes:
+    """Return a pickled environment at the beginning of an episode. Runs in an environment process."""
     assert _make is not None
     environment = _make()
     environment.reset(prompt, reference, seed)
@@ -43,17 +46,17 @@ def _reset(prompt: str, reference: Any, seed: int) -> bytes:
 
 
 def _step(state: bytes, completion: str) -> tuple[bytes, Step]:
-    """Runs in an environment process: the environment after one more step, and what it said."""
+    """Return the pickled environment after one more step, and the step. Runs in an environment process."""
     environment: Environment = pickle.loads(state)  # written by `_reset` or `_step` of such a process
     step = checked(environment.step(completion))
     return pickle.dumps(environment), step
 
 
-def checked(step: Any) -> Step:
-    """The step, made of plain values.
+def checked(step: object) -> Step:
+    """Return the step, made of plain values.
 
     Raises:
-        TypeError: something in it is not what it should be.
+        TypeError: The step, or a value in it, has the wrong type, or a number is not finite.
     """
     if not isinstance(step, Step):
         raise TypeError(f"step must return a maxpo.environments.Step, not {step!r:.100}")
@@ -66,8 +69,8 @@ def checked(step: Any) -> Step:
     return Step(observation=step.observation, reward=float(step.reward), done=bool(step.done), parts=parts)
 
 
-def _guarded(function: Callable[..., Any], *args: Any) -> tuple[str, Any]:
-    """Runs in an environment process: what the environment raised, if anything, and the result."""
+def _guarded(function: Callable[..., T], *args: object) -> tuple[str, T | None]:
+    """Return the error of the environment in words, empty if none, and the result. Runs in an environment process."""
     try:
         return "", function(*args)
     except Exception as error:
@@ -75,74 +78,94 @@ def _guarded(function: Callable[..., Any], *args: Any) -> tuple[str, Any]:
 
 
 class EnvironmentPool:
-    """Environments in processes that can be killed. An environment is bytes between two steps, so any process can take
-    any step, and a step whose process was lost by no fault of its own is taken again."""
+    """Environments in processes that can be killed.
+
+    Between two steps an environment is bytes, so any process can take any step. A step whose process was lost
+    through no fault of the environment is repeated.
+    """
 
     def __init__(self, config: EnvironmentConfig, limit_s: float) -> None:
         """Start the processes.
 
         Args:
-            config: the section `environment`.
-            limit_s: seconds that a step may take with its wait for a process; then the pool is given up.
+            config: Section `environment`.
+            limit_s: Seconds that a step may take, including the wait for a process. Then the pool is given up.
         """
         self._config, self._limit_s = config, limit_s
-        self._pool = new_pool(config.workers, _start, config)
-        self._waiting: set[Any] = set()  # futures of that pool
+        self._pool = self._new_pool()
+        self._waiting: set[Future[Any]] = set()  # futures of `_pool`
 
-    def _give_up(self, pool: Any) -> None:
-        """Replace the pool; pebble forgets what waits in one that is stopped, so that is cancelled and taken again."""
+    async def reset(self, prompt: Prompt, seed: int) -> bytes:
+        """Return a pickled environment at the beginning of an episode.
+
+        Raises:
+            StepError: The environment raised, took longer than `environment.timeout_s`, or died.
+        """
+        return await self._call(_reset, prompt.text, prompt.reference, seed)
+
+    async def step(self, state: bytes, completion: str) -> tuple[bytes, Step]:
+        """Return the pickled environment after one more step, and the step. Raises as `reset` does."""
+        return await self._call(_step, state, completion)
+
+    def shutdown(self) -> None:
+        """Kill the processes."""
+        stop(self._pool).wait(10.0)
+
+    async def _call(self, function: Callable[..., T], *args: object) -> T:
+        """Run a function in an environment process, and again if the pool breaks."""
+        for _ in range(POOLS):
+            pool = self._pool
+            try:
+                future: Future[tuple[str, T | None]] = pool.schedule(
+                    _guarded, args=[function, *args], timeout=self._config.timeout_s
+                )
+            except RuntimeError:  # pebble's error for a broken pool
+                self._give_up(pool)
+                continue
+            answer = await self._answer(pool, future)
+            if answer is not None:
+                error, result = answer
+                if error:
+                    raise StepError(f"error: environment {self._config.name}: {error}")
+                return cast("T", result)
+        raise RunError(f"the processes of environment {self._config.name} broke down {POOLS} times in a row")
+
+    async def _answer(self, pool: ProcessPool, future: Future[tuple[str, T | None]]) -> tuple[str, T | None] | None:
+        """Wait for the answer of a process. None: the pool broke first.
+
+        Raises:
+            StepError: The process took too long, or died.
+        """
+        self._waiting.add(future)
+        try:
+            async with asyncio.timeout(self._limit_s):
+                return await asyncio.wrap_future(future)
+        except TimeoutError:
+            if future.cancelled():  # no process became free
+                self._give_up(pool)
+            raise StepError("timeout") from None
+        except ProcessExpired:
+            raise StepError("died") from None
+        except BrokenProcessPool:
+            self._give_up(pool)
+            return None
+        except asyncio.CancelledError:
+            # Either `_give_up` cancelled the future, or somebody cancels this task.
+            task = asyncio.current_task()
+            if self._pool is pool or (task is not None and task.cancelling()):
+                raise
+            return None
+        finally:
+            self._waiting.discard(future)
+
+    def _give_up(self, pool: ProcessPool) -> None:
+        """Replace the pool, and cancel its waiting calls, which pebble forgets, so that they are repeated."""
         if self._pool is pool:
-            self._pool = new_pool(self._config.workers, _start, self._config)
+            self._pool = self._new_pool()
             for future in self._waiting:
                 future.cancel()
             self._waiting = set()
             stop(pool)
 
-    async def reset(self, prompt: Prompt, seed: int) -> bytes:
-        """An environment at the beginning of an episode.
-
-        Raises:
-            StepError: it raised, took longer than `environment.timeout_s`, or died.
-        """
-        return await self._call(_reset, prompt.text, prompt.reference, seed)
-
-    async def step(self, state: bytes, completion: str) -> tuple[bytes, Step]:
-        """The environment after one more step, and what it said. Raises as `reset` does."""
-        return await self._call(_step, state, completion)
-
-    async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
-        for _ in range(POOLS):
-            pool = self._pool
-            try:
-                future = pool.schedule(_guarded, args=[function, *args], timeout=self._config.timeout_s)
-            except RuntimeError:  # so says pebble of a pool that is broken
-                self._give_up(pool)
-                continue
-            self._waiting.add(future)
-            try:
-                async with asyncio.timeout(self._limit_s):
-                    failed, result = await asyncio.wrap_future(future)
-            except TimeoutError:
-                if future.cancelled():  # it did not get its turn
-                    self._give_up(pool)
-                raise StepError("timeout") from None
-            except ProcessExpired:
-                raise StepError("died") from None
-            except BrokenProcessPool:
-                self._give_up(pool)
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if self._pool is pool or (task is not None and task.cancelling()):
-                    raise
-                # Its pool was given up while it waited.
-            else:
-                if failed:
-                    raise StepError(f"error: environment {self._config.name}: {failed}")
-                return result
-            finally:
-                self._waiting.discard(future)
-        raise RunError(f"the processes of environment {self._config.name} broke down {POOLS} times in a row")
-
-    def shutdown(self) -> None:
-        """Kill the processes."""
-        stop(self._pool).wait(10.0)
+    def _new_pool(self) -> ProcessPool:
+        return new_pool(self._config.workers, _start, self._config)

@@ -1,95 +1,122 @@
-"""Completions of several turns: the policy and an environment take turns until one of them ends it."""
+"""Completions of several turns: the policy and an environment alternate until one of them ends the episode."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 
+from maxpo.environments.base import Step
 from maxpo.seeds import derive_seed
 from maxpo.types import Completion, Episode, Prompt
 from rollout.episodes.environment_pool import EnvironmentPool, StepError
-from rollout.episodes.observations import ObservationEncoder
 
-Turn = Callable[[str, list[int], int, int], Awaitable[Completion]]
-"""Request id, tokens so far, seed and token limit to the policy's next turn, text included."""
+SampleTurn = Callable[[str, list[int], int, int], Awaitable[Completion]]
+"""Samples the policy's next turn, with its text. Arguments: request id, all tokens so far, seed, token limit."""
+EncodeObservation = Callable[[str, Sequence[int]], list[int]]
+"""Encodes an observation that follows a turn. Arguments: text of the observation, tokens of the turn."""
+
+
+@dataclass
+class _Transcript:
+    """The turns and observations of an episode so far. Entry t of each per-token list describes token t."""
+
+    turns: list[Completion] = field(default_factory=list[Completion])
+    token_ids: list[int] = field(default_factory=list[int])
+    logprobs: list[float] = field(default_factory=list[float])
+    loss_mask: list[bool] = field(default_factory=list[bool])
+    reward: float = 0.0
+    parts: Counter[str] = field(default_factory=Counter[str])
+
+    def add_turn(self, turn: Completion) -> None:
+        self.turns.append(turn)
+        self.token_ids += turn.token_ids
+        self.logprobs += turn.logprobs
+        self.loss_mask += turn.loss_mask
+
+    def add_reward(self, step: Step) -> None:
+        self.reward += step.reward
+        self.parts.update(step.parts)
+
+    def add_observation(self, token_ids: Sequence[int]) -> None:
+        # The policy did not write these tokens, so they have no log-probability and no loss.
+        self.token_ids += token_ids
+        self.logprobs += [0.0] * len(token_ids)
+        self.loss_mask += [False] * len(token_ids)
+
+    def completion(self, finish_reason: str, outcome: str) -> Completion:
+        sampled = [turn for turn in self.turns if turn.token_ids]
+        return Completion(
+            text="",
+            token_ids=tuple(self.token_ids),
+            logprobs=tuple(self.logprobs),
+            loss_mask=tuple(self.loss_mask),
+            finish_reason=finish_reason,
+            min_weight_version=min((turn.min_weight_version for turn in sampled), default=-1),
+            max_weight_version=max((turn.max_weight_version for turn in sampled), default=-1),
+            episode=Episode(
+                turns=len(self.turns),
+                answer=self.turns[-1].text if self.turns else "",
+                reward=self.reward,
+                outcome=outcome,
+                parts=dict(self.parts),
+            ),
+        )
 
 
 async def run_episode(
     name: str,
     prompt: Prompt,
-    turn: Turn,
+    sample_turn: SampleTurn,
     environments: EnvironmentPool,
-    observe: ObservationEncoder,
+    encode_observation: EncodeObservation,
     *,
     seed: int,
     group_seed: int,
     max_turns: int,
     max_tokens: int,
 ) -> Completion:
-    """One completion in which policy and environment take turns.
+    """Sample one completion in which the policy and an environment alternate.
 
     Args:
-        name: of the episode, the beginning of its request ids.
-        prompt: what comes first.
-        turn: samples one turn of the policy.
-        environments: answer it.
-        observe: writes the answers as tokens.
-        seed: of the first turn; those of later ones are derived from it.
-        group_seed: what the environment gets, the same for the whole group.
-        max_turns: turns of the policy, at most.
-        max_tokens: of all turns and observations together.
+        name: Name of the episode. The request ids begin with this name.
+        prompt: Prompt before the first turn.
+        sample_turn: Samples one turn of the policy.
+        environments: Processes of the environment.
+        encode_observation: Encodes observations as tokens.
+        seed: Seed of the first turn. The seeds of later turns are derived from this seed.
+        group_seed: Seed of the environment, the same for the whole group.
+        max_turns: Most turns of the policy.
+        max_tokens: Most tokens of all turns and observations together.
 
     Returns:
-        The episode, without its text; observations have the loss mask False and log-probabilities of 0. Where the
-        environment failed, `episode.outcome` says how. An observation for which no token is left ends it.
+        The episode, without its text. Observations have the loss mask False and log-probabilities of 0. If the
+        environment failed, `episode.outcome` has the reason. An observation that leaves no token ends the episode
+        and is dropped.
     """
-    turns: list[Completion] = []
-    token_ids: list[int] = []
-    logprobs: list[float] = []
-    loss_mask: list[bool] = []
-    reward, parts, outcome, finish_reason = 0.0, Counter[str](), "ok", "length"
-    try:
+    episode = _Transcript()
+
+    async def alternate() -> str:
+        """Run the episode to its end and return the finish reason."""
         state = await environments.reset(prompt, group_seed)
         while True:
-            number = len(turns)
-            said = await turn(
-                f"{name}/{number}",
-                [*prompt.token_ids, *token_ids],
-                derive_seed(seed, "turn", number) if number else seed,
-                max_tokens - len(token_ids),
-            )
-            turns.append(said)
-            token_ids += said.token_ids
-            logprobs += said.logprobs
-            loss_mask += said.loss_mask
-            if said.finish_reason == "abort":
-                finish_reason = "abort"
-                break
-            state, step = await environments.step(state, said.text)
-            reward += step.reward
-            parts.update(step.parts)
+            number, tokens = len(episode.turns), [*prompt.token_ids, *episode.token_ids]
+            turn_seed = derive_seed(seed, "turn", number) if number else seed
+            turn = await sample_turn(f"{name}/{number}", tokens, turn_seed, max_tokens - len(episode.token_ids))
+            episode.add_turn(turn)
+            if turn.finish_reason == "abort":
+                return "abort"
+            state, step = await environments.step(state, turn.text)
+            episode.add_reward(step)
             if step.done:
-                # Cut in the middle of its last turn it is as unfinished as any completion.
-                finish_reason = said.finish_reason
-                break
-            seen = observe(step.observation, said.token_ids)
-            if len(turns) == max_turns or len(token_ids) + len(seen) >= max_tokens:
-                break
-            token_ids += seen
-            logprobs += [0.0] * len(seen)
-            loss_mask += [False] * len(seen)
+                # A last turn that was cut at its limit is as unfinished as any other completion.
+                return turn.finish_reason
+            observation = encode_observation(step.observation, turn.token_ids)
+            if len(episode.turns) == max_turns or len(episode.token_ids) + len(observation) >= max_tokens:
+                return "length"
+            episode.add_observation(observation)
+
+    try:
+        return episode.completion(await alternate(), outcome="ok")
     except StepError as error:
-        outcome, finish_reason = str(error), "stop"
-    sampled = [said for said in turns if said.token_ids]
-    return Completion(
-        text="",
-        token_ids=tuple(token_ids),
-        logprobs=tuple(logprobs),
-        loss_mask=tuple(loss_mask),
-        finish_reason=finish_reason,
-        min_weight_version=min((said.min_weight_version for said in sampled), default=-1),
-        max_weight_version=max((said.max_weight_version for said in sampled), default=-1),
-        episode=Episode(
-            turns=len(turns), answer=turns[-1].text if turns else "", reward=reward, outcome=outcome, parts=dict(parts)
-        ),
-    )
+        return episode.completion("stop", outcome=str(error))

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from rollout.protocols import Tokenizer
 
 
 class ObservationEncoder:
-    """Writes observations as the tokens that follow a turn."""
+    """Encodes an observation as the tokens that follow a turn of the policy."""
 
-    def __init__(self, tokenizer: Any, role: str | None, template_args: Mapping[str, Any]) -> None:
-        """Take the tokenizer apart.
+    def __init__(self, tokenizer: Tokenizer, role: str | None, template_args: Mapping[str, object]) -> None:
+        """Find out what the chat template writes before and after an observation.
 
         Args:
-            tokenizer: of the model.
-            role: see `environment.observation_role`.
-            template_args: see `data.template_args`.
+            tokenizer: Tokenizer of the model.
+            role: See `environment.observation_role`.
+            template_args: See `data.template_args`.
 
         Raises:
-            ValueError: a role is wanted, but the tokenizer has no chat template, or one that hides the message.
+            ValueError: `role` is given, but the tokenizer has no chat template, or one that hides the message.
         """
         self._tokenizer = tokenizer
         self._before = self._after = ""
@@ -26,6 +27,7 @@ class ObservationEncoder:
             return
         if tokenizer.chat_template is None:
             raise ValueError("the tokenizer has no chat template: set environment.observation_role to null")
+        # Markers show which parts of the template's text surround an observation.
         turn, observation = "TURN-OF-THE-POLICY", "THE-OBSERVATION"
         messages = [
             {"role": "user", "content": "question"},
@@ -33,16 +35,19 @@ class ObservationEncoder:
             {"role": role, "content": observation},
         ]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_args)
-        _, found, rest = text.partition(turn)
-        self._before, shown, self._after = rest.partition(observation)
-        if not found or not shown:
+        _, turn_shown, rest = text.partition(turn)
+        self._before, observation_shown, self._after = rest.partition(observation)
+        if not turn_shown or not observation_shown:
             raise ValueError(f"the chat template does not show a message of the role {role!r} after a turn")
 
     def __call__(self, observation: str, turn: Sequence[int]) -> list[int]:
-        """The tokens of an observation after this turn. What looks like a special token in it is plain text."""
+        """Return the tokens of an observation after the tokens of a turn.
+
+        Text in the observation that looks like a special token is encoded as plain text.
+        """
         before = self._before
         if turn and turn[-1] == self._tokenizer.eos_token_id:
-            before = before.removeprefix(self._tokenizer.eos_token)  # the policy has written it
+            before = before.removeprefix(self._tokenizer.eos_token)  # the policy has written this token itself
         plain = self._tokenizer.encode(observation, add_special_tokens=False, split_special_tokens=True)
         return [*self._encode(before), *plain, *self._encode(self._after)]
 

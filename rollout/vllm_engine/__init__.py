@@ -1,1 +1,1 @@
-"""What runs inside vLLM's processes, and the engine in front of them."""
+"""The vLLM engine, and the code that runs inside vLLM's processes."""

@@ -1,4 +1,4 @@
-"""One vLLM engine: start, sample groups, receive weights. The only place that talks to vLLM's engine."""
+"""One vLLM engine: start, sample groups, receive weights. The only file that calls vLLM's engine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.logprobs import FlatLogprobs
+from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -14,7 +16,7 @@ from maxpo.config import RolloutConfig
 from maxpo.types import Completion
 
 WIRE_BACKENDS = {"gloo": "gloo", "nccl": "maxpo_nccl", "ipc": "maxpo_ipc"}
-"""`sync.backend` -> the receiver that `rollout.plugin` registers for it."""
+"""`sync.backend` -> name of the receiver that `rollout.plugin` registers."""
 
 
 class Engine:
@@ -30,7 +32,7 @@ class Engine:
         max_model_len: int,
         trust_remote_code: bool = False,
     ) -> None:
-        """Load the model; blocks until the engine is ready (about 20 s on CPU)."""
+        """Load the model. Blocks until the engine is ready (about 20 s on CPU)."""
         args: dict[str, Any] = {
             "model": model_path,
             "trust_remote_code": trust_remote_code,
@@ -40,7 +42,7 @@ class Engine:
             "max_num_seqs": config.max_concurrent_sequences,
             "enforce_eager": config.enforce_eager or device == "cpu",
             "disable_log_stats": True,
-            # The log-probabilities of what was really sampled: after temperature, over the kept set.
+            # Log-probabilities of the distribution that was sampled from: after temperature, over the kept tokens.
             "logprobs_mode": "processed_logprobs",
             "weight_transfer_config": {"backend": WIRE_BACKENDS[sync_backend]},
             "worker_extension_cls": "rollout.vllm_engine.weight_receiver.WorkerExtension",
@@ -74,19 +76,19 @@ class Engine:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
     ) -> list[Completion]:
-        """Sample n completions of one prompt; sample i uses the seed `seed + i`.
+        """Sample n completions of one prompt. Sample i uses the seed `seed + i`.
 
         Args:
-            request_id: names the request.
-            token_ids: the prompt.
-            n: completions.
-            seed: None: not seeded.
-            greedy: the likeliest token each time.
-            max_tokens: None: `rollout.max_new_tokens`.
-            stop: texts that end a completion, besides the end of sequence; their tokens are kept.
+            request_id: Name of the request.
+            token_ids: Tokens of the prompt.
+            n: Number of completions.
+            seed: Seed of sample 0. None: not seeded.
+            greedy: True to take the likeliest token each time.
+            max_tokens: Token limit. None: `rollout.max_new_tokens`.
+            stop: Texts that end a completion, besides the end of sequence. Their tokens are kept.
 
         Raises:
-            RuntimeError: the engine's weights have no version yet.
+            RuntimeError: The engine's weights have no version yet.
         """
         if self.version is None:
             raise RuntimeError("generation refused: the engine has no weight version yet")
@@ -104,53 +106,53 @@ class Engine:
             detokenize=bool(stop),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        # FINAL_ONLY yields once, when all n completions are there.
+        # FINAL_ONLY yields once, when all n completions have ended.
         (result,) = [r async for r in self._llm.generate({"prompt_token_ids": token_ids}, params, request_id)]
         return [_completion(output) for output in sorted(result.outputs, key=lambda output: output.index)]
 
     async def set_version(self, version: int) -> None:
-        """Name the weights that the engine was started with."""
+        """Set the version of the weights that the engine was started with."""
         await self._llm.update_weight_version(str(version))
         self.version = version
 
-    async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
-        """Meet the learner; `init_info` is what the receiver of the backend expects."""
+    async def init_weight_transfer(self, init_info: dict[str, object]) -> None:
+        """Connect to the learner with the settings that the receiver of the backend expects."""
         await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
     async def start_weight_update(self) -> None:
-        """Pause generation and make the model ready to receive. Running requests wait and go on afterwards."""
+        """Pause generation and prepare the model to receive weights. Running requests continue afterwards."""
         await self._llm.pause_generation(mode="keep", clear_cache=True)
         await self._llm.start_weight_update()
 
-    async def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Receive the weights; returns when all of them are loaded."""
+    async def update_weights(self, update_info: dict[str, object]) -> None:
+        """Receive the weights. Returns when all of them are loaded."""
         await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
 
     async def finish_weight_update(self, version: int) -> None:
-        """Close the update, label what is sampled from now on with `version`, and resume."""
+        """Close the update, label new tokens with `version`, and resume generation."""
         await self._llm.finish_weight_update(str(version))
         self.version = version
         await self._llm.resume_generation()
 
     async def sleep(self, level: int) -> None:
-        """Give up the memory of the KV cache, and that of the weights: to the host (1), or for good (2)."""
+        """Free the memory of KV cache and weights. Level 1 moves the weights to the host, level 2 drops them."""
         await self._llm.sleep(level)
 
     async def wake_up(self) -> None:
-        """Take the memory back, and go on."""
+        """Allocate the memory again and resume generation."""
         await self._llm.wake_up()
 
     @property
     def dead(self) -> bool:
-        """Whether the engine's process is gone, so that no call can succeed any more."""
+        """True if the engine's process is gone, so that no call can succeed."""
         return self._llm.errored
 
     async def sign_of_life(self) -> None:
-        """Goes to the engine's process and back."""
+        """Return when the engine's process has answered."""
         await self._llm.is_sleeping()
 
     async def received_digests(self) -> list[dict[str, int]]:
-        """Checksums of the last sync, one dict for each of the engine's workers."""
+        """Return the checksums of the last sync, one dict for each of the engine's workers."""
         return await self._llm.collective_rpc("received_digests")
 
     def shutdown(self) -> None:
@@ -158,7 +160,8 @@ class Engine:
         self._llm.shutdown()
 
 
-def _completion(output: Any) -> Completion:
+def _completion(output: CompletionOutput) -> Completion:
+    assert isinstance(output.logprobs, FlatLogprobs)
     ids = tuple(output.token_ids)
     spans = output.weight_versions or []
     versions = [int(span.version) for span in spans if span.end > span.start]

@@ -1,4 +1,4 @@
-"""Environment variables of an engine's processes."""
+"""Environment variables of the processes of an engine."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the default puts every engine on the first core
     "TORCHDYNAMO_DISABLE": "1",  # eager mode compiles two sampling helpers for 20 s otherwise
     "OMP_NUM_THREADS": "1",
-    # Idle OpenMP threads that spin take the core from the other processes of the machine.
+    # Idle OpenMP threads that spin would take the core from other processes.
     "OMP_WAIT_POLICY": "passive",
     "GOMP_SPINCOUNT": "0",
 }
 
 
 def environment_variables(config: RolloutConfig, device: str) -> dict[str, str]:
-    """Environment variables of a worker's process, to be set before it imports anything."""
+    """Return the environment variables of a worker's process, which must be set before its first import."""
     common = {
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
@@ -26,6 +26,6 @@ def environment_variables(config: RolloutConfig, device: str) -> dict[str, str]:
         return common
     cpu = common | CPU_ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib)}
     if config.tensor_parallel_size == 1:
-        # Else vLLM's CPU platform puts the model into one more process, which spins for its messages.
+        # Otherwise vLLM's CPU platform puts the model into another process, which spins while it waits for messages.
         cpu["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     return cpu

@@ -1,8 +1,8 @@
-"""The engine's end of the weight-sync channel; runs inside vLLM's worker processes.
+"""The engine's end of the weight sync. Runs inside vLLM's worker processes.
 
-vLLM's own weight-transfer API does the work: layerwise reload, packing for the CPU kernels, sharding. The
-receivers here add three things: a gloo backend for machines without CUDA, a checksum of every tensor that
-arrived, and a cure for tied embeddings on CPU.
+vLLM's weight-transfer API does the layerwise reload, the packing for the CPU kernels and the sharding. The receivers
+here add three things: a gloo backend for machines without CUDA, a checksum of every received tensor, and a fix for
+tied embeddings on CPU.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from maxpo.weights.rendezvous import gloo_group, join_store
 
 @dataclass
 class GlooInit(WeightTransferInitInfo):
-    """Where to meet the learner. `rank_offset` is the group rank of this engine's first worker."""
+    """Address of the learner, and the group. `rank_offset` is the group rank of this engine's first worker."""
 
     host: str
     port: int
@@ -39,7 +39,7 @@ class GlooInit(WeightTransferInitInfo):
 
 @dataclass
 class GlooUpdate(WeightTransferUpdateInfo):
-    """The tensors of one sync, in the order in which they come."""
+    """The tensors of one sync, in the order of their arrival."""
 
     names: list[str]
     dtype_names: list[str]
@@ -47,7 +47,7 @@ class GlooUpdate(WeightTransferUpdateInfo):
 
 
 class _Checked:
-    """Mixin over a receiver: checksums what is handed to the model, whatever the transport."""
+    """Mixin of a receiver that computes a checksum of every tensor on its way to the model."""
 
     digests: dict[str, torch.Tensor]
 
@@ -55,11 +55,11 @@ class _Checked:
         self.digests = {}
         super().start_weight_update()  # pyright: ignore
 
-    def receive_weights(self, update_info: Any) -> None:
+    def receive_weights(self, update_info: WeightTransferUpdateInfo) -> None:
         model = self.model  # pyright: ignore
         load = model.load_weights
 
-        def checked(weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
+        def checked(weights: Iterable[tuple[str, torch.Tensor]]) -> object:
             def with_digest() -> Iterator[tuple[str, torch.Tensor]]:
                 for name, tensor in weights:
                     self.digests[name] = tensor_digest(tensor)
@@ -79,10 +79,10 @@ class _Checked:
 
 
 def _repack_tied_heads(model: torch.nn.Module) -> None:
-    """Let every language-model head make its packed CPU weight again.
+    """Make the packed CPU weight of every language-model head again.
 
-    On CPU a head that shares the embedding's parameter keeps a matrix product prepared from the old weight,
-    and the layerwise reload, which sees the parameter only once, does not prepare it anew (vLLM 0.32).
+    On CPU a head that shares the embedding's parameter keeps a matrix product prepared from the old weight. The
+    layerwise reload sees the parameter only once and does not prepare the product again (vLLM 0.32).
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
     from vllm.platforms import current_platform
@@ -97,7 +97,7 @@ def _repack_tied_heads(model: torch.nn.Module) -> None:
 class _GlooTransport(WeightTransferEngine[GlooInit, GlooUpdate]):
     init_info_cls = GlooInit
     update_info_cls = GlooUpdate
-    group: Any = None
+    group: torch.distributed.ProcessGroup | None = None
 
     def init_transfer_engine(self, init_info: GlooInit) -> None:
         parallel = self.parallel_config
@@ -117,13 +117,14 @@ class _GlooTransport(WeightTransferEngine[GlooInit, GlooUpdate]):
         finalize_layerwise_reload(self.model, self.model_config)
 
     def receive_weights(self, update_info: GlooUpdate) -> None:
+        assert self.group is not None
         metas = [
             TensorMeta(name, getattr(torch, dtype), tuple(shape))
             for name, dtype, shape in zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
         ]
         with torch.no_grad():
             for bucket in cut_into_buckets(metas, self.bucket_bytes):
-                # A fresh buffer each time: the layerwise reload keeps views until a layer is complete.
+                # A new buffer each time, because the layerwise reload keeps views until a layer is complete.
                 buffer = torch.empty(sum(meta.nbytes for meta in bucket), dtype=torch.uint8)
                 self.group.broadcast(buffer, 0).wait()
                 self.model.load_weights(unpack_bucket(buffer, bucket))  # pyright: ignore
@@ -137,14 +138,14 @@ class GlooReceiver(_Checked, _GlooTransport):
 
 
 class NcclReceiver(_Checked, NCCLWeightTransferEngine):
-    """Weights over NCCL, for engines on GPUs of their own."""
+    """Weights over NCCL, for engines that do not share the learner's GPUs."""
 
 
 class IpcReceiver(_Checked, IPCWeightTransferEngine):
     """Weights through CUDA IPC, for an engine that shares the learner's GPU."""
 
     def parse_update_info(self, update_dict: dict[str, Any]) -> Any:
-        """Put back what the sender left out of the handles: a packed buffer is always a flat uint8 tensor."""
+        """Add the fields that the sender left out of the handles: a packed buffer is always a flat uint8 tensor."""
         fixed = (1,), 0, torch.storage.TypedStorage, torch.uint8
         handles = {
             gpu: (torch.Tensor, torch.Size([size]), *fixed, *rest)
@@ -154,8 +155,8 @@ class IpcReceiver(_Checked, IPCWeightTransferEngine):
 
 
 class WorkerExtension:
-    """Methods that vLLM adds to each of its workers, reachable by name through `collective_rpc`."""
+    """Methods that vLLM adds to each of its workers. `collective_rpc` calls them by name."""
 
     def received_digests(self) -> dict[str, int]:
-        """Checksum of each tensor of the last sync, by Hugging Face name."""
+        """Return the checksum of each tensor of the last sync, by Hugging Face name."""
         return {name: int(digest) for name, digest in self.weight_transfer_engine.digests.items()}  # pyright: ignore

@@ -1,16 +1,15 @@
-"""Checks of the settings that choose estimator, objective and K. Part of `configcheck.py`."""
+"""Checks of the settings that choose estimator, objective and K."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from maxpo.config import AlgorithmConfig, Config
+from maxpo.config import AlgorithmConfig
+from maxpo.configure.rules import Combination
 from maxpo.estimators.names import BEYOND_K
 from maxpo.estimators.objectives import parse
 
 
 def is_objective(value: str) -> bool:
-    """Whether there is such an objective, its argument included."""
+    """Return True if the objective exists and its argument is valid."""
     try:
         parse(value)
     except ValueError:
@@ -19,17 +18,21 @@ def is_objective(value: str) -> bool:
 
 
 def ks_of(algorithm: AlgorithmConfig) -> list[int]:
-    """Every K that the settings name."""
+    """Return every K that the settings name."""
     return [algorithm.k] if algorithm.k_schedule == "constant" else algorithm.k_values
 
 
 def fits(k: int, group_size: int, advantage: str | None) -> bool:
-    """Whether an estimator takes this K; those that do not use it take any."""
+    """Return True if the estimator accepts this K. Estimators that do not use K accept any."""
     return advantage not in BEYOND_K or 1 <= k <= group_size - BEYOND_K[advantage]
 
 
 def constant_k_fits(algorithm: AlgorithmConfig, advantage: str | None) -> bool:
-    """The same of `algorithm.k`, where it is what is used and within the bounds that it has in any case."""
+    """Return True if the estimator accepts `algorithm.k`.
+
+    Always True if a schedule replaces `algorithm.k`, or if it is out of the bounds that all estimators share: another
+    check reports that.
+    """
     return (
         not 1 <= algorithm.k <= algorithm.group_size
         or algorithm.k_schedule != "constant"
@@ -37,11 +40,11 @@ def constant_k_fits(algorithm: AlgorithmConfig, advantage: str | None) -> bool:
     )
 
 
-ESTIMATOR_COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] = (
+ESTIMATOR_COMBINATIONS: tuple[Combination, ...] = (
     (
         ("algorithm.k", "algorithm.group_size"),
         lambda c: 1 <= c.algorithm.k <= c.algorithm.group_size,
-        "algorithm.k must be at least 1 and at most algorithm.group_size; the metric reward/max@K uses it in any case.",
+        "algorithm.k must be at least 1 and at most algorithm.group_size: the metric reward/max@K always uses K.",
     ),
     (
         ("algorithm.k", "algorithm.group_size", "algorithm.advantage", "algorithm.k_schedule"),
@@ -51,7 +54,7 @@ ESTIMATOR_COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], s
     (
         ("algorithm.mix_with", "algorithm.k", "algorithm.group_size", "algorithm.k_schedule"),
         lambda c: constant_k_fits(c.algorithm, c.algorithm.mix_with),
-        "algorithm.k must be below algorithm.group_size for the estimator that is mixed in, too.",
+        "algorithm.k must be below algorithm.group_size for the estimator in algorithm.mix_with, too.",
     ),
     (
         (
@@ -66,8 +69,8 @@ ESTIMATOR_COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], s
                 for name in (c.algorithm.advantage, c.algorithm.mix_with)
             )
         ),
-        "Each of algorithm.k_values must be at least 1 and at most algorithm.group_size, or below it where an "
-        "advantage leaves one completion out.",
+        "Each of algorithm.k_values must be at least 1 and at most algorithm.group_size, or below algorithm.group_size "
+        "if an advantage leaves one completion out.",
     ),
     (
         ("algorithm.k_schedule", "algorithm.advantage", "algorithm.mix_with"),
@@ -75,7 +78,7 @@ ESTIMATOR_COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], s
             c.algorithm.k_schedule == "constant"
             or any(name in BEYOND_K for name in (c.algorithm.advantage, c.algorithm.mix_with))
         ),
-        "Nothing here uses K, so there is nothing to schedule.",
+        "No estimator here uses K, so algorithm.k_schedule must be constant.",
     ),
     (
         ("algorithm.k_values", "algorithm.k_schedule"),
@@ -102,7 +105,7 @@ ESTIMATOR_COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], s
     (
         ("algorithm.objective", "algorithm.advantage", "algorithm.mix_with"),
         lambda c: c.algorithm.objective == "max" or "maxpo" in (c.algorithm.advantage, c.algorithm.mix_with),
-        "Only the advantage maxpo knows objectives other than max.",
+        "Only the advantage maxpo supports objectives other than max.",
     ),
     (
         ("algorithm.objective", "algorithm.k", "algorithm.k_values", "algorithm.k_schedule"),
@@ -115,4 +118,3 @@ ESTIMATOR_COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], s
         "algorithm.mix_with must be another estimator than algorithm.advantage, or null.",
     ),
 )
-"""Keys that are read, what must hold for the config, and what is said otherwise."""

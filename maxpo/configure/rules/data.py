@@ -1,62 +1,45 @@
-"""Checks of the section `data`, in the form of `configcheck.py`; the sources of `train` and `eval` one by one."""
+"""Checks of the section `data`, with each source in `data.train` and `data.eval`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from maxpo.config import Config
+from maxpo.config.data import FIELDS, are_fields
+from maxpo.configure.rules import Combination
 from maxpo.tasks.registry import TASKS
 
 PATH_HELP = "A relative path starts at the folder in which the command is run, and ~ is not expanded."
-FIELDS = ("prompt", "answer", "source")
-"""What `data.fields` may say the place of."""
 FILE_ENDINGS = (".jsonl", ".json", ".parquet")
-"""A source that ends so is a file."""
-# What would make the template return something else than the text of a prompt.
-_RESERVED = set(
-    """
-    conversation messages add_generation_prompt continue_final_message tokenize return_dict return_tensors
-    return_assistant_tokens_mask padding truncation max_length
-""".split()
-)
-_OF_ROWS: dict[str, Any] = {"source": str, "split": str, "name": str, "fields": dict, "weight": (int, float)}
-_OF_TASKS: dict[str, Any] = {"task": str, "task_args": dict, "size": int, "weight": (int, float)}
-_WORDS: dict[Any, str] = {str: "text", dict: "a mapping", int: "a whole number", (int, float): "a number"}
+"""Endings that make a source a file."""
+_NUMBER = (int, float)
+_OF_ROWS: dict[str, type | tuple[type, ...]] = {
+    "source": str,
+    "split": str,
+    "name": str,
+    "fields": dict,
+    "weight": _NUMBER,
+}
+_OF_TASKS: dict[str, type | tuple[type, ...]] = {"task": str, "task_args": dict, "size": int, "weight": _NUMBER}
+_WORDS: dict[type | tuple[type, ...], str] = {
+    str: "text",
+    dict: "a mapping",
+    int: "a whole number",
+    _NUMBER: "a number",
+}
 
-
-def are_fields(value: Mapping[str, Any]) -> bool:
-    """Whether a mapping says where rows have their fields."""
-    return set(value) <= set(FIELDS) and all(isinstance(name, str) and name for name in value.values())
-
-
-DATA_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("data.train_file", lambda v: Path(v).is_file(), f"There is no such file. {PATH_HELP}"),
-    ("data.eval_file", lambda v: Path(v).is_file(), f"There is no such file. {PATH_HELP}"),
-    (
-        "data.fields",
-        are_fields,
-        f"Must map some of {', '.join(FIELDS)} to names of fields, such as {{prompt: question}}.",
-    ),
-    (
-        "data.template_args",
-        lambda v: not _RESERVED & set(v),
-        f"Must not have {', '.join(sorted(_RESERVED))}: these are not the template's own.",
-    ),
-)
-
-DATA_COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] = (
+DATA_COMBINATIONS: tuple[Combination, ...] = (
     (
         ("data.task", "data.train_file", "data.train"),
         lambda c: (c.data.task is not None) + (c.data.train_file is not None) + bool(c.data.train) == 1,
-        "Exactly one of them must be set, the others null or []: a procedural task, a file of rows, or sources.",
+        "Exactly one of these must be set, the others null or []: a procedural task, a file of rows, or sources.",
     ),
     (
         ("data.eval_file", "data.eval"),
         lambda c: c.data.eval_file is None or not c.data.eval,
-        "At most one of them may be set: add the file to the sources in data.eval.",
+        "At most one of these may be set: add the file to the sources in data.eval.",
     ),
     (
         ("data.eval_file", "data.eval", "data.train_file", "data.train", "eval.every", "eval.at_start", "eval.at_end"),
@@ -71,13 +54,18 @@ DATA_COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], 
 )
 
 
-def source_problems(sources: Sequence[Mapping[str, Any]], *, files_here: bool) -> Iterator[str]:
-    """What is wrong with the entries of `data.train` or `data.eval`."""
+def source_problems(sources: Sequence[Mapping[str, object]], *, files_here: bool) -> Iterator[str]:
+    """Yield what is wrong with the entries of `data.train` or `data.eval`.
+
+    Args:
+        sources: Entries of the setting.
+        files_here: True if the named files are on this machine.
+    """
     for number, source in enumerate(sources, start=1):
         yield from (f"Entry {number}: {wrong}" for wrong in _source_problems(source, files_here=files_here))
 
 
-def _source_problems(source: Mapping[str, Any], *, files_here: bool) -> Iterator[str]:
+def _source_problems(source: Mapping[str, object], *, files_here: bool) -> Iterator[str]:
     if ("source" in source) == ("task" in source):
         yield "it must have either `source` (a file, folder or dataset id) or `task` (a procedural task)."
         return
@@ -87,19 +75,28 @@ def _source_problems(source: Mapping[str, Any], *, files_here: bool) -> Iterator
             yield f"there is no `{name}` here; besides `{next(iter(known))}` there are {', '.join([*known][1:])}."
         elif not isinstance(value, known[name]) or isinstance(value, bool):
             yield f"{name} = {value!r} must be {_WORDS[known[name]]}."
-        elif name == "weight" and not (0 < value < math.inf):
-            yield f"weight = {value} must be more than 0, and finite."
-        elif name == "size" and value <= 0:
-            yield f"size = {value} must be more than 0."
-        elif name == "task" and value not in TASKS:
-            yield f"task = {value} must be one of {', '.join(TASKS)}."
-        elif name == "fields" and not are_fields(value):
-            yield f"fields = {value} must map some of {', '.join(FIELDS)} to names of fields."
-        elif name == "source" and files_here and value.endswith(FILE_ENDINGS) and not Path(value).is_file():
-            yield f"there is no file {value}. {PATH_HELP}"
+        elif message := _out_of_range(name, value, files_here=files_here):
+            yield message
 
 
-def local_sources(sources: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The files and folders among the sources; what is neither may be a dataset id."""
+def _out_of_range(name: str, value: object, *, files_here: bool) -> str | None:
+    """Return what is wrong with one value of a source, whose type is right."""
+    match name, value:
+        case "weight", int(number) | float(number) if not 0 < number < math.inf:
+            return f"weight = {value} must be more than 0, and finite."
+        case "size", int(number) if number <= 0:
+            return f"size = {value} must be more than 0."
+        case "task", str(task) if task not in TASKS:
+            return f"task = {value} must be one of {', '.join(TASKS)}."
+        case "fields", dict() if not are_fields(cast("Mapping[str, object]", value)):
+            return f"fields = {value} must map some of {', '.join(FIELDS)} to names of fields."
+        case "source", str(file) if files_here and file.endswith(FILE_ENDINGS) and not Path(file).is_file():
+            return f"there is no file {value}. {PATH_HELP}"
+        case _:
+            return None
+
+
+def local_sources(sources: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return the files and folders among the sources. All other names may be dataset ids."""
     named = [str(source["source"]) for source in sources if "source" in source]
     return [name for name in named if name.endswith(FILE_ENDINGS) or Path(name).exists() or Path(name).is_absolute()]

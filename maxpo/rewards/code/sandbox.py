@@ -27,8 +27,6 @@ START_S = 10.0
 """Seconds in which a sandbox must be ready."""
 GRACE_S = 1.0
 """Seconds beyond the time limit of a case after which the whole sandbox is killed from outside."""
-LEAST_MEMORY_MIB = 128
-"""Below that the interpreter and its modules do not fit."""
 FOLDER_BYTES = 64 << 20
 """Size of the program's work folder, which lies in memory."""
 _HEADER_BYTES = 64
@@ -137,7 +135,7 @@ class Sandbox:
         """Start it and wait until it is ready to run the program.
 
         Args:
-            kind: stdin, call, serve (the program's side of tests) or judge (the tests' side).
+            kind: stdin, call, serve (the program's side of tests) or asserts (the tests' side).
             config: limits.
             unsafe: without isolation, with the limits only.
             channel: descriptors that serve and judge read from and write to each other; they stay the caller's.

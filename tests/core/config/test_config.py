@@ -6,9 +6,9 @@ import math
 import re
 import subprocess
 import sys
-from dataclasses import is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import yaml
@@ -16,11 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from maxpo.config import Config
+from maxpo.config.ranges import at_least
+from maxpo.configure import fields, loading
 from maxpo.configure.checking import check
 from maxpo.configure.fields import get, leaf_of, schema
 from maxpo.configure.loading import LoadedConfig, load_config
 from maxpo.configure.problems import ConfigError, Problem, Setting
-from maxpo.configure.rules.general import COMBINATIONS, RANGES
+from maxpo.configure.rules.general import COMBINATIONS, ranges_of
 from maxpo.configure.writing import explain, to_yaml
 
 GOOD = {
@@ -499,14 +501,15 @@ class TestChecks:
     def test_every_range_is_tried(self) -> None:
         tried = {override.partition("=")[0] for override in OUT_OF_RANGE}
         plain = {"Must be more than 0.", "Must be 0 or more."}
-        assert {key for key, _, message in RANGES if message not in plain} <= tried
+        assert {key for key in schema() if any(must.message not in plain for must in ranges_of(key))} <= tried
 
     def test_the_two_faults_of_a_model_path_are_told_apart(self) -> None:
         assert "no such folder" in only_problem("model.path=nope").message
         assert "no config.json" in only_problem("model.path=empty").message
 
     @pytest.mark.parametrize(
-        "number", [key for key, field in schema().items() if field.type in (int, float, int | None)]
+        "number",
+        [key for key, field in schema().items() if field.type in (int, float, int | None, float | None)],
     )
     def test_every_number_refuses_nonsense(self, number: str) -> None:
         # algorithm.k has no range of its own: it counts only for the estimators that use it.
@@ -840,18 +843,57 @@ class TestNothingElseIsRaised:
             load(file="f.yaml")
 
 
+@dataclass(kw_only=True)
+class Extra:
+    """A section with a new setting."""
+
+    size: Annotated[int, at_least(3, "that many are needed")] = 5
+    """Size of everything."""
+
+
+@dataclass(kw_only=True)
+class Extended(Config):
+    """All settings and a new section."""
+
+    extra: Extra = field(default_factory=Extra)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_new_setting_is_one_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        for module in (fields, loading):
+            monkeypatch.setattr(module, "Config", Extended)
+        for cached in (fields.sections, fields.schema):
+            cached.cache_clear()
+        assert explain("extra.size") == (
+            "extra.size = 5\n    a whole number\n    Must be 3 or more: that many are needed.\n    Size of everything."
+        )
+        assert only_problem("extra.size=2").message == "Must be 3 or more: that many are needed."
+        assert only_problem("extra.size=x").message == "Must be a whole number."
+        assert load("extra.size=4").config.extra.size == 4  # type: ignore[attr-defined]
+    finally:
+        monkeypatch.undo()
+        for cached in (fields.sections, fields.schema):
+            cached.cache_clear()
+
+
 class TestExplain:
     def test_every_field_has_a_docstring(self) -> None:
         assert [key for key, field in schema().items() if not field.doc] == []
 
     def test_one_section_everything(self) -> None:
         assert explain("algorithm.group_size") == (
-            "algorithm.group_size = 16\n    a whole number\n    Completions per prompt, N."
+            "algorithm.group_size = 16\n"
+            "    a whole number\n"
+            "    Must be 2 or more: completions of a prompt are compared with each other.\n"
+            "    Completions per prompt, N."
         )
         assert re.findall(r"^(\S+) =", explain("sync"), re.M) == ["sync.backend", "sync.bucket_mib", "sync.timeout_s"]
         assert re.findall(r"^(\S+) =", explain(None), re.M) == list(schema())
         assert explain("run.name").startswith("run.name = (must be set)\n    text\n")
         assert "one of maxpo, canonical, pkpo, " in explain("algorithm.advantage")
+        assert "\n    text or null\n    Must be one of calculator, or a class" in explain("environment.name")
+        assert "\n    a number\n    Must be more than 0 and at most 1.\n" in explain("rollout.gpu_memory_utilization")
 
     def test_unknown_key(self) -> None:
         with pytest.raises(ConfigError) as caught:

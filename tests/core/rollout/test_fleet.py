@@ -263,7 +263,7 @@ def test_waiting_for_an_engine_that_never_starts_ends_and_names_it(fake: FakeRay
     workers, made = fleet(start_timeout_s=0.05)
     for i in range(2):
         workers.lost(f"rollout worker {i}", made[i], RayActorError())
-    message = r"(?s)rollout worker 0, rollout worker 1 did not start within rollout.start_timeout_s = 0.05 s; where"
+    message = r"(?s)rollout worker 0, rollout worker 1 did not start within rollout.start_timeout_s = 0.05 s; if"
     with pytest.raises(RunError, match=message):
         workers.wait_for_one()
 

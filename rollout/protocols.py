@@ -1,0 +1,81 @@
+"""What the rest of `rollout/` needs of Ray's actor handles and of tokenizers, as Protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from ray import ObjectRef
+
+from maxpo.types import Group
+
+R = TypeVar("R")
+WeightsState = tuple[int | None, list[dict[str, int]]]
+"""Version of an engine's weights, and for each of its processes the checksum of each tensor received."""
+
+
+class RemoteMethod(Protocol[R]):
+    """A method of an actor."""
+
+    def remote(self, *args: object, **kwargs: object) -> ObjectRef[R]:
+        """Call the method without waiting for its result."""
+        ...
+
+
+class WorkerHandle(Protocol):
+    """The handle of a `rollout.worker.RolloutWorker` in an actor. `RolloutPool` calls further methods by name."""
+
+    @property
+    def start(self) -> RemoteMethod[int]:
+        """Start the engine and return the process id."""
+        ...
+
+    @property
+    def generate(self) -> RemoteMethod[Group]:
+        """Sample a group."""
+        ...
+
+    @property
+    def sign_of_life(self) -> RemoteMethod[None]:
+        """Return when the engine's process answers."""
+        ...
+
+    @property
+    def shutdown(self) -> RemoteMethod[None]:
+        """End the processes of the engine and of the environments."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """A Hugging Face tokenizer, which has no complete types."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source of the chat template. None: the tokenizer has none."""
+        ...
+
+    @property
+    def eos_token(self) -> str:
+        """Text of the end of sequence."""
+        ...
+
+    @property
+    def eos_token_id(self) -> int:
+        """Token of the end of sequence."""
+        ...
+
+    def encode(self, text: str, **options: bool) -> list[int]:
+        """Return the tokens of a text."""
+        ...
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Return the text of some tokens."""
+        ...
+
+    def batch_decode(self, sequences: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
+        """Return the text of each sequence of tokens."""
+        ...
+
+    def apply_chat_template(self, conversation: Sequence[Mapping[str, str]], **options: object) -> str:
+        """Return the text of a conversation."""
+        ...
