@@ -18,13 +18,13 @@ class Extra(TypedDict):
 
 
 META = "meta.json"
-"""The file of a training state that is no tensors."""
+"""Name of the JSON file of a training state."""
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
-"""A parameter's tensors in the files are called `<name>/master` and so on."""
+"""Endings of the names of a parameter's tensors in the files: `<name>/master` and so on."""
 
 
 def read_masters(folder: Path) -> dict[str, Tensor]:
-    """The master weights of a training state by parameter name, on the CPU."""
+    """Return the master weights of a training state by parameter name, on the CPU."""
     masters: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
