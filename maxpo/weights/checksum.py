@@ -9,7 +9,7 @@ from torch import Tensor
 
 CPU_CHUNK, GPU_CHUNK = 1 << 17, 1 << 24
 """Number of words summed at once, without effect on the sum. On a CPU their products take 1 MiB: they stay in the
-cache, and the allocator reuses the memory, whereas larger blocks are fresh pages. On a GPU, few launches are fastest."""
+cache, and the allocator reuses the memory, whereas larger blocks are fresh pages. A GPU wants few launches."""
 
 
 def tensor_digest(tensor: Tensor) -> Tensor:
