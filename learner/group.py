@@ -66,7 +66,7 @@ class LearnerGroup:
 
     def begin_start(self) -> None:
         """Start all ranks without waiting, so that engines can start meanwhile."""
-        timeout = self._config.learner.start_timeout_s
+        timeout = self._config.run.start_timeout_s
         first = next(iter(self._actors))
         rendezvous = {first: self._actors[first].serve_rendezvous.remote()}
         host, port = wait_for(rendezvous, timeout_s=timeout, doing="opening the rendezvous")[first]
@@ -74,7 +74,7 @@ class LearnerGroup:
 
     def finish_start(self) -> int:
         """Wait until all ranks are ready, and return the number of parameters of the model."""
-        timeout = self._config.learner.start_timeout_s
+        timeout = self._config.run.start_timeout_s
         started = wait_for(self._starting, timeout_s=timeout, doing="starting")
         self._pids = {name: pid for name, (pid, _) in started.items()}
         return max(parameters for _, parameters in started.values())
@@ -146,7 +146,7 @@ class LearnerGroup:
 
     def load(self, folder: Path, version: int) -> None:
         """Continue from the files that `save` wrote. The next `publish` sends these weights as `version`."""
-        path, limit = str(folder.resolve()), self._config.learner.start_timeout_s
+        path, limit = str(folder.resolve()), self._config.run.start_timeout_s
         self._call(lambda rank: rank.load.remote(path), limit, "reading a checkpoint")
         self.version = version - 1
 

@@ -40,7 +40,7 @@ class LearnerWorker:
         """Open the rendezvous of all ranks on this worker (rank 0), and return its host and port."""
         from maxpo.weights.rendezvous import serve_store
 
-        self._store, port = serve_store(self._host, self._config.learner.start_timeout_s)
+        self._store, port = serve_store(self._host, self._config.run.start_timeout_s)
         return self._host, port
 
     def start(self, host: str, port: int) -> tuple[int, int]:
@@ -93,7 +93,7 @@ class LearnerWorker:
         os.environ.update(RANK=str(self._rank), WORLD_SIZE=str(learner.ranks), LOCAL_RANK="0")
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=self._store if self._rank == 0 else join_store(host, port, learner.start_timeout_s),
+            store=self._store if self._rank == 0 else join_store(host, port, self._config.run.start_timeout_s),
             rank=self._rank,
             world_size=learner.ranks,
             timeout=timedelta(seconds=learner.step_timeout_s),
