@@ -15,7 +15,7 @@ import pytest
 from maxpo.config import EnvironmentConfig
 from rollout.episodes.environment_pool import EnvironmentPool, StepError
 from tests.fakes import prompt
-from tests.integration.test_cli import maxpo
+from tests.integration.commands import maxpo
 
 
 @pytest.fixture(scope="module")
