@@ -11,8 +11,9 @@ from pathlib import Path
 
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "maxpo": (
-        ("", "config", "errors", "losses", "plugins", "seeds", "timing", "types", "weights", "wording"),
-        ("batches", "environments", "estimators", "files", "protocols", "rewards", "runtime"),
+        ("", "config", "errors", "losses", "seeds", "timing", "types", "weights", "wording"),
+        ("batches", "estimators", "files", "plugins", "protocols", "runtime"),
+        ("environments", "rewards"),
         ("checkpoints", "evaluation", "tasks", "tracking"),
         ("configure", "data"),
         ("loop",),
