@@ -1,15 +1,22 @@
-# make demo   set up and run the demo training on this machine's CPU
-# make test   set up and run the whole test suite
-# make lint   ruff and pyright
+# make demo       set up and run the demo training on this machine's CPU
+# make test       set up and run the whole test suite
+# make check      set up, lint, check types and run the fast tests
+# make lint       ruff and pyright
+# make setup-all  set up with what all tests need, so that `make test` skips tests for a GPU only
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TEST_PROCESSES ?= 2
 VENV := .venv
 LOCK := requirements/cpu.lock
+EXTRAS := requirements/extras.lock
 READY := $(VENV)/.ready
+READY_ALL := $(VENV)/.ready-all
+PYTEST := $(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 
-.PHONY: setup demo test lint clean
+.PHONY: setup setup-all demo test check lint clean
 setup: $(READY)
+setup-all: $(READY_ALL)
 
 # torch's CPU build first: pip may know it already, otherwise PyTorch's own index has it.
 $(READY): $(LOCK) pyproject.toml
@@ -20,11 +27,18 @@ $(READY): $(LOCK) pyproject.toml
 	$(VENV)/bin/pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 
+$(READY_ALL): $(READY) $(EXTRAS)
+	$(VENV)/bin/pip install -q --no-deps -r $(EXTRAS)
+	touch $@
+
 demo: setup
 	$(VENV)/bin/maxpo train configs/presets/demo.yaml
 
 test: setup
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
+
+check: lint
+	$(PYTEST) -m "not slow" tests/contracts tests/core tests/property tests/reference
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.integration.test_cli import environment
+from tests.integration.commands import environment
 
 
 def test_random_kills_lose_and_double_nothing(tmp_path: Path) -> None:

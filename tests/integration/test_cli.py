@@ -1,64 +1,27 @@
-"""The commands as a user types them, in processes of their own."""
+"""The commands as a user types them. Those that start nothing run in this process, but for one of each kind."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-MAXPO = str(Path(sys.executable).with_name("maxpo"))
-SMALL = [
-    "run.steps=3",
-    "eval.prompts=48",
-    "eval.samples=16",
-    "eval.every=2",
-    "eval.greedy=true",
-    "algorithm.prompts_per_step=8",
-    "data.train_size=100",
-    "rollout.max_concurrent_sequences=128",
-]
+from tests.integration.commands import SMALL, InProcess, maxpo
+from tests.integration.conftest import Run
+
+STEPS = [0, 1, 1, 2, 2, 2, 3, 3, 4, 4, 4, 5, 5, 6, 6, 6]
+"""Of each row of metrics.jsonl: each step and its checkpoint, and an evaluation at the start and after each second."""
 
 
-def environment() -> dict[str, str]:
-    """Without the Ray settings of this process: the command makes its own."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"COLUMNS": "120"}
-
-
-def maxpo(*args: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([MAXPO, *args], capture_output=True, text=True, timeout=timeout, env=environment())
-
-
-@dataclass(frozen=True)
-class Run:
-    folder: Path
-    output: str
-    metrics: list[dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    folder = tmp_path_factory.mktemp("runs")
-    done = maxpo("train", "configs/presets/demo.yaml", f"run.dir={folder}", *SMALL)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = (folder / "demo" / "metrics.jsonl").read_text().splitlines()
-    yield Run(folder / "demo", done.stdout, [json.loads(line) for line in lines])
-
-
-def test_a_run_prints_the_tables_and_leaves_its_folder(run: Run) -> None:
-    for text in ("pass@1", "pass@16", "step 0", "step 3", "tokens/s", "generate", "exported model", "run folder"):
-        assert text in run.output
-    assert "3 steps; one step: 8 prompts x 16 completions = 128 sequences" in run.output
-    assert {p.name for p in run.folder.iterdir()} == {
+def test_a_run_prints_the_tables_and_leaves_its_folder(trained: Run) -> None:
+    for text in ("pass@1", "pass@16", "step 0", "step 6", "tokens/s", "generate", "exported model", "run folder"):
+        assert text in trained.output
+    assert "6 steps; one step: 8 prompts x 16 completions = 128 sequences" in trained.output
+    assert {p.name for p in trained.folder.iterdir()} == {
         "config.yaml",
         "metrics.jsonl",
         "tensorboard",
@@ -67,18 +30,18 @@ def test_a_run_prints_the_tables_and_leaves_its_folder(run: Run) -> None:
         "checkpoints",
         "policy",
     }
-    assert [m["step"] for m in run.metrics] == [0, 1, 2, 2, 3, 3, 3]  # evaluations, and the checkpoint at the end
-    assert [m["weights/version"] for m in run.metrics if "weights/version" in m] == [1.0, 2.0, 3.0]
-    assert all(m["mismatch/logprob_abs"] < 1e-4 for m in run.metrics if "train/loss" in m)
-    assert "k: 4" in (run.folder / "config.yaml").read_text()
-    assert len((run.folder / "rollouts" / "step_000002.jsonl").read_text().splitlines()) == 16
+    assert [m["step"] for m in trained.metrics] == STEPS
+    assert [m["weights/version"] for m in trained.metrics if "weights/version" in m] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert all(m["mismatch/logprob_abs"] < 1e-4 for m in trained.metrics if "train/loss" in m)
+    assert "k: 4" in (trained.folder / "config.yaml").read_text()
+    assert len((trained.folder / "rollouts" / "step_000002.jsonl").read_text().splitlines()) == 16
 
 
-def test_tensorboard_holds_what_metrics_jsonl_holds(run: Run) -> None:
-    from tensorboardX.proto.event_pb2 import Event
+def test_tensorboard_holds_what_metrics_jsonl_holds(trained: Run) -> None:
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
     from tensorboardX.record_writer import masked_crc32c
 
-    (file,) = (run.folder / "tensorboard").iterdir()
+    (file,) = (trained.folder / "tensorboard").iterdir()
     data, offset, seen = file.read_bytes(), 0, {}
     while offset < len(data):
         header = data[offset : offset + 8]
@@ -90,24 +53,26 @@ def test_tensorboard_holds_what_metrics_jsonl_holds(run: Run) -> None:
             seen[event.step, value.tag] = value.simple_value
     # TensorBoard has no @ in its tags.
     written = {
-        (m["step"], k.replace("@", "_")): v for m in run.metrics for k, v in m.items() if k not in ("step", "time")
+        (m["step"], k.replace("@", "_")): v for m in trained.metrics for k, v in m.items() if k not in ("step", "time")
     }
     assert set(seen) == set(written)
     assert all(seen[key] == pytest.approx(written[key], rel=1e-6, abs=1e-9) for key in written)
 
 
-def test_the_policy_has_learned_something_and_evaluates_as_it_did_in_training(run: Run, tmp_path: Path) -> None:
+def test_the_policy_has_learned_something_and_evaluates_as_it_did_in_training(
+    trained: Run, tmp_path: Path, in_process: InProcess
+) -> None:
     before = load_file("configs/models/countdown-0.5m/model.safetensors")
-    after = load_file(run.folder / "policy" / "model.safetensors")
+    after = load_file(trained.folder / "policy" / "model.safetensors")
     assert set(before) == set(after)
     moved = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
     assert moved == set(before)
 
-    for name, model in (("a", "configs/models/countdown-0.5m"), ("b", str(run.folder))):
+    for name, model in (("a", "configs/models/countdown-0.5m"), ("b", str(trained.folder))):
         done = maxpo("evaluate", model, "configs/presets/demo.yaml", *SMALL, "--out", str(tmp_path / name), "--json")
         assert done.returncode == 0, done.stdout + done.stderr
         printed = json.loads(done.stdout)
-        evaluations = [m for m in run.metrics if "eval/pass@1" in m]
+        evaluations = [m for m in trained.metrics if "eval/pass@1" in m]
         in_training = evaluations[0 if name == "a" else -1]
         figures = printed["overall"]["estimates"]
         assert set(figures) == {"pass@1", "pass@4", "pass@8", "pass@16", "avg@16", "greedy"}
@@ -120,10 +85,10 @@ def test_the_policy_has_learned_something_and_evaluates_as_it_did_in_training(ru
         assert len(written["prompts"]) == 48
         assert len((tmp_path / name / "rollouts" / "eval.jsonl").read_text().splitlines()) == 48 * 16
 
-    done = maxpo("compare", str(tmp_path / "a"), str(tmp_path / "b"))
+    done = in_process("compare", str(tmp_path / "a"), str(tmp_path / "b"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all prompts (48)" in done.stdout
-    done = maxpo("compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json")
+    done = in_process("compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json")
     for figure, d in json.loads(done.stdout)["overall"]["figures"].items():
         moved = evaluations[-1][f"eval/{figure}"] - evaluations[0][f"eval/{figure}"]
         assert d["difference"]["value"] == pytest.approx(moved, abs=0.03)
@@ -166,10 +131,12 @@ def test_dry_run_checks_everything_and_starts_nothing(tmp_path: Path) -> None:
         (["reward.by_source={gsm8k: exact}"], ["reward.by_source: no prompt is from gsm8k; sources are ['countdown']"]),
     ],
 )
-def test_mistakes_are_told_before_anything_starts(overrides: list[str], messages: list[str], tmp_path: Path) -> None:
+def test_mistakes_are_told_before_anything_starts(
+    overrides: list[str], messages: list[str], tmp_path: Path, in_process: InProcess
+) -> None:
     if "needs 5 GPUs" in messages and torch.cuda.device_count() >= 5:
         pytest.skip("this machine has the GPUs")
-    done = maxpo("train", "configs/presets/demo.yaml", f"run.dir={tmp_path}", "--dry-run", *overrides)
+    done = in_process("train", "configs/presets/demo.yaml", f"run.dir={tmp_path}", "--dry-run", *overrides)
     assert done.returncode == 2, done.stdout + done.stderr
     for message in messages:
         assert message in done.stderr
@@ -186,8 +153,8 @@ def test_an_existing_run_folder_is_not_touched(tmp_path: Path) -> None:
     assert (tmp_path / "demo" / "precious").read_text() == "data"
 
 
-def test_config_explain() -> None:
-    done = maxpo("config", "explain", "algorithm.k")
+def test_config_explain(in_process: InProcess) -> None:
+    done = in_process("config", "explain", "algorithm.k")
     assert done.returncode == 0
     assert done.stdout.startswith("algorithm.k = 4")
-    assert maxpo("config", "explain", "algorithm.kay").returncode == 2
+    assert in_process("config", "explain", "algorithm.kay").returncode == 2

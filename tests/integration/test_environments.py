@@ -15,7 +15,7 @@ import pytest
 from maxpo.config import EnvironmentConfig
 from rollout.episodes.environment_pool import EnvironmentPool, StepError
 from tests.fakes import prompt
-from tests.integration.test_cli import maxpo
+from tests.integration.commands import maxpo
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_a_step_without_a_turn_is_a_timeout_and_others_are_taken_again() -> None
         await asyncio.sleep(2.0)
         return (await pool.step(state, "fine"))[1].observation
 
-    async def both() -> list[object]:
+    async def both() -> tuple[object, object]:
         return await asyncio.gather(pool.step(state, "hang"), later(), return_exceptions=True)
 
     try:

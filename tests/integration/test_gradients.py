@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,9 +20,9 @@ from maxpo.config import AlgorithmConfig
 from maxpo.estimators.advantages import ADVANTAGES, maxpo
 from maxpo.loop.selection import assess
 from maxpo.types import Completion, Group, Prompt, ScoredGroup, StepBatch
-from tests.integration.learner_ranks import job, run_ranks
+from tests.integration.conftest import MODEL, Learned, RankResult, Rounds
+from tests.integration.learner_ranks import job
 
-MODEL = "configs/models/countdown-0.5m"
 KS = (1, 2, 3, 2, 1)
 
 
@@ -127,7 +128,7 @@ def plain_loss(
 def plain_gradients(batch: StepBatch, aggregation: str, path: str = MODEL, **kwargs: Any) -> dict[str, torch.Tensor]:
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
     plain_loss(model, batch, aggregation, **kwargs).backward()
-    return {name: p.grad for name, p in model.named_parameters()}
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def assert_same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tolerance: float = 2e-5) -> None:
@@ -165,10 +166,8 @@ def lopsided() -> StepBatch:
     )
 
 
-@pytest.fixture(scope="module")
-def untied(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The demo model with a head of its own."""
-    folder = tmp_path_factory.mktemp("untied")
+def write_untied(folder: Path) -> str:
+    """Write the demo model with a head of its own. Returns the folder."""
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32, tie_word_embeddings=False)
     generator = torch.Generator().manual_seed(0)
     model.lm_head.weight = torch.nn.Parameter(0.1 * torch.randn(model.lm_head.weight.shape, generator=generator))
@@ -176,11 +175,10 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def one_rank(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Any, Any]]:
+def one_rank_jobs() -> list[dict[str, Any]]:
     batch = make_batch(0)
     positive = with_signal(batch, "pkpo_loo_minus_one")
-    jobs = [
+    return [
         job([batch], aggregation="constant"),  # one row
         job([batch], aggregation="constant", budget=45, logprob_chunk=3),  # nearly a row per sequence
         job([batch], aggregation="token_mean", budget=100, stage=1),
@@ -195,15 +193,14 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Any, A
         job([positive], aggregation="constant", advantage="pkpo_loo_minus_one", entropy_coef=0.3),
         job([make_batch(0, k=KS, mix_weight=0.25)], aggregation="constant", mix_with="rloo", objective="min"),
     ]
-    return run_ranks(1, MODEL, jobs, str(tmp_path_factory.mktemp("ranks") / "one.pt"))
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory, untied: str) -> list[tuple[Any, Any, Any]]:
+def two_rank_jobs(folder: Path) -> list[dict[str, Any]]:
     batch = make_batch(0)
     positive = with_signal(batch, "pkpo_loo_minus_one")
+    untied = write_untied(folder / "untied")
     # Nothing stays gathered, as in a large model: each use of a parameter is a collective of its own.
-    no_cache = tmp_path_factory.mktemp("ds") / "no_cache.json"
+    no_cache = folder / "no_cache.json"
     zero = {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0, "stage3_max_live_parameters": 0}
     no_cache.write_text(json.dumps({"zero_optimization": zero}))
     jobs = [job([batch], aggregation="constant", budget=100, stage=stage) for stage in (0, 1, 2, 3)]
@@ -228,7 +225,27 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, untied: str) -> list[tup
         | {"temperature": 0.7},
         job([positive], **shared, advantage="pkpo_loo_minus_one", minibatches=2, budget=60),
     ]
-    return run_ranks(2, MODEL, jobs, str(tmp_path_factory.mktemp("ranks") / "two.pt"))
+    return jobs
+
+
+def rank_jobs(folder: Path) -> Rounds:
+    one, two = one_rank_jobs(), two_rank_jobs(folder)
+    return {f"one {i}": job for i, job in enumerate(one)}, {f"two {i}": job for i, job in enumerate(two)}, {}
+
+
+@pytest.fixture(scope="module")
+def one_rank(learned: Learned) -> list[RankResult]:
+    return [result for name, result in learned.results.items() if name.startswith("one ")]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(learned: Learned) -> list[RankResult]:
+    return [result for name, result in learned.results.items() if name.startswith("two ")]
+
+
+@pytest.fixture(scope="module")
+def untied(learned: Learned) -> str:
+    return str(learned.folder / "untied")
 
 
 def test_packed_gradients_equal_one_sequence_at_a_time(one_rank: Any) -> None:

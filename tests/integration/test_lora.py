@@ -20,29 +20,22 @@ from maxpo.checkpoints.local import Checkpoints
 from maxpo.config import LoraConfig
 from maxpo.configure.loading import load_config
 from maxpo.errors import InputError
-from tests.integration.learner_ranks import adapt, job, run_ranks
-from tests.integration.test_cli import maxpo
-from tests.integration.test_gradients import MODEL, assert_same, make_batch, plain_loss
+from tests.integration.commands import maxpo
+from tests.integration.conftest import MODEL, Learned, RankResult, Rounds
+from tests.integration.learner_ranks import adapt, job
+from tests.integration.test_gradients import assert_same, make_batch, plain_loss
 from tests.integration.test_training_state import assert_equal, contents
 
 LORA = LoraConfig(rank=4, alpha=6.0)
 RESUMED = [(0, "float32"), (3, "bfloat16")]
 BATCHES = [make_batch(seed) for seed in range(3)]
-Result = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[dict[str, float]]]
 
 
 def lora_job(batches: list[Any], **settings: Any) -> dict[str, Any]:
     return job(batches, **({"aggregation": "constant", "budget": 100, "lora": LORA} | settings))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("lora")
-
-
-@pytest.fixture(scope="module")
-def results(folder: Path) -> dict[str, Result]:
-    """What two ranks made of each job, by name."""
+def rank_jobs(folder: Path) -> Rounds:
     kl: dict[str, Any] = {"kl_coef": 0.5, "stage": 3, "gradient_checkpointing": True}
     jobs = {f"stage {stage}": lora_job(BATCHES[:1], stage=stage) for stage in (1, 2, 3)}
     jobs |= {
@@ -58,15 +51,25 @@ def results(folder: Path) -> dict[str, Result]:
             f"{stage} whole": lora_job(BATCHES, **own),
             f"{stage} resumed": lora_job(BATCHES[1:], **own) | {"load": saved},
         }
-    found = run_ranks(2, MODEL, list(jobs.values()), str(folder / "results.pt"))
-    return dict(zip(jobs, found, strict=True))
+    return {}, jobs, {}
+
+
+@pytest.fixture(scope="module")
+def folder(learned: Learned) -> Path:
+    return learned.folder
+
+
+@pytest.fixture(scope="module")
+def results(learned: Learned) -> dict[str, RankResult]:
+    """What two ranks made of each job, by name."""
+    return learned.results
 
 
 def plain_model() -> Any:
     return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32, attn_implementation="eager")
 
 
-def test_the_adapters_gradient_is_that_of_plain_pytorch_at_every_stage(results: dict[str, Result]) -> None:
+def test_the_adapters_gradient_is_that_of_plain_pytorch_at_every_stage(results: dict[str, RankResult]) -> None:
     lm = plain_model()
     adapt(lm, LORA)
     plain_loss(lm, BATCHES[0], "constant").backward()
@@ -76,7 +79,7 @@ def test_the_adapters_gradient_is_that_of_plain_pytorch_at_every_stage(results: 
         assert_same(results[name][0], want)  # type: ignore[arg-type]
 
 
-def test_an_update_changes_the_adapter_alone(results: dict[str, Result]) -> None:
+def test_an_update_changes_the_adapter_alone(results: dict[str, RankResult]) -> None:
     for dtype, names in (
         (torch.float32, ["0 saved", "0 whole", "stage 1", "stage 2", "stage 3"]),
         (torch.bfloat16, ["3 whole"]),
@@ -89,7 +92,7 @@ def test_an_update_changes_the_adapter_alone(results: dict[str, Result]) -> None
                 assert torch.equal(after, before.detach().float()) == (".lora_" not in key), (name, key)
 
 
-def test_the_reference_is_the_base_without_a_model_of_its_own(results: dict[str, Result]) -> None:
+def test_the_reference_is_the_base_without_a_model_of_its_own(results: dict[str, RankResult]) -> None:
     (gradient, _, metrics), (want, _, want_metrics) = results["kl"], results["kl to a model"]
     assert_same(gradient, want)
     assert metrics[0]["policy/reference_kl"] == pytest.approx(want_metrics[0]["policy/reference_kl"], rel=1e-4)
@@ -101,7 +104,7 @@ def test_the_reference_is_the_base_without_a_model_of_its_own(results: dict[str,
 
 @pytest.mark.parametrize(("stage", "dtype"), RESUMED)
 def test_resumed_equals_never_stopped_bit_for_bit(
-    stage: int, dtype: str, results: dict[str, Result], folder: Path
+    stage: int, dtype: str, results: dict[str, RankResult], folder: Path
 ) -> None:
     assert_equal(results[f"{stage} resumed"][1], results[f"{stage} whole"][1])
     assert any(not torch.equal(w, results[f"{stage} saved"][1][key]) for key, w in results[f"{stage} whole"][1].items())
@@ -113,7 +116,7 @@ def test_resumed_equals_never_stopped_bit_for_bit(
     assert not any(rounded)
 
 
-def test_a_state_of_another_rank_is_refused(folder: Path, results: dict[str, Result]) -> None:
+def test_a_state_of_another_rank_is_refused(folder: Path, results: dict[str, RankResult]) -> None:
     from learner.state.training_state import TrainingState
 
     assert results

@@ -17,8 +17,9 @@ import torch.multiprocessing as mp
 from maxpo.config import LearnerConfig
 from maxpo.types import StepBatch
 from maxpo.weights.rendezvous import serve_store
-from tests.integration.learner_ranks import job, run_ranks
-from tests.integration.test_gradients import MODEL, make_batch
+from tests.integration.conftest import Learned, Rounds
+from tests.integration.learner_ranks import job
+from tests.integration.test_gradients import make_batch
 from tests.integration.test_training_state import LAYOUTS, assert_equal, contents
 
 GOOD = [make_batch(0), make_batch(1)]
@@ -51,39 +52,38 @@ CASES |= {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("nonfinite")
-
-
-@pytest.fixture(scope="module")
-def metrics(folder: Path) -> dict[str, list[dict[str, float]]]:
-    """Metrics of runs with and without steps that are refused; their states after each batch are in the folder."""
-    found: dict[str, list[dict[str, float]]] = {}
-    for ranks in (1, 2):
-        jobs: dict[str, dict[str, Any]] = {}
-        for name, (world, stage, dtype, extra) in CASES.items():
-            file = folder / f"{name}.json"
-            file.write_text(json.dumps(extra))
-            settings = {"aggregation": "constant", "budget": 100, "stage": stage, "dtype": dtype, "schedule": "linear"}
-            # DeepSpeed takes other paths without clipping.
-            settings |= {"on_nonfinite": "skip", "grad_clip": 0.0 if stage == 2 else 1.0}
-            settings |= {"deepspeed": str(file)}
-            if world == ranks:
-                jobs[f"{name} spoilt"] = job(BATCHES, **settings) | {"poison": POISON}
-                jobs[f"{name} good"] = job(GOOD, **settings)
-        if ranks == 1:
-            for stage in (0, 2):
-                stopping = job(BATCHES[:4], aggregation="constant", budget=100, stage=stage)
-                raises = dict.fromkeys((0,), "the gradient is not finite; no optimizer step was taken")
-                raises |= dict.fromkeys((2, 3), "the loss is not finite; no optimizer step was taken")
-                jobs[f"stop {stage}"] = stopping | {"poison": POISON, "raises": raises}
-            jobs["halves"] = job([spoilt(make_batch(0, 4), 3)], minibatches=2, budget=100, on_nonfinite="skip")
+def rank_jobs(folder: Path) -> Rounds:
+    """Runs with and without steps that are refused; their states after each batch are saved in the folder."""
+    one, two = (dict[str, Any](), dict[str, Any]())
+    for name, (world, stage, dtype, extra) in CASES.items():
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(extra))
+        settings = {"aggregation": "constant", "budget": 100, "stage": stage, "dtype": dtype, "schedule": "linear"}
+        # DeepSpeed takes other paths without clipping.
+        settings |= {"on_nonfinite": "skip", "grad_clip": 0.0 if stage == 2 else 1.0, "deepspeed": str(file)}
+        jobs = one if world == 1 else two
+        jobs[f"{name} spoilt"] = job(BATCHES, **settings) | {"poison": POISON}
+        jobs[f"{name} good"] = job(GOOD, **settings)
+    for stage in (0, 2):
+        stopping = job(BATCHES[:4], aggregation="constant", budget=100, stage=stage)
+        raises = dict.fromkeys((0,), "the gradient is not finite; no optimizer step was taken")
+        raises |= dict.fromkeys((2, 3), "the loss is not finite; no optimizer step was taken")
+        one[f"stop {stage}"] = stopping | {"poison": POISON, "raises": raises}
+    one["halves"] = job([spoilt(make_batch(0, 4), 3)], minibatches=2, budget=100, on_nonfinite="skip")
+    for jobs in (one, two):
         for name in jobs:
             jobs[name]["save_each"] = str(folder / name)
-        results = run_ranks(ranks, MODEL, list(jobs.values()), str(folder / f"{ranks}.pt"))
-        found |= {name: result[2] for name, result in zip(jobs, results, strict=True)}
-    return found
+    return one, two, {}
+
+
+@pytest.fixture(scope="module")
+def folder(learned: Learned) -> Path:
+    return learned.folder
+
+
+@pytest.fixture(scope="module")
+def metrics(learned: Learned) -> dict[str, list[dict[str, float]]]:
+    return {name: result[2] for name, result in learned.results.items()}
 
 
 def assert_same_state(a: Path, b: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_cli import maxpo
+from tests.integration.commands import maxpo
 
 STORED = Path("tests/stored/run")
 

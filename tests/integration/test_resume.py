@@ -17,13 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from maxpo.checkpoints.local import Checkpoints
-from tests.integration.test_cli import MAXPO, SMALL, environment, maxpo
-
-SETTINGS = [*SMALL, "run.steps=6", "checkpoint.every=1", "algorithm.k_schedule=adaptive", "algorithm.k_values=[1,6]"]
-
-
-def command(folder: Path) -> list[str]:
-    return ["train", "configs/presets/demo.yaml", f"run.dir={folder}", "run.name=run", *SETTINGS]
+from tests.integration.commands import MAXPO, InProcess, environment, maxpo, training
+from tests.integration.conftest import Run
 
 
 def figures(run: Path) -> list[dict[str, Any]]:
@@ -42,18 +37,15 @@ def assert_same_run(run: Path, whole: Path) -> None:
         assert torch.equal(got[name], tensor), name
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    done = maxpo(*command(folder))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "run"
+@pytest.fixture
+def whole(trained: Run) -> Path:
+    return trained.folder
 
 
 def start(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
     with (folder / "output.txt").open("wb") as output:
         return subprocess.Popen(
-            [MAXPO, *command(folder), *overrides],
+            [MAXPO, *training(folder), *overrides],
             stdout=output,
             stderr=output,
             env=environment(),
@@ -76,20 +68,26 @@ def learner_of(process: subprocess.Popen[bytes]) -> psutil.Process:
     return next(p for p in family if "LearnerWorker" in _title(p))
 
 
-def until_step(run: Path, step: int, folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
-    """Start the run; returns when the checkpoint of `step` is there."""
-    process = start(folder, *overrides)
+def until_step(run: Path, step: int, folder: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait for the checkpoint of `step`."""
     deadline = time.monotonic() + 240
     while not (run / "checkpoints" / f"step_{step:06d}").is_dir():
         assert process.poll() is None, (folder / "output.txt").read_text()[-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    return process
 
 
-def test_killed_with_everything_it_started_and_resumed(whole: Path, tmp_path: Path) -> None:
+def test_a_dead_learner_starts_again_and_a_run_killed_with_all_its_processes_resumes(
+    whole: Path, tmp_path: Path, in_process: InProcess
+) -> None:
     run = tmp_path / "run"
-    process = until_step(run, 3, tmp_path)
+    process = start(tmp_path, "learner.max_restarts=1")
+    until_step(run, 2, tmp_path, process)
+    learner_of(process).kill()
+    text = until_output("going on from", tmp_path, process)
+    assert re.search(r"learner rank 0 died while .*worker-\*-\d+\.\*", text)
+    assert "starting the learner again; 0 restarts are left" in text
+    until_step(run, Checkpoints(run / "checkpoints").steps()[-1] + 1, tmp_path, process)
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for member in family:
         member.suspend()
@@ -111,7 +109,7 @@ def test_killed_with_everything_it_started_and_resumed(whole: Path, tmp_path: Pa
     assert all(torch.equal(inside[name], outside[name]) for name in outside)
 
     exported = tmp_path / "exported"
-    done = maxpo("export", str(run), "--step", "6", "--to", str(exported))
+    done = in_process("export", str(run), "--step", "6", "--to", str(exported))
     assert done.returncode == 0, done.stderr
     got, want = (load_file(folder / "model.safetensors") for folder in (exported, run / "policy"))
     assert set(got) == set(want)
@@ -121,14 +119,15 @@ def test_killed_with_everything_it_started_and_resumed(whole: Path, tmp_path: Pa
         (["--to", str(exported)], "exists already"),
         (["--step", "1", "--to", str(tmp_path / "x")], "has checkpoints of steps [5, 6]"),
     ):
-        refused = maxpo("export", str(run), *arguments)
+        refused = in_process("export", str(run), *arguments)
         assert (refused.returncode, message in refused.stderr) == (2, True), refused.stderr
 
 
-def test_ctrl_c_saves_and_another_layout_goes_on(whole: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_another_layout_goes_on(whole: Path, tmp_path: Path, in_process: InProcess) -> None:
     """SIGTERM, which asks for the same, reaches a real run in `test_cluster.py`."""
     run = tmp_path / "run"
-    process = until_step(run, 2, tmp_path)
+    process = start(tmp_path)
+    until_step(run, 2, tmp_path, process)
     # As a terminal does it: to every process of the group.
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=120) == 130, (tmp_path / "output.txt").read_text()[-3000:]
@@ -138,7 +137,7 @@ def test_ctrl_c_saves_and_another_layout_goes_on(whole: Path, tmp_path: Path) ->
     assert "go on with: maxpo resume" in text
     assert "Traceback" not in text
     # A setting that may change is shown; the seed may not.
-    refused = maxpo("resume", str(run), "run.seed=1")
+    refused = in_process("resume", str(run), "run.seed=1")
     assert refused.returncode == 2
     assert "run.seed: 0 in the checkpoint, 1 now" in refused.stderr
     # Another number of engines and ranks and another stage sum up in another order, so the last bits differ.
@@ -147,7 +146,7 @@ def test_ctrl_c_saves_and_another_layout_goes_on(whole: Path, tmp_path: Path) ->
     newest = Checkpoints(run / "checkpoints").newest_good()[0]
     assert newest is not None
     other = ["rollout.workers=2", "learner.ranks=2", "learner.zero_stage=3"]
-    done = maxpo(*command(tmp_path), *other, f"checkpoint.resume={newest.resolve()}")
+    done = maxpo(*training(tmp_path), *other, f"checkpoint.resume={newest.resolve()}")
     assert done.returncode == 0, done.stdout + done.stderr
     for change in ("rollout.workers: 1 -> 2", "learner.ranks: 1 -> 2", "learner.zero_stage: 2 -> 3"):
         assert f"changed: {change}" in done.stdout
@@ -160,25 +159,13 @@ def test_ctrl_c_saves_and_another_layout_goes_on(whole: Path, tmp_path: Path) ->
     assert first["train/grad_norm"] == pytest.approx(same["train/grad_norm"], rel=1e-4)
 
 
-def test_a_learner_that_dies_is_started_again(whole: Path, tmp_path: Path) -> None:
-    """Until that was often enough, see `test_learner_restarts.py`."""
-    run = tmp_path / "run"
-    process = until_step(run, 2, tmp_path, "learner.max_restarts=1")
-    learner_of(process).kill()
-    text = until_output("going on from", tmp_path, process)
-    assert re.search(r"learner rank 0 died while .*worker-\*-\d+\.\*", text)
-    assert "starting the learner again; 0 restarts are left" in text
-    assert process.wait(timeout=240) == 0, (tmp_path / "output.txt").read_text()[-3000:]
-    assert_same_run(run, whole)
-
-
 def test_a_run_without_progress_ends_and_says_who_waits_for_whom(tmp_path: Path) -> None:
     """And until then a second process cannot train it."""
     run = tmp_path / "run"
     process = start(tmp_path, "run.steps=1000", "run.stall_timeout_s=5", "eval.at_start=false")
     until_output("step 2 ", tmp_path, process)
     # A second process cannot train the same run meanwhile.
-    refused = maxpo(*command(tmp_path), "run.overwrite=true")
+    refused = maxpo(*training(tmp_path), "run.overwrite=true")
     assert refused.returncode == 2
     assert f"{run} is in use by process {process.pid} on " in refused.stderr
     learner = learner_of(process)

@@ -88,14 +88,14 @@ def test_new_weights_reach_every_engine_and_change_what_it_says(stack: Stack, tm
         stack.rollouts.confirm(manifest)
         folder = tmp_path / f"v{manifest.version}"
         stack.learner.export(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         exported = dict(model.named_parameters())
         assert set(exported) == set(manifest.names)
         for name, digest in zip(manifest.names, manifest.digests, strict=True):
             assert int(tensor_digest(exported[name].detach())) == digest, name
         for receiver in stack.rollouts.receivers():
             for prompt in stack.held_out[:4]:
-                group = ray.get(receiver.actor.generate.remote(f"g{prompt.prompt_id}", prompt, 1, 0, greedy=True))
+                group: Any = ray.get(receiver.actor.generate.remote(f"g{prompt.prompt_id}", prompt, 1, 0, greedy=True))
                 ids = torch.tensor([prompt.token_ids])
                 want = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=26, do_sample=False)[
                     0, ids.shape[1] :
@@ -187,16 +187,3 @@ def test_every_port_of_the_run_is_on_loopback(stack: Stack) -> None:
     }
     assert any("ray" in name for name, _ in listening)
     assert {(name, ip) for name, ip in listening if ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")} == set()
-
-
-def test_an_engine_that_hangs_in_a_sync_is_named_after_the_deadline(stack: Stack) -> None:
-    """Last, because it leaves the learner waiting: an engine process is stopped, as a lost machine would be."""
-    actor = stack.rollouts.receivers()[1].actor
-    pid = ray.get(actor.process_id.remote())
-    (core,) = [p for p in psutil.Process(pid).children(recursive=True) if p.memory_info().rss > 200 << 20]
-    core.suspend()
-    try:
-        with pytest.raises(RemoteError, match=r"worker 1 did not finish preparing to receive weights within 10 s"):
-            stack.learner.publish(stack.rollouts.receivers())
-    finally:
-        core.kill()

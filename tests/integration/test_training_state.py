@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.integration.learner_ranks import job, run_ranks
-from tests.integration.test_gradients import MODEL, make_batch
+from tests.integration.conftest import Learned, Rounds
+from tests.integration.learner_ranks import job
+from tests.integration.test_gradients import make_batch
 
 LAYOUTS = [
     (stage, dtype) for stage in (0, 1, 2, 3) for dtype in ("float32", "bfloat16") if (stage, dtype) != (0, "bfloat16")
@@ -29,44 +30,48 @@ def name(ranks: int, layout: tuple[int, str]) -> str:
     return f"{ranks}-{layout[0]}-{layout[1]}"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("states")
+def making(ranks: int, folder: Path) -> dict[str, dict[str, Any]]:
+    """Two batches (saved), three batches in one go, and the third after a load, of each layout."""
+    jobs: dict[str, dict[str, Any]] = {}
+    for layout in LAYOUTS:
+        own = name(ranks, layout)
+        jobs[f"{own} saved"] = layout_job(layout, BATCHES[:2], save=folder / own)
+        jobs[f"{own} whole"] = layout_job(layout, BATCHES)
+        jobs[f"{own} resumed"] = layout_job(layout, BATCHES[2:], load=folder / own)
+    jobs[f"{ranks} fresh"] = layout_job((2, "float32"), [], save=folder / f"{ranks}-fresh")
+    return jobs
+
+
+def loading(ranks: int, others: int, folder: Path) -> dict[str, dict[str, Any]]:
+    """Loads of the states that `others` ranks saved, in each layout that may take them over."""
+    jobs: dict[str, dict[str, Any]] = {}
+    for there in LAYOUTS:
+        for here in LAYOUTS:
+            if there[1] == here[1] == "float32" or there[0] == here[0]:
+                source, move = name(others, there), f"{name(others, there)} in {name(ranks, here)}"
+                jobs[move] = layout_job(here, [], load=folder / source, save=folder / move)
+    return jobs
+
+
+def rank_jobs(folder: Path) -> Rounds:
+    one_batch = layout_job((3, "float32"), BATCHES[:1])
+    fresh = {"fresh in 1": layout_job((3, "float32"), BATCHES[:1], load=folder / "2-fresh")}
+    return (
+        making(1, folder) | {"one batch": one_batch},
+        making(2, folder) | loading(2, 1, folder),
+        loading(1, 2, folder) | fresh,
+    )
 
 
 @pytest.fixture(scope="module")
-def weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Weights after: two batches (saved), three batches in one go, and every load, by what was done."""
-    found: dict[str, dict[str, torch.Tensor]] = {}
+def folder(learned: Learned) -> Path:
+    return learned.folder
 
-    def run(ranks: int, jobs: dict[str, dict[str, Any]]) -> None:
-        results = run_ranks(ranks, MODEL, list(jobs.values()), str(folder / f"{len(found)}.pt"))
-        found.update({key: result[1] for key, result in zip(jobs, results, strict=True)})
 
-    def making(ranks: int) -> dict[str, dict[str, Any]]:
-        jobs: dict[str, dict[str, Any]] = {}
-        for layout in LAYOUTS:
-            own = name(ranks, layout)
-            jobs[f"{own} saved"] = layout_job(layout, BATCHES[:2], save=folder / own)
-            jobs[f"{own} whole"] = layout_job(layout, BATCHES)
-            jobs[f"{own} resumed"] = layout_job(layout, BATCHES[2:], load=folder / own)
-        jobs[f"{ranks} fresh"] = layout_job((2, "float32"), [], save=folder / f"{ranks}-fresh")
-        return jobs
-
-    def loading(ranks: int, others: int) -> dict[str, dict[str, Any]]:
-        jobs: dict[str, dict[str, Any]] = {}
-        for there in LAYOUTS:
-            for here in LAYOUTS:
-                if there[1] == here[1] == "float32" or there[0] == here[0]:
-                    source, move = name(others, there), f"{name(others, there)} in {name(ranks, here)}"
-                    jobs[move] = layout_job(here, [], load=folder / source, save=folder / move)
-        return jobs
-
-    run(1, making(1))
-    run(2, making(2) | loading(2, 1))
-    run(1, loading(1, 2) | {"fresh in 1": layout_job((3, "float32"), BATCHES[:1], load=folder / "2-fresh")})
-    run(1, {"one batch": layout_job((3, "float32"), BATCHES[:1])})
-    return found
+@pytest.fixture(scope="module")
+def weights(learned: Learned) -> dict[str, dict[str, torch.Tensor]]:
+    """Weights at the end of each job."""
+    return {name: result[1] for name, result in learned.results.items()}
 
 
 def contents(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -1,48 +1,34 @@
-"""Workers and engines that are killed: what they worked on is sampled elsewhere, and replacements come back."""
+"""Workers and engines that are killed: what they worked on is sampled elsewhere, and replacements come back.
+
+They belong to the system of `test_stack.py`, which comes first.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import psutil
 import pytest
 import ray
 
-from launch.cluster.system import System, system
-from launch.run.preflight import load_data
-from maxpo.configure.loading import load_config
-from maxpo.errors import LearnerLostError, RunError
+from launch.cluster.system import System
+from maxpo.errors import LearnerLostError, RemoteError, RunError
 from maxpo.loop.publish import publish
 from maxpo.types import Group, Prompt
-from tests.integration.conftest import DEMO
+from tests.integration.conftest import Stack
 
 PROMPTS = 60
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    folder = tmp_path_factory.mktemp("restarts")
-    overrides = [
-        f"run.dir={folder}",
-        "data.train_size=200",
-        "learner.zero_stage=3",
-        "learner.cpu_threads=1",
-        "learner.ranks=2",
-        "rollout.max_concurrent_sequences=64",
-        "rollout.workers=2",
-        "rollout.max_restarts=100",
-        "sync.bucket_mib=1",
-        "sync.timeout_s=15",
-        "rollout.health_timeout_s=8",
-    ]
-    config = load_config([DEMO], overrides).config
-    prompts.extend(load_data(config)[0][:PROMPTS])
-    with system(config, folder / "log") as up:
-        publish(up.rollouts, up.learner)
-        yield up
+def running(stack: Stack) -> System:
+    prompts[:] = stack.train[:PROMPTS]
+    publish(stack.rollouts, stack.learner)
+    return stack.system
 
 
 prompts: list[Prompt] = []
@@ -50,7 +36,7 @@ prompts: list[Prompt] = []
 
 
 def actor_of(running: System, number: int) -> psutil.Process:
-    actor = running.rollouts._fleet.serving[f"rollout worker {number}"]
+    actor: Any = running.rollouts._fleet.serving[f"rollout worker {number}"]
     return psutil.Process(ray.get(actor.process_id.remote()))
 
 
@@ -204,7 +190,7 @@ def test_a_learner_rank_that_dies_is_named_and_the_learner_starts_again(
 
 
 def test_too_many_losses_stop_the_run(running: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Last: the pool is not used after this."""
+    """The pool is not used after this."""
     fleet = running.rollouts._fleet
     monkeypatch.setattr(fleet, "_config", replace(fleet._config, max_restarts=len(fleet._losses)))
     process = actor_of(running, 1)
@@ -213,3 +199,15 @@ def test_too_many_losses_stop_the_run(running: System, monkeypatch: pytest.Monke
         RunError, match=rf"(?s)rollout.max_restarts = .*rollout worker 1: .*worker-\*-{process.pid}\.\*"
     ):
         generate(running)
+
+
+def test_an_engine_that_hangs_in_a_sync_is_named_after_the_deadline(running: System) -> None:
+    """Last, because it leaves the learner waiting: an engine process is stopped, as a lost machine would be."""
+    (receiver,) = (r for r in running.rollouts.receivers() if r.name == "rollout worker 0")
+    core = core_of(running, 0)
+    core.suspend()
+    try:
+        with pytest.raises(RemoteError, match=r"worker 0 did not finish preparing to receive weights within 15 s"):
+            running.learner.publish([receiver])
+    finally:
+        core.kill()
