@@ -44,7 +44,7 @@ SETTINGS = [
     *("run.steps=100000", "run.overwrite=false", "eval.at_start=false", "eval.at_end=false"),
     *(f"algorithm.prompts_per_step={PROMPTS}", f"tracking.save_rollouts={PROMPTS}", "tracking.tensorboard=false"),
     *(f"rollout.workers={WORKERS}", "rollout.max_concurrent_sequences=128", "rollout.max_restarts=100"),
-    *("rollout.health_interval_s=2", "rollout.health_timeout_s=10", "rollout.health_grace_s=5"),
+    "rollout.health_timeout_s=10",
     *("reward.workers=2", "reward.verifier=benchmarks.chaos:unhurried"),
     *("learner.cpu_threads=1", "learner.max_restarts=100", "sync.timeout_s=60"),
     *("checkpoint.every=5", "checkpoint.asynchronous=true", "checkpoint.keep_last=3"),

@@ -2,7 +2,7 @@
 
     python benchmarks/control_plane.py --json out.json
 
-`maxpo.loop.train.train`, `RolloutPool`, `Fleet`, `RewardPool` and Ray are real, on their own Ray cluster. The
+`maxpo.loop.train.Trainer`, `RolloutPool`, `Fleet`, `RewardPool` and Ray are real, on their own Ray cluster. The
 workers are fakes: a few actors answer for all workers, each question by its own Ray call, with completions that were
 made once. The fake learner only puts the batch into Ray's object store, as the driver does for the real learner. The
 script measures the CPU seconds of the driver process, all threads together, for each group. It also measures wall time,

@@ -1,23 +1,58 @@
-"""Checks of `reward.args` and `environment.args`: which arguments there are, and what they may be."""
+"""Verifiers and environments by name, of MaxPO or of users, and checks of their arguments."""
 
 from __future__ import annotations
 
-import difflib
+import importlib
 import inspect
 import math
 import re
-import types
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, Union, cast, get_args, get_origin
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
+
+from maxpo.wording import describe, did_you_mean, parts
+
+T = TypeVar("T")
 
 PASSED = 3
-"""Arguments that a function of your own is called with: prompt, text and reference."""
+"""Number of positional arguments of a user's verifier: prompt, text and reference."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A question that names what may have been meant, to be put after a message; empty where nothing is alike."""
-    found = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {found[0]}?" if found else ""
+def find(
+    name: str,
+    registry: Mapping[str, T],
+    kind: str,
+    *,
+    form: str,
+    fits: Callable[[object], bool],
+    needed: str,
+    others: Sequence[str] = (),
+) -> T:
+    """Return the entry of a registry, or import `package.module:name`.
+
+    Args:
+        name: Name in the registry, or address of an object in a user's module.
+        registry: Name -> entry.
+        kind: Kind of the entries, for messages, such as "verifier".
+        form: Form of an address, for messages.
+        fits: Returns True if an imported object can be an entry.
+        needed: Description of such an object, for messages.
+        others: Further names for the message, which the caller handles itself.
+
+    Raises:
+        ValueError: The name is unknown, the import fails, or the object does not fit.
+    """
+    if name in registry:
+        return registry[name]
+    module, separator, attribute = name.partition(":")
+    if not separator:
+        raise ValueError(f"no {kind} is called {name!r}: use one of {sorted([*registry, *others])}, or {form}")
+    try:
+        entry: T = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{kind} {name!r} cannot be imported: {error}") from error
+    if not fits(entry):
+        raise ValueError(f"{kind} {name!r} is not {needed}")
+    return entry
 
 
 def _compiles(pattern: str) -> bool:
@@ -42,63 +77,66 @@ RULES: Mapping[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
     ),
     "regex": (lambda a: a["pattern"] is None or _compiles(a["pattern"]), "pattern must be one of Python's re"),
 }
-"""What must hold for all arguments of a verifier or an environment together, and what is said otherwise."""
+"""Condition that all arguments of a verifier or an environment must meet together, and the message otherwise."""
 
 
-def mistakes(name: str, function: Callable[..., Any], given: object) -> list[str]:
-    """What is wrong with the arguments of a verifier or an environment. Values are not shown: they may be secrets.
+def mistakes(name: str, function: Callable[..., object], given: object) -> list[str]:
+    """Return messages about wrong arguments of a verifier or an environment.
+
+    The messages do not show values, which may be secrets.
 
     Args:
-        name: As in `REWARDS` or `ENVIRONMENTS`, or `package.module:function`.
-        function: The verifier, whose arguments after those it is always called with are settings, or the class of the
-            environment.
-        given: Name to value, as the user wrote it.
+        name: Name in `REWARDS` or `ENVIRONMENTS`, or `package.module:function`.
+        function: Verifier, whose arguments after the positional ones are settings, or class of the environment.
+        given: Name -> value, as the user wrote them.
     """
     if not isinstance(given, Mapping):
         return [f"{name} takes a mapping of arguments, such as {{name: value}}."]
-    arguments = cast("Mapping[str, Any]", given)
+    arguments = cast("Mapping[str, object]", given)
     own = ":" in name
-    settings: dict[str, inspect.Parameter] = {}
-    for position, (key, parameter) in enumerate(inspect.signature(function, eval_str=not own).parameters.items()):
-        if parameter.kind is parameter.VAR_KEYWORD:
-            return []
-        if parameter.kind is parameter.KEYWORD_ONLY or (own and position >= PASSED):
-            settings[key] = parameter
-    found: list[str] = []
+    settings = _settings(function, own)
+    if settings is None:
+        return []
+    messages: list[str] = []
     for key, value in arguments.items():
         if key not in settings:
             known = f"it has {', '.join(settings)}" if settings else "it has none"
-            found.append(f"{name} has no argument {key}: {known}.{nearest(key, settings)}")
+            messages.append(f"{name} has no argument {key}: {known}.{did_you_mean(key, settings)}")
         elif not own and not _fits(value, settings[key].annotation):
-            found.append(f"{name}: {key} must be {_describe(settings[key].annotation)}.")
-    if found or name not in RULES:
-        return found
+            messages.append(f"{name}: {key} must be {describe(settings[key].annotation)}.")
+    if messages or name not in RULES:
+        return messages
     holds, message = RULES[name]
-    whole = {key: parameter.default for key, parameter in settings.items()} | dict(arguments)
-    return [] if holds(whole) else [f"{name}: {message}."]
+    values = {key: parameter.default for key, parameter in settings.items()} | dict(arguments)
+    return [] if holds(values) else [f"{name}: {message}."]
 
 
-def _members(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+def _settings(function: Callable[..., object], own: bool) -> dict[str, inspect.Parameter] | None:
+    """Return the parameters of a function that are settings. None: any argument is allowed.
+
+    Args:
+        function: Verifier or class.
+        own: True for a function of a user, whose settings may be positional too.
+    """
+    settings: dict[str, inspect.Parameter] = {}
+    for position, (key, parameter) in enumerate(inspect.signature(function, eval_str=not own).parameters.items()):
+        if parameter.kind is parameter.VAR_KEYWORD:
+            return None
+        if parameter.kind is parameter.KEYWORD_ONLY or (own and position >= PASSED):
+            settings[key] = parameter
+    return settings
 
 
-def _fits(value: object, hint: Any) -> bool:
-    return any(_is(value, member) for member in _members(hint))
+def _fits(value: object, hint: object) -> bool:
+    """Return True if a value has the type of a hint."""
+    return any(_is(value, member) for member in parts(hint))
 
 
-def _is(value: object, hint: Any) -> bool:
+def _is(value: object, hint: object) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _describe(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
-    return " or ".join(
-        "one of " + ", ".join(get_args(member)) if get_origin(member) is Literal else names.get(member, str(member))
-        for member in _members(hint)
-    )
+    return isinstance(hint, type) and isinstance(value, hint)

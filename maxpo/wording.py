@@ -7,40 +7,43 @@ import types
 from collections.abc import Iterable
 from typing import Literal, Union, get_args, get_origin
 
+_NAMES: dict[object, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    types.NoneType: "null",
+}
+
 
 def parts(hint: object) -> tuple[object, ...]:
-    """Return the members of a union, or the type itself as the only member."""
+    """Return the members of a union, or `hint` itself if it is another type."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def describe(hint: object) -> str:
-    """Describe the values of a type in words."""
-    names: dict[object, str] = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "text",
-        types.NoneType: "null",
-    }
-    words: list[str] = []
-    for part in parts(hint):
-        if get_origin(part) is Literal:
-            words.append("one of " + ", ".join(get_args(part)))
-        elif get_origin(part) is list:
-            inner = get_args(part)[0]
-            if get_origin(inner) is dict:
-                words.append("a list of mappings, such as [{name: value}]")
-            else:
-                words.append("a list of text" if inner is str else f"a list of {describe(inner)[2:]}s, such as [1, 2]")
-        else:
-            words.append("a mapping, such as {name: value}" if get_origin(part) is dict else names[part])
-    return " or ".join(words)
+    """Return the values that a type allows, in words."""
+    return " or ".join(map(_describe_one, parts(hint)))
+
+
+def _describe_one(hint: object) -> str:
+    origin = get_origin(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(get_args(hint))
+    if origin is dict:
+        return "a mapping, such as {name: value}"
+    if origin is list:
+        inner = get_args(hint)[0]
+        if get_origin(inner) is dict:
+            return "a list of mappings, such as [{name: value}]"
+        return "a list of text" if inner is str else f"a list of {describe(inner)[2:]}s, such as [1, 2]"
+    return _NAMES.get(hint, str(hint))
 
 
 def nearest(key: str, known: Iterable[str]) -> tuple[str, ...]:
-    """Return up to three known keys most similar to `key`, best first.
+    """Return at most three known keys that are most like `key`, best first.
 
-    Full keys are compared, and last names: the section may be wrong or missing.
+    Keys are compared in full and by their last name, so a wrong or forgotten section does not matter much.
     """
 
     def ratio(a: str, b: str) -> float:
@@ -50,6 +53,17 @@ def nearest(key: str, known: Iterable[str]) -> tuple[str, ...]:
         return max(ratio(key, name), 0.95 * ratio(key.rpartition(".")[2], name.rpartition(".")[2]))
 
     score = {name: alike(name) for name in known}
-    least = max(0.7, max(score.values()) - 0.05)
+    least = max(0.7, max(score.values(), default=0.0) - 0.05)
     ranked = sorted((name for name in score if score[name] >= least), key=lambda name: -score[name])
     return tuple(ranked[:3])
+
+
+def did_you_mean(key: str, known: Iterable[str]) -> str:
+    """Return a question with the nearest known keys, to be put after a message. Empty if no key is near."""
+    return question(nearest(key, known))
+
+
+def question(keys: Iterable[str]) -> str:
+    """Return " Did you mean ...?", or nothing without keys."""
+    names = " or ".join(keys)
+    return f" Did you mean {names}?" if names else ""

@@ -168,7 +168,7 @@ def rounded(values: Sequence[float] | np.ndarray) -> list[float]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Print all arms and differences as text."""
+    """Return all arms and differences as text."""
     names = [f"max@{k}" for k in REPORTED_K]
     head = f"{'lr tuned for max@K':<24}{'lr':>5}" + "".join(f"{name:>24}" for name in names)
     lines = [head]
@@ -209,7 +209,7 @@ def draw(results: dict[str, Any], reward: str) -> Figure:
 
 
 def look(estimator: str) -> dict[str, Any]:
-    """Draw line and marker. maxpo is drawn first and larger, so that it stays visible under an equal curve."""
+    """Return line and marker. maxpo is drawn first and larger, so that it stays visible under an equal curve."""
     return common.LINES[estimator] | {"markersize": 8 if estimator == "maxpo" else 4.5}
 
 

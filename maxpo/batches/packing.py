@@ -1,7 +1,7 @@
 """From scored groups to packed microbatches, balanced over learner ranks.
 
-A microbatch is one row of T tokens: sequences one after the other, without padding. Which sequences share a
-row, and which rank gets the row, changes nothing but speed: weights and denominators are global.
+A microbatch is one row of T tokens: sequences one after the other, without padding. The assignment of sequences to
+rows and of rows to ranks changes only the speed, because weights and denominators are global.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ class TrainBatch:
 
     token_ids: Int[Tensor, " T"]
     position_ids: Int[Tensor, " T"]
-    """Position within its own sequence; 0 starts a sequence."""
+    """Position of each token within its sequence. 0 starts a sequence."""
     lengths: tuple[int, ...]
-    """[B] tokens of each sequence; they add up to T."""
+    """[B] Number of tokens of each sequence. The sum is T."""
     loss_mask: Bool[Tensor, " T"]
     """True where the token contributes to the loss."""
     rollout_logprobs: Float[Tensor, " T"]
     advantages: Float[Tensor, " T"]
-    """The advantage of its sequence at each token."""
+    """Advantage of the sequence that each token belongs to."""
     token_weights: Float[Tensor, " T"]
-    """Weight of each token in the loss of the step, from global counts (`maxpo.losses.aggregation`)."""
+    """Weight of each token in the loss of the step, computed from global counts (`maxpo.losses.aggregation`)."""
 
     def to(self, device: torch.device) -> TrainBatch:
-        """The same batch on `device`."""
+        """Return this batch on `device`."""
         return TrainBatch(
             token_ids=self.token_ids.to(device),
             position_ids=self.position_ids.to(device),
@@ -47,19 +47,20 @@ class TrainBatch:
 
 
 def plan_microbatches(lengths: Sequence[int], token_budget: int, ranks: int) -> list[list[list[int]]]:
-    """Which sequences go together: plan[rank][microbatch] is a list of indices into `lengths`.
+    """Assign sequences to microbatches. plan[rank][microbatch] is a list of indices into `lengths`.
 
-    Every rank gets the same number of microbatches, since ZeRO-3 gathers parameters together; a microbatch may
-    be empty. Longest first to the least loaded rank, then to the least loaded microbatch with room.
+    Every rank gets the same number of microbatches. A microbatch may be empty. The longest sequence goes first, to the
+    least loaded rank and within the rank to the least loaded microbatch.
 
     Raises:
-        ValueError: a sequence is longer than the budget.
+        ValueError: A sequence is longer than the budget.
     """
     too_long = max(lengths, default=0)
     if too_long > token_budget:
         raise ValueError(
-            f"a sequence of {too_long} tokens does not fit learner.token_budget = {token_budget}; raise the budget"
+            f"a sequence of {too_long} tokens does not fit learner.token_budget = {token_budget}. Raise the budget."
         )
+    # The index breaks ties, so that the plan depends on the lengths only.
     longest_first = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     shares: list[list[int]] = [[] for _ in range(ranks)]
     load = [0] * ranks
@@ -68,6 +69,8 @@ def plan_microbatches(lengths: Sequence[int], token_budget: int, ranks: int) -> 
         shares[rank].append(i)
         load[rank] += lengths[i]
 
+    # All ranks take the same count of rows, since ZeRO-3 gathers parameters on all ranks together. The count starts at
+    # the lower bound of the fullest rank and grows while the rows of some rank overflow.
     count = max(1, *(-(-rank_load // token_budget) for rank_load in load))
     while True:
         plan = [_fill(share, lengths, token_budget, count) for share in shares]
@@ -77,7 +80,7 @@ def plan_microbatches(lengths: Sequence[int], token_budget: int, ranks: int) -> 
 
 
 def _fill(share: Sequence[int], lengths: Sequence[int], token_budget: int, count: int) -> list[list[int]] | None:
-    """The share in `count` bins, each to the least loaded bin; None where one overflows."""
+    """Put each sequence of the share into the least loaded of `count` bins. Return None if a bin overflows."""
     bins: list[list[int]] = [[] for _ in range(count)]
     load = [0] * count
     for i in share:
@@ -95,14 +98,17 @@ def pack(
     weight_of: Callable[[Sample], float],
     multiple: int = 1,
 ) -> TrainBatch:
-    """One row of the samples, on the CPU. No samples give two tokens without loss, which keep ranks in step.
+    """Pack the samples into one row on the CPU.
+
+    An empty list of samples gives a row of two tokens without loss, which keeps the ranks in step.
 
     Args:
-        samples: what goes into the row.
-        advantages: of all groups; each sample takes its own entry.
-        weight_of: weight of each loss token of a sample.
-        multiple: tokens without loss follow until T is a multiple of this.
+        samples: Samples of the row.
+        advantages: Advantages of all groups. Each sample takes the entry at its group and index.
+        weight_of: Function that gives the weight of each loss token of a sample.
+        multiple: Divisor of T. Tokens without loss fill the row up to the next multiple.
     """
+    # A rank without samples must still run forward and backward, since ZeRO-3 waits for all ranks.
     samples = list(samples) or [_filler(2)]
     if missing := -sum(len(s.token_ids) for s in samples) % multiple:
         samples.append(_filler(missing))
@@ -123,12 +129,13 @@ def pack(
 
 
 def own_part(batch: TrainBatch, part: int, parts: int) -> TrainBatch:
-    """The row for one of `parts` ranks that share it: the loss of the tokens that its part of the row predicts.
+    """Return the row as rank `part` of the `parts` ranks that share the row sees the loss.
 
-    That part is T / parts tokens, and each predicts the one that follows it.
+    A part is T / parts tokens. The loss mask keeps the tokens that this part predicts.
     """
     each = batch.token_ids.shape[0] // parts
     mask = torch.zeros_like(batch.loss_mask)
+    # Each token predicts the next one, so the slice of predicted tokens lies one position to the right.
     own = slice(part * each + 1, (part + 1) * each + 1)
     mask[own] = batch.loss_mask[own]
     return replace(batch, loss_mask=mask)

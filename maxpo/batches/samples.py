@@ -1,4 +1,4 @@
-"""Scored groups as samples and as a matrix of rewards."""
+"""Conversion of scored groups to samples and to a matrix of rewards."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from maxpo.types import Group, ScoredGroup
 
 
 def unique_fraction(groups: Sequence[ScoredGroup]) -> float:
-    """Different completions of a group divided by its size, mean over groups."""
+    """Return the mean of `unique_share` over the groups."""
     return float(np.mean([unique_share(scored.group) for scored in groups]))
 
 
 def unique_share(group: Group) -> float:
-    """Different completions of a group divided by its size."""
+    """Return the number of different completions of a group divided by the group size."""
     return len({c.token_ids for c in group.completions}) / len(group.completions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One prompt with one valid completion, L tokens in all; per-token arrays are [L]."""
+    """One prompt with one valid completion, L tokens in total. Arrays per token are [L]."""
 
     group: int
+    """Row of the advantage in the [G, N] matrix."""
     index: int
-    """Row and column of its advantage in the [G, N] matrix."""
+    """Column of the advantage in the [G, N] matrix."""
     token_ids: tuple[int, ...]
     loss_mask: tuple[bool, ...]
     rollout_logprobs: tuple[float, ...]
-    """0 where loss_mask is False."""
+    """Log-probability of each token at sampling, in nats. 0 where `loss_mask` is False."""
 
     @property
     def loss_tokens(self) -> int:
@@ -44,14 +45,14 @@ class Sample:
 def reward_matrix(
     groups: Sequence[ScoredGroup], device: torch.device
 ) -> tuple[Float[Tensor, "G N"], Bool[Tensor, "G N"]]:
-    """Rewards and validity of the groups as matrices; the reward of an invalid sample is 0 and means nothing."""
+    """Return rewards and validity of the groups as matrices. The reward of an invalid sample is a filler, 0."""
     valid = torch.tensor([group.valid for group in groups], dtype=torch.bool, device=device)
     rewards = torch.tensor([group.rewards for group in groups], dtype=torch.float64, device=device)
     return torch.where(valid, rewards, 0.0), valid
 
 
 def valid_samples(groups: Sequence[ScoredGroup]) -> list[Sample]:
-    """The valid samples of all groups, in order."""
+    """Return the valid samples of all groups in order, without those that have an empty completion."""
     samples: list[Sample] = []
     for g, scored in enumerate(groups):
         prompt = scored.group.prompt.token_ids

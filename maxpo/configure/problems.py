@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from maxpo.wording import question
+
 DEFAULT = "default"
 """Where a value comes from that nobody set."""
 
@@ -52,8 +54,7 @@ class Problem:
         return self.settings[0].key
 
     def __str__(self) -> str:
-        hint = f" Did you mean {' or '.join(self.nearest)}?" if self.nearest else ""
-        text = textwrap.fill(self.message + hint, 90, break_long_words=False, break_on_hyphens=False)
+        text = textwrap.fill(self.message + question(self.nearest), 90, break_long_words=False, break_on_hyphens=False)
         return "\n".join(["  " + str(setting) for setting in self.settings] + [textwrap.indent(text, "      ")])
 
 

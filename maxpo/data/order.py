@@ -1,4 +1,4 @@
-"""Mixtures of sources, and the order in which prompts are drawn."""
+"""Mixtures of sources, and the order of the draws."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from math import gcd, lcm
-from typing import Any, cast
+from typing import Any, overload
 
 from maxpo.data.rows import Rows
 from maxpo.errors import DataError
@@ -20,20 +20,24 @@ from maxpo.types import Prompt
 
 @dataclass(frozen=True)
 class Mixture(Sequence[Prompt]):
-    """The prompts of several sources, one source after the other, and how often each is drawn."""
+    """The prompts of several sources, one source after the other, and the weight of each source."""
 
     parts: Sequence[Sequence[Prompt]]
     names: Sequence[str]
     weights: Sequence[int]
-    """Draws of each part out of their sum."""
+    """Number of draws from each part, out of the sum of all weights."""
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        position = range(len(self))[cast("int", index)]
+        position = range(len(self))[index]
         for part in self.parts:
             if position < len(part):
                 return part[position]
@@ -42,11 +46,11 @@ class Mixture(Sequence[Prompt]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all prompts in their order, with their tokens, and of the weights where there are several sources."""
-        found = [part.fingerprint if isinstance(part, Rows) else _fingerprint(part) for part in self.parts]
-        if len(found) == 1:
-            return found[0]
-        return hashlib.sha256(json.dumps([found, list(self.weights)]).encode()).hexdigest()
+        """Hash of all prompts in order, with their tokens, and of the weights if there are several sources."""
+        hashes = [part.fingerprint if isinstance(part, Rows) else _fingerprint(part) for part in self.parts]
+        if len(hashes) == 1:
+            return hashes[0]
+        return hashlib.sha256(json.dumps([hashes, list(self.weights)]).encode()).hexdigest()
 
 
 def _fingerprint(prompts: Sequence[Prompt]) -> str:
@@ -56,8 +60,8 @@ def _fingerprint(prompts: Sequence[Prompt]) -> str:
     return digest.hexdigest()
 
 
-def integer_weights(entries: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The weights of the sources in their lowest terms, as whole numbers, so that nothing is ever rounded."""
+def integer_weights(entries: Sequence[Mapping[str, object]]) -> list[int]:
+    """Return the weights of the sources as integers in lowest terms, so that nothing is rounded."""
     exact = [Fraction(str(entry.get("weight", 1))) for entry in entries]
     scale = lcm(*(weight.denominator for weight in exact))
     whole = [int(weight * scale) for weight in exact]
@@ -65,17 +69,17 @@ def integer_weights(entries: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 class WeightedRoundRobin:
-    """Whose turn it is among sources with weights: always the one that is furthest behind its share.
+    """Chooses the source of each draw: the one that is furthest behind its share.
 
-    No source is ever a whole draw ahead of its share, and after as many draws as the weights sum up to, each has had
-    exactly its weight of them; so a position is found again in less than so many steps.
+    No source is ever one draw ahead of its share. After as many draws as the sum of the weights, each source has had
+    exactly its weight of them. So `seek` needs fewer steps than that sum.
     """
 
     def __init__(self, weights: Sequence[int]) -> None:
         """Start at the first draw."""
         self._weights, self._sum = weights, sum(weights)
         self.drawn = [0] * len(weights)
-        """Draws of each source so far."""
+        """Number of draws from each source so far."""
 
     def seek(self, cursor: int) -> None:
         """Go to the position after `cursor` draws."""
@@ -85,7 +89,7 @@ class WeightedRoundRobin:
             self.next()
 
     def next(self) -> int:
-        """The source of the next draw."""
+        """Return the source of the next draw."""
         if len(self.drawn) == 1:
             chosen = 0
         else:
@@ -97,41 +101,41 @@ class WeightedRoundRobin:
 
 
 class PromptStream:
-    """Prompts in an order that a seed and an integer determine: a new permutation for each pass over a source."""
+    """Prompts in an order that depends on a seed and a position only: a new permutation for each pass over a source."""
 
     def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
-        """Start at the beginning of the first pass; of a `Mixture` the sources take turns."""
+        """Start at the beginning of the first pass. The sources of a `Mixture` alternate by weight."""
         self._prompts = prompts if isinstance(prompts, Mixture) else Mixture([prompts], [""], [1])
         self._seed = seed
         self._cursor = 0
-        self._turns = WeightedRoundRobin(self._prompts.weights)
+        self._rotation = WeightedRoundRobin(self._prompts.weights)
         self._orders: dict[int, tuple[int, array[int]]] = {}
 
     def next(self, count: int) -> list[Prompt]:
-        """The next `count` prompts; passes follow one another without a gap."""
+        """Return the next `count` prompts. Passes follow one another without a gap."""
         taken: list[Prompt] = []
         for _ in range(count):
-            source = self._turns.next()
+            source = self._rotation.next()
             part = self._prompts.parts[source]
-            epoch, position = divmod(self._turns.drawn[source] - 1, len(part))
+            epoch, position = divmod(self._rotation.drawn[source] - 1, len(part))
             taken.append(part[self._permutation(source, epoch)[position]])
             self._cursor += 1
         return taken
 
     @property
     def epoch(self) -> float:
-        """Draws so far for each prompt there is; of one source its passes."""
+        """Number of draws divided by the number of prompts. With one source: number of passes."""
         return self._cursor / len(self._prompts)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The position, and which prompts it is in, as plain JSON."""
+    def state_dict(self) -> dict[str, str | int]:
+        """Return the position, and the identity of the prompts, as plain JSON."""
         return {"cursor": self._cursor, "seed": self._seed, "prompts": self._prompts.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a position.
 
         Raises:
-            DataError: the position belongs to another seed, or to other prompts.
+            DataError: The position belongs to another seed, or to other prompts.
         """
         if state["seed"] != self._seed:
             raise DataError(f"the data position was saved with run.seed = {state['seed']}, this run has {self._seed}")
@@ -142,14 +146,14 @@ class PromptStream:
                 "section data, or the tokenizer in model.path have changed"
             )
         self._cursor = state["cursor"]
-        self._turns.seek(self._cursor)
+        self._rotation.seek(self._cursor)
 
     def _permutation(self, source: int, epoch: int) -> array[int]:
         known = self._orders.get(source)
         if known is None or known[0] != epoch:
             part = self._prompts.parts[source]
             order = array("Q", range(len(part)))
-            # Of one source the name is the one it has always had, so that old checkpoints go on.
+            # With one source the name is that of old versions, so that their checkpoints can be resumed.
             name = f"{self._seed}/{epoch}" + (f"/{source}" if len(self._prompts.parts) > 1 else "")
             random.Random(name).shuffle(order)
             known = self._orders[source] = epoch, order

@@ -1,4 +1,4 @@
-"""Prompts: where they come from, and the order in which training sees them."""
+"""Training and evaluation prompts from files, data sets and procedural tasks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Any
 
 from maxpo.config import DataConfig
 from maxpo.data.order import Mixture, WeightedRoundRobin, integer_weights
-from maxpo.data.rows import Chat, Encode, Reader, Rows, columns, said
+from maxpo.data.rows import Chat, Encode, Reader, Rows, columns, left_out
 from maxpo.data.tables import open_table
 from maxpo.errors import DataError
+from maxpo.tasks.base import TaskProblem
 from maxpo.tasks.registry import TASKS
 from maxpo.types import Prompt
+
+Entry = Mapping[str, Any]
+"""A source, as in `data.train`."""
 
 
 def load_prompts(
@@ -25,18 +29,18 @@ def load_prompts(
     chat: Chat | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Mixture, list[Prompt]]:
-    """Training and evaluation prompts. Rows of files are checked here, and made into prompts when they are drawn.
+    """Return the training and the evaluation prompts. Rows of files are checked now, and made into prompts when drawn.
 
     Args:
-        config: the section `data`.
-        seed: of procedural tasks.
-        eval_size: evaluation prompts wanted; of a file the first ones are taken. 0: none.
-        encode: the policy's tokenizer.
-        chat: its chat template; None: it has none.
-        say: told what was found in each source, and what of it is left out.
+        config: Section `data`.
+        seed: Seed of procedural tasks.
+        eval_size: Number of evaluation prompts, the first ones of each file. 0: none.
+        encode: Tokenizer of the policy.
+        chat: Chat template of the tokenizer. None: the tokenizer has none.
+        say: Called with a line about each source and the rows that are left out.
 
     Raises:
-        DataError: bad rows, a prompt over `data.max_prompt_tokens`, or too few evaluation rows.
+        DataError: Rows are wrong, a prompt is over `data.max_prompt_tokens`, or there are too few evaluation rows.
     """
     reader = Reader(
         encode=encode,
@@ -47,44 +51,55 @@ def load_prompts(
         drop_overlong=config.overlong == "drop",
         max_bad_rows=config.max_bad_rows,
     )
-    own_task = [] if config.task is None else [{"task": config.task, "task_args": config.task_args}]
-    train = config.train or own_task or [{"source": config.train_file}]
-    weights = integer_weights(train)
+    task: list[Entry] = [] if config.task is None else [{"task": config.task, "task_args": config.task_args}]
+    train: Sequence[Entry] = config.train or task or [{"source": config.train_file}]
+    held_out: Sequence[Entry] = config.eval or ([{"source": config.eval_file}] if config.eval_file else task)
+    training = _training(train, config, reader, seed, say)
+    return training, _evaluation(held_out, config, reader, seed, eval_size, say) if eval_size else []
+
+
+def _training(
+    entries: Sequence[Entry], config: DataConfig, reader: Reader, seed: int, say: Callable[[str], None]
+) -> Mixture:
+    weights = integer_weights(entries)
+    names = [_name(entry) for entry in entries]
     seen: Counter[str] = Counter()
-    parts = [_load(entry, config, reader, seed, seen, held_out=False, limit=None) for entry in train]
-    names = [_name(entry) for entry in train]
+    parts = [_load(entry, config, reader, seed, seen, held_out=False, limit=None) for entry in entries]
     for name, part, weight in zip(names, parts, weights, strict=True):
         share = f", {weight / sum(weights):.1%} of the draws" if len(parts) > 1 else ""
         say(f"training: {name}: {_described(part, share)}")
-    if not eval_size:
-        return Mixture(parts, names, weights), []
-    held_out = config.eval or ([{"source": config.eval_file}] if config.eval_file else own_task)
-    rotation = WeightedRoundRobin(integer_weights(held_out))
-    order = [rotation.next() for _ in range(eval_size)]
-    wanted = Counter(order)
-    seen.clear()
+    return Mixture(parts, names, weights)
+
+
+def _evaluation(
+    entries: Sequence[Entry], config: DataConfig, reader: Reader, seed: int, size: int, say: Callable[[str], None]
+) -> list[Prompt]:
+    """Return the first prompts of each source, as many as its weight allows, in the order of a mixture."""
+    rotation = WeightedRoundRobin(integer_weights(entries))
+    order = [rotation.next() for _ in range(size)]
+    seen: Counter[str] = Counter()
     queues: list[list[Prompt]] = []
-    for index, entry in enumerate(held_out):
-        part = _load(entry, config, reader, seed, seen, held_out=True, limit=wanted[index])
+    for entry, wanted in zip(entries, rotation.drawn, strict=True):
+        part = _load(entry, config, reader, seed, seen, held_out=True, limit=wanted)
         say(f"evaluation: {_name(entry)}: {_described(part)}")
-        if len(part) < wanted[index]:
-            others = f", of which {wanted[index]} are its share" if len(held_out) > 1 else ""
-            raise DataError(f"{_name(entry)}: {len(part)} rows, but eval.prompts = {eval_size}{others}")
+        if len(part) < wanted:
+            others = f", of which {wanted} are its share" if len(entries) > 1 else ""
+            raise DataError(f"{_name(entry)}: {len(part)} rows, but eval.prompts = {size}{others}")
         queues.append(list(part)[::-1])
-    return Mixture(parts, names, weights), [queues[index].pop() for index in order]
+    return [queues[source].pop() for source in order]
 
 
-def _name(entry: Mapping[str, Any]) -> str:
+def _name(entry: Entry) -> str:
     return str(entry.get("task") or "/".join(str(entry[key]) for key in ("source", "name", "split") if entry.get(key)))
 
 
 def _described(part: Sequence[Prompt], share: str = "") -> str:
-    left_out = said(part.findings) if isinstance(part, Rows) else ""
-    return f"{len(part)} prompts{share}" + (f"; {left_out}" if left_out else "")
+    note = left_out(part.summary) if isinstance(part, Rows) else ""
+    return f"{len(part)} prompts{share}" + (f"; {note}" if note else "")
 
 
 def _load(
-    entry: Mapping[str, Any],
+    entry: Entry,
     config: DataConfig,
     reader: Reader,
     seed: int,
@@ -93,8 +108,8 @@ def _load(
     held_out: bool,
     limit: int | None,
 ) -> Sequence[Prompt]:
-    """The prompts of one source."""
-    if limit == 0:  # Its share of few evaluation prompts may be none.
+    """Return the prompts of one source."""
+    if limit == 0:  # a source with a small weight may have no share of few evaluation prompts
         return []
     if "task" in entry:
         return _problems(entry, config, reader, seed, seen, limit if held_out else None)
@@ -106,9 +121,9 @@ def _load(
 
 
 def _problems(
-    entry: Mapping[str, Any], config: DataConfig, reader: Reader, seed: int, seen: Counter[str], eval_size: int | None
+    entry: Entry, config: DataConfig, reader: Reader, seed: int, seen: Counter[str], eval_size: int | None
 ) -> list[Prompt]:
-    """The prompts of a procedural task: those of training, or so many of evaluation."""
+    """Return the prompts of a procedural task: `eval_size` evaluation prompts, or with None the training prompts."""
     task, arguments = entry["task"], entry.get("task_args", {})
     sizes = {
         "train_size": entry.get("size", config.train_size) if eval_size is None else 0,
@@ -118,29 +133,29 @@ def _problems(
         train, held_out = TASKS[task](seed=seed, **sizes, **arguments)
     except (TypeError, ValueError) as error:
         raise DataError(f"data.task = {task} with data.task_args = {arguments}: {error}") from error
-    prompts: list[Prompt] = []
-    for problem in train if eval_size is None else held_out:
-        try:
-            text, tokens = reader.tokenize(problem.prompt)
-        except DataError:
-            raise
-        except ValueError as error:
-            raise DataError(f"{task}: prompt {problem.problem_id}: {error}") from error
-        if len(tokens) > config.max_prompt_tokens:
-            raise DataError(
-                f"{task}: prompt {problem.problem_id} has {len(tokens)} tokens; allowed is 1 to "
-                f"data.max_prompt_tokens = {config.max_prompt_tokens}: raise it, or make the problems smaller with "
-                "data.task_args"
-            )
-        seen[problem.problem_id] += 1
-        repeat = seen[problem.problem_id]
-        prompts.append(
-            Prompt(
-                prompt_id=problem.problem_id + (f"-{repeat}" if repeat > 1 else ""),
-                text=text,
-                token_ids=tokens,
-                reference=problem.reference,
-                source=task,
-            )
+    problems = train if eval_size is None else held_out
+    return [_task_prompt(task, problem, config, reader, seen) for problem in problems]
+
+
+def _task_prompt(task: str, problem: TaskProblem, config: DataConfig, reader: Reader, seen: Counter[str]) -> Prompt:
+    try:
+        text, tokens = reader.tokenize(problem.prompt)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{task}: prompt {problem.problem_id}: {error}") from error
+    if len(tokens) > config.max_prompt_tokens:
+        raise DataError(
+            f"{task}: prompt {problem.problem_id} has {len(tokens)} tokens; allowed is 1 to "
+            f"data.max_prompt_tokens = {config.max_prompt_tokens}: raise it, or make the problems smaller with "
+            "data.task_args"
         )
-    return prompts
+    seen[problem.problem_id] += 1
+    repeat = seen[problem.problem_id]
+    return Prompt(
+        prompt_id=problem.problem_id + (f"-{repeat}" if repeat > 1 else ""),
+        text=text,
+        token_ids=tokens,
+        reference=problem.reference,
+        source=task,
+    )

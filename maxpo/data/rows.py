@@ -1,4 +1,4 @@
-"""Rows into prompts: which fields count, what a prompt may be, its id, and the tokens that the policy reads."""
+"""Rows into prompts: their fields, ids and tokens, and the checks of each row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, cast, overload
 
 from maxpo.data.tables import Table
 from maxpo.errors import DataError
@@ -19,13 +19,13 @@ Encode = Callable[[str], Sequence[int]]
 Message = dict[str, Any]
 """A chat message with at least `role` and `content`."""
 Chat = Callable[[Sequence[Message]], tuple[str, Sequence[int]]]
-"""A chat template: messages to the text that the policy reads and its tokens; ValueError where it refuses them."""
+"""A chat template: messages to the text that the policy reads and its tokens. Raises ValueError if it refuses them."""
 
 ANSWERS = ("answer", "reward_model.ground_truth", "reward_spec.ground_truth")
-"""Where the answer is unless `data.fields` says otherwise: our own place, then those of verl and of SkyRL."""
+"""Fields of the answer unless `data.fields` names another: first MaxPO's own, then those of verl and of SkyRL."""
 _ROLES = ("system", "user", "assistant", "tool")
 _SHOWN = 10
-"""Problems of rows that a message tells one by one."""
+"""Number of bad rows that a message lists one by one."""
 
 
 def _no_template(messages: Sequence[Message]) -> tuple[str, Sequence[int]]:
@@ -37,22 +37,22 @@ def _no_template(messages: Sequence[Message]) -> tuple[str, Sequence[int]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
-    """How the rows of a run become prompts."""
+    """Settings and functions that turn the rows of a run into prompts."""
 
     encode: Encode
     chat: Chat = _no_template
     as_chat: bool
-    """Text is sent as a user's message."""
+    """True to send text as a user's message."""
     system_prompt: str | None
     max_tokens: int
     drop_overlong: bool
     max_bad_rows: int
 
     def tokenize(self, prompt: str | list[Message]) -> tuple[str, tuple[int, ...]]:
-        """What the policy reads, and its tokens.
+        """Return the text that the policy reads, and its tokens.
 
         Raises:
-            ValueError: there are none, or the template refuses the messages.
+            ValueError: The prompt has no tokens, or the template refuses the messages.
         """
         if isinstance(prompt, str) and not self.as_chat:
             text, tokens = prompt, self.encode(prompt)
@@ -68,52 +68,42 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What counts of a row."""
+    """The fields of a row that count."""
 
     prompt: str | list[Message]
-    answer: Any
+    answer: object
     source: str | None
 
     @property
     def digest(self) -> str:
-        """Hash of what counts: the same in a file of any format."""
+        """Hash of prompt and answer, the same for every file format."""
         return hashlib.sha256(json.dumps([self.prompt, self.answer], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def columns(fields: Mapping[str, str]) -> dict[str, list[str]]:
-    """Where `parse` may find each of prompt, answer and source: the first parts of the names."""
+    """Return the columns in which `parse` looks for prompt, answer and source: the first parts of the field names."""
     answers = [fields["answer"]] if "answer" in fields else ANSWERS
     names = {"prompt": [fields.get("prompt", "prompt")], "answer": answers}
     names["source"] = [fields.get("source", "data_source")]
-    return {what: [name.partition(".")[0] for name in places] for what, places in names.items()}
+    return {what: [name.partition(".")[0] for name in options] for what, options in names.items()}
 
 
-def parse(row: Any, fields: Mapping[str, str]) -> Row:
-    """Reads a row.
+def parse(row: object, fields: Mapping[str, str]) -> Row:
+    """Return the fields of a row that count.
 
     Args:
-        row: what the file has.
-        fields: where `prompt`, `answer` and `source` are, as `data.fields`.
+        row: Content of the row, or the ValueError of a line that cannot be read.
+        fields: Names of the fields `prompt`, `answer` and `source`, as `data.fields`.
 
     Raises:
-        ValueError: it cannot be used; the message names the field.
+        ValueError: The row cannot be used. The message names the field.
     """
     if isinstance(row, ValueError):
         raise row
     if not isinstance(row, dict):
         raise ValueError("expected an object with `prompt` and `answer`")
-    known = cast("dict[str, Any]", row)
-    name = fields.get("prompt", "prompt")
-    found, prompt = _look_up(known, name)
-    if not found:
-        raise ValueError(f"field `{name}` is missing; the row has {sorted(known)}")
-    if isinstance(prompt, list) and prompt:
-        prompt = [_message(name, number, value) for number, value in enumerate(cast("list[Any]", prompt), start=1)]
-        if prompt[-1]["role"] == "assistant":
-            raise ValueError(f"field `{name}`: the last message is the assistant's, which the policy is to write")
-    elif not isinstance(prompt, str) or not prompt:
-        raise ValueError(f"field `{name}` must be a non-empty string, or a list of chat messages")
-    answer = _answer(known, fields)
+    known = cast("dict[str, object]", row)
+    prompt, answer = _prompt(known, fields.get("prompt", "prompt")), _answer(known, fields)
     name = fields.get("source", "data_source")
     _, source = _look_up(known, name)
     if source is not None and not isinstance(source, str):
@@ -121,14 +111,28 @@ def parse(row: Any, fields: Mapping[str, str]) -> Row:
     return Row(prompt, answer, source)
 
 
-def _answer(row: dict[str, Any], fields: Mapping[str, str]) -> Any:
+def _prompt(row: Mapping[str, object], name: str) -> str | list[Message]:
+    exists, prompt = _look_up(row, name)
+    if not exists:
+        raise ValueError(f"field `{name}` is missing; the row has {sorted(row)}")
+    if isinstance(prompt, str) and prompt:
+        return prompt
+    if not isinstance(prompt, list) or not prompt:
+        raise ValueError(f"field `{name}` must be a non-empty string, or a list of chat messages")
+    messages = [_message(name, number, value) for number, value in enumerate(cast("list[object]", prompt), start=1)]
+    if messages[-1]["role"] == "assistant":
+        raise ValueError(f"field `{name}`: the last message is the assistant's, which the policy is to write")
+    return messages
+
+
+def _answer(row: Mapping[str, object], fields: Mapping[str, str]) -> object:
     names = [fields["answer"]] if "answer" in fields else ANSWERS
-    places = [(name, *_look_up(row, name)) for name in names]
-    there = [(name, value) for name, found, value in places if found]
-    if not there:
+    options = [(name, *_look_up(row, name)) for name in names]
+    present = [(name, value) for name, exists, value in options if exists]
+    if not present:
         raise ValueError(f"field `{names[0]}` is missing; the row has {sorted(row)}")
-    # A table has every column in every row: what is null there may be somewhere else.
-    name, value = next(((name, value) for name, value in there if value is not None), there[0])
+    # A table has every column in every row, so null in one column may mean that another has the answer.
+    name, value = next(((name, value) for name, value in present if value is not None), present[0])
     try:
         json.dumps(value)
     except (TypeError, ValueError) as error:
@@ -136,17 +140,17 @@ def _answer(row: dict[str, Any], fields: Mapping[str, str]) -> Any:
     return value
 
 
-def _look_up(row: Mapping[str, Any], name: str) -> tuple[bool, Any]:
-    """Whether there is such a field, and its value; each dot in the name goes into the field before it."""
-    value: Any = row
+def _look_up(row: Mapping[str, object], name: str) -> tuple[bool, object]:
+    """Return True and the value if the field exists, else False and None. A dot in the name leads into a field."""
+    value: object = row
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:
             return False, None
-        value = cast("dict[str, Any]", value)[part]
+        value = cast("Mapping[str, object]", value)[part]
     return True, value
 
 
-def _message(name: str, number: int, value: Any) -> Message:
+def _message(name: str, number: int, value: object) -> Message:
     where = f"field `{name}`, message {number}"
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected an object with `role` and `content`")
@@ -163,22 +167,34 @@ def _message(name: str, number: int, value: Any) -> Message:
 
 
 @dataclass(slots=True)
-class Findings:
-    """What was found in the rows of one source."""
+class Summary:
+    """Numbers of the rows of one source, and the first wrong ones."""
 
     rows: int = 0
     bad: int = 0
     overlong: int = 0
     first_bad: list[str] = field(default_factory=list[str])
-    """The first bad rows with what is wrong; `first_overlong` likewise."""
+    """The first bad rows, each with its error."""
     first_overlong: str = ""
+    """The first row with too many tokens."""
+
+    def add_bad(self, where: str, error: ValueError) -> None:
+        """Count a row that cannot be used."""
+        self.bad += 1
+        if self.bad <= _SHOWN:
+            self.first_bad.append(f"{where}: {error}")
+
+    def add_overlong(self, where: str, tokens: int) -> None:
+        """Count a row with too many tokens."""
+        self.overlong += 1
+        self.first_overlong = self.first_overlong or f"{where} has {tokens} tokens"
 
 
 class Rows(Sequence[Prompt]):
-    """The usable rows of a table as prompts, which are made when they are asked for.
+    """The usable rows of a table as prompts, which are made when they are drawn.
 
-    All rows are read and tokenized once, so that everything that is wrong is known before anything starts. What stays
-    in memory of each is 20 bytes: where it is, and the start and number of its id.
+    All rows are read and tokenized once, so that every error is known before anything starts. 20 bytes of each row
+    stay in memory: its key in the table, its digest, and how often the digest has come before.
     """
 
     def __init__(
@@ -192,43 +208,32 @@ class Rows(Sequence[Prompt]):
         *,
         limit: int | None = None,
     ) -> None:
-        """Reads the table.
+        """Read the table.
 
         Args:
-            table: the rows.
-            name: what messages call it.
-            stem: `source` of prompts whose rows do not say theirs.
-            fields: see `parse`.
-            reader: makes prompts.
-            seen: how often each digest has come before; counted on.
-            limit: stop after so many usable rows.
+            table: The rows.
+            name: Name of the table in messages.
+            stem: `source` of prompts whose rows have none.
+            fields: See `parse`.
+            reader: Makes prompts.
+            seen: Number of earlier rows with each digest. Counted on.
+            limit: Number of usable rows after which reading stops. None: all rows.
 
         Raises:
-            DataError: rows that cannot be used, more than are allowed.
+            DataError: More rows are wrong than `data.max_bad_rows` allows, or a prompt is too long.
         """
         self._table, self._name, self._stem, self._fields, self._reader = table, name, stem, fields, reader
         self._keys, self._digests, self._repeats = array("Q"), array("Q"), array("I")
-        self.findings = found = Findings()
+        self.summary = Summary()
         fingerprint = hashlib.sha256()
         for key, where, content in table.scan():
             if limit is not None and len(self) >= limit:
                 break
-            found.rows += 1
-            try:
-                row = parse(content, fields)
-                _, tokens = reader.tokenize(row.prompt)
-            except DataError:
-                raise
-            except ValueError as error:
-                found.bad += 1
-                if found.bad <= _SHOWN:
-                    found.first_bad.append(f"{where}: {error}")
+            self.summary.rows += 1
+            usable = self._check(where, content)
+            if usable is None:
                 continue
-            if len(tokens) > reader.max_tokens:
-                found.overlong += 1
-                found.first_overlong = found.first_overlong or f"{where} has {len(tokens)} tokens"
-                continue
-            digest = row.digest
+            digest, tokens = usable
             seen[digest] += 1
             self._keys.append(key)
             self._digests.append(int(digest, 16))
@@ -236,55 +241,74 @@ class Rows(Sequence[Prompt]):
             fingerprint.update(json.dumps([f"{digest}-{seen[digest]}", tokens]).encode())
         self.fingerprint = fingerprint.hexdigest()
         """Hash of all ids in their order, with their tokens."""
-        self._judge(found)
+        self._raise_if_wrong()
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        position: int = index
         try:
-            row = parse(self._table.read(self._keys[position]), self._fields)
+            row = parse(self._table.read(self._keys[index]), self._fields)
         except ValueError as error:
             raise DataError(f"{self._name} has changed since it was read: {error}") from error
-        digest = f"{self._digests[position]:016x}"
+        digest = f"{self._digests[index]:016x}"
         if row.digest != digest:
             raise DataError(f"{self._name} has changed since it was read: keep it as it is while a run uses it")
         text, tokens = self._reader.tokenize(row.prompt)
         return Prompt(
-            prompt_id=f"{digest}-{self._repeats[position]}",
+            prompt_id=f"{digest}-{self._repeats[index]}",
             text=text,
             token_ids=tokens,
             reference=row.answer,
             source=row.source or self._stem,
         )
 
-    def _judge(self, found: Findings) -> None:
-        """Whether what is left out may be left out."""
-        if found.bad > self._reader.max_bad_rows:
-            more = f"\n  and {found.bad - _SHOWN} more" if found.bad > _SHOWN else ""
-            shown = "\n  ".join(found.first_bad) + more
-            allowed = f" (data.max_bad_rows = {self._reader.max_bad_rows})" if self._reader.max_bad_rows else ""
-            raise DataError(f"{self._name}: {found.bad} of {found.rows} rows cannot be used{allowed}:\n  {shown}")
-        if found.overlong and not self._reader.drop_overlong:
+    def _check(self, where: str, content: object) -> tuple[str, tuple[int, ...]] | None:
+        """Return digest and tokens of a row. None: it is not usable, and counted in the summary."""
+        try:
+            row = parse(content, self._fields)
+            _, tokens = self._reader.tokenize(row.prompt)
+        except DataError:
+            raise
+        except ValueError as error:
+            self.summary.add_bad(where, error)
+            return None
+        if len(tokens) > self._reader.max_tokens:
+            self.summary.add_overlong(where, len(tokens))
+            return None
+        return row.digest, tokens
+
+    def _raise_if_wrong(self) -> None:
+        """Raise DataError unless the unusable rows may be left out, and others remain."""
+        rows, reader = self.summary, self._reader
+        if rows.bad > reader.max_bad_rows:
+            more = f"\n  and {rows.bad - _SHOWN} more" if rows.bad > _SHOWN else ""
+            shown = "\n  ".join(rows.first_bad) + more
+            allowed = f" (data.max_bad_rows = {reader.max_bad_rows})" if reader.max_bad_rows else ""
+            raise DataError(f"{self._name}: {rows.bad} of {rows.rows} rows cannot be used{allowed}:\n  {shown}")
+        if rows.overlong and not reader.drop_overlong:
             raise DataError(
-                f"{self._name}: {found.first_overlong}, allowed is data.max_prompt_tokens = {self._reader.max_tokens}; "
-                f"{found.overlong} of {found.rows} prompts are longer: raise it, or leave them out with "
+                f"{self._name}: {rows.first_overlong}, allowed is data.max_prompt_tokens = {reader.max_tokens}; "
+                f"{rows.overlong} of {rows.rows} prompts are longer: raise it, or leave them out with "
                 "data.overlong=drop"
             )
-        if not found.rows:
+        if not rows.rows:
             raise DataError(f"{self._name}: no rows")
         if not self:
-            raise DataError(f"{self._name}: none of its {found.rows} rows can be used: {said(found)}")
+            raise DataError(f"{self._name}: none of its {rows.rows} rows can be used: {left_out(rows)}")
 
 
-def said(found: Findings) -> str:
-    """What was left out, in words; empty if nothing was."""
+def left_out(rows: Summary) -> str:
+    """Return a note about the rows that were left out. Empty if there are none."""
     words: list[str] = []
-    if found.overlong:
-        words.append(f"{found.overlong} over data.max_prompt_tokens ({found.first_overlong})")
-    if found.bad:
-        words.append(f"{found.bad} bad rows ({found.first_bad[0]})")
+    if rows.overlong:
+        words.append(f"{rows.overlong} over data.max_prompt_tokens ({rows.first_overlong})")
+    if rows.bad:
+        words.append(f"{rows.bad} bad rows ({rows.first_bad[0]})")
     return "left out: " + ", ".join(words) if words else ""

@@ -1,6 +1,6 @@
-"""Files of rows, read one row at a time: only where each row begins is in memory, or, of parquet, its Arrow table.
+"""Files of rows, read one row at a time. Only the start of each row is in memory, or the Arrow table of parquet.
 
-`pyarrow` and `datasets` are imported where a file needs them (the extra `data`).
+`pyarrow` and `datasets` (the extra `data`) are imported when a file needs them.
 """
 
 from __future__ import annotations
@@ -15,32 +15,40 @@ from typing import Any, Protocol
 from maxpo.errors import DataError
 
 _BATCH = 1000
-"""Rows that are made into Python objects at a time."""
+"""Number of rows that are converted to Python objects at a time."""
 
 
 class Table(Protocol):
-    """Rows that can be read in their order, and again one by one."""
+    """Rows that can be read in order, and again one by one."""
 
-    def scan(self) -> Iterator[tuple[int, str, Any]]:
-        """For each row the key for `read`, its name for messages, and its content, or the ValueError it has instead."""
+    def scan(self) -> Iterator[tuple[int, str, object]]:
+        """Yield for each row its key, its name in messages, and its content or the ValueError of a bad line."""
         ...
 
-    def read(self, key: int) -> Any:
-        """One row again."""
+    def read(self, key: int) -> object:
+        """Return the row with this key."""
+        ...
+
+
+class ArrowTable(Protocol):
+    """An Arrow table, as far as it is used here."""
+
+    def to_pylist(self) -> list[object]:
+        """Return the rows as Python objects."""
         ...
 
 
 class JsonLines:
-    """A file with a JSON value on each line; blank lines do not count. The key of a row is its byte."""
+    """A file with a JSON value on each line. Blank lines do not count. The key of a row is its first byte."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file, which stays open: rows are read while a run goes on."""
+        """Open the file, which stays open because rows are read during the run."""
         try:
             self._file = path.open("rb")
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
-    def scan(self) -> Iterator[tuple[int, str, Any]]:
+    def scan(self) -> Iterator[tuple[int, str, object]]:
         """See `Table`."""
         start = 0
         self._file.seek(0)
@@ -53,13 +61,13 @@ class JsonLines:
                 yield start, f"line {number}", row
             start += len(line)
 
-    def read(self, key: int) -> Any:
+    def read(self, key: int) -> object:
         """See `Table`."""
         self._file.seek(key)
         return _parse(self._file.readline())
 
 
-def _parse(line: bytes) -> Any:
+def _parse(line: bytes) -> object:
     try:
         return json.loads(line.decode("utf-8"))
     except json.JSONDecodeError as error:
@@ -71,34 +79,34 @@ def _parse(line: bytes) -> Any:
 
 
 class ArrowRows:
-    """Rows of something that gives Arrow tables. The key of a row is its number, from 0."""
+    """Rows of Arrow tables. The key of a row is its number, from 0."""
 
-    def __init__(self, length: int, part: Callable[[int, int], Any]) -> None:
-        """Rows `start` to `stop`, without it, are `part(start, stop)`, an Arrow table."""
+    def __init__(self, length: int, part: Callable[[int, int], ArrowTable]) -> None:
+        """Keep the number of rows, and the function that returns rows `start` to `stop - 1` as an Arrow table."""
         self._length, self._part = length, part
 
-    def scan(self) -> Iterator[tuple[int, str, Any]]:
+    def scan(self) -> Iterator[tuple[int, str, object]]:
         """See `Table`."""
         for start in range(0, self._length, _BATCH):
             for offset, row in enumerate(self._part(start, min(start + _BATCH, self._length)).to_pylist()):
                 yield start + offset, f"row {start + offset}", row
 
-    def read(self, key: int) -> Any:
+    def read(self, key: int) -> object:
         """See `Table`."""
         return self._part(key, key + 1).to_pylist()[0]
 
 
 def open_table(source: str, split: str | None, name: str | None, columns: Mapping[str, Sequence[str]]) -> Table:
-    """The rows of a file, of a folder that `save_to_disk` wrote, or of a dataset id in the local cache.
+    """Return the rows of a file, of a folder written by `save_to_disk`, or of a dataset id in the local cache.
 
     Args:
-        source: file, folder or id. A file is parquet if its name ends so, and else has a JSON value on each line.
-        split: of a dataset; not needed where it has only one.
-        name: configuration of a dataset id.
-        columns: where prompt, answer and source may be; of columnar files no others are read.
+        source: File, folder or id. A file `*.parquet` is parquet. Any other file has a JSON value on each line.
+        split: Split of a dataset, not needed if there is only one.
+        name: Configuration of a dataset id.
+        columns: Columns of prompt, answer and source. No others are read from columnar files.
 
     Raises:
-        DataError: there is nothing such, it cannot be read, or the library for it is not installed.
+        DataError: The source does not exist or cannot be read, or its library is not installed.
     """
     path = Path(source)
     if path.is_file() or path.suffix in (".jsonl", ".json", ".parquet"):
@@ -126,14 +134,14 @@ def _parquet(path: Path, columns: Mapping[str, Sequence[str]]) -> Table:
 
 
 def _known(source: str, names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> list[str]:
-    """The columns to read."""
+    """Return the columns to read."""
     for what in ("prompt", "answer"):
         if not set(columns[what]) & set(names):
             raise DataError(
                 f"{source} has no column {' or '.join(columns[what])}, it has {sorted(names)}: say with data.fields "
                 f"which one holds the {what}, such as {{{what}: {names[0] if names else 'NAME'}}}"
             )
-    wanted = {name for places in columns.values() for name in places}
+    wanted = {name for options in columns.values() for name in options}
     return [name for name in names if name in wanted]
 
 
@@ -147,31 +155,31 @@ def _dataset(source: str, split: str | None, name: str | None, columns: Mapping[
     path = Path(source)
     try:
         if path.is_dir():
-            found = library.load_from_disk(source)
+            dataset = library.load_from_disk(source)
         else:
             with _offline(library):
-                found = library.load_dataset(source, name)
-    # Whatever the library makes of a folder or cache that it cannot read.
+                dataset = library.load_dataset(source, name)
+    # The library raises many kinds of errors for a folder or cache that it cannot read.
     except Exception as error:
         where = "the folder cannot be loaded: save_to_disk of the datasets library must have written it"
         missing = "is neither a file nor a folder, and no dataset in the local cache (nothing is downloaded)"
         raise DataError(f"{source} {where if path.is_dir() else missing}: {error}") from error
-    if isinstance(found, library.DatasetDict):
-        splits = list(found)
+    if isinstance(dataset, library.DatasetDict):
+        splits = list(dataset)
         if split is None and len(splits) > 1:
             raise DataError(f"{source} has the splits {splits}: choose one with `split`")
         if split is not None and split not in splits:
             raise DataError(f"{source}: split = {split} is none of its splits {splits}")
-        found = found[split or splits[0]]
+        dataset = dataset[split or splits[0]]
     elif split is not None:
         raise DataError(f"{source} has no splits: leave `split` out")
-    found = found.select_columns(_known(source, found.column_names, columns)).with_format("arrow")
-    return ArrowRows(len(found), lambda start, stop: found[start:stop])
+    dataset = dataset.select_columns(_known(source, dataset.column_names, columns)).with_format("arrow")
+    return ArrowRows(len(dataset), lambda start, stop: dataset[start:stop])
 
 
 @contextmanager
 def _offline(library: Any) -> Generator[None]:
-    """Inside, the datasets library reaches for no network; its own variables are read at import, which may be over."""
+    """Keep the datasets library off the network. It has read its environment variables at import."""
     switches = [library.config, _library("huggingface_hub.constants")]
     before = [switch.HF_HUB_OFFLINE for switch in switches]
     for switch in switches:

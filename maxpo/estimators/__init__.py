@@ -1,1 +1,1 @@
-"""Advantage estimators, the statistics behind them, and K."""
+"""Advantage estimators, their order statistics, objectives, and the schedule of K."""

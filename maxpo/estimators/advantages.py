@@ -1,17 +1,19 @@
 """Advantage estimators, one pure function each, all with the signature `f(rewards, k=4, valid=None)`.
 
-`rewards` is [G, N], `k` the K of all groups or of each [G], `valid` [G, N] bool (None: all valid); the result is
-[G, N] in the dtype of `rewards`, 0 where a sample is not valid and in groups with too few valid samples
-(`min_valid`). A group's arithmetic is that of its valid size n. "Unbiased" means
-E[(1/n) sum_i A_i grad log pi(y_i)] = grad J exactly, scale included, with J = E[max of K independent samples] unless
-said otherwise; "centred" means sum_i A_i = 0 in every realised group. `rho`, `in_i` and `out_i` are those of
-`maxpo.estimators.order_statistics`.
+`rewards` is [G, N]. `k` is the K of all groups, or a tensor [G] with the K of each group. `valid` is a bool tensor
+[G, N], and None means that all samples are valid. The result is [G, N] in the dtype of `rewards`. The result is 0 where
+a sample is not valid, and in groups with too few valid samples (`min_valid`). A group's arithmetic uses the valid size
+n of the group.
 
-Every function raises ValueError for a K that it cannot use, for rewards that are not a float matrix or not finite, and
-where its formula needs rewards of 0 and 1 for any others.
+"Unbiased" means E[(1/n) sum_i A_i grad log pi(y_i)] = grad J exactly, scale included. J is E[max of K independent
+samples] unless stated otherwise. "Centred" means sum_i A_i = 0 in every realised group. `rho`, `in_i` and `out_i` are
+defined in `maxpo.estimators.order_statistics`.
 
-The arithmetic runs in float64 on the device of `rewards`: a matrix of this size costs nothing, and rewards
-with a large common offset keep their digits.
+Every function raises ValueError for a K outside its range and for rewards that are not a float matrix or not finite.
+Functions with a formula for rewards of 0 and 1 also raise ValueError for other rewards.
+
+The arithmetic runs in float64 on the device of `rewards`. A matrix of this size costs nothing, and rewards with a large
+common offset keep their digits.
 """
 
 from __future__ import annotations
@@ -27,44 +29,45 @@ from maxpo.estimators.order_statistics import include_one, increments
 
 
 class AdvantageFn(Protocol):
-    """The common signature of all estimators."""
+    """Common signature of all estimators."""
 
     def __call__(self, rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) -> Float[Tensor, "G N"]:
-        """Advantages of the same shape."""
+        """Return advantages of the same shape as `rewards`."""
         ...
 
 
 def maxpo(
     rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None, *, objective: str = "max"
 ) -> Float[Tensor, "G N"]:
-    """Leave-Two-Out (L2O) advantages of max@K: unbiased, and exactly centred.
+    """Compute the Leave-Two-Out (L2O) advantages of max@K. Unbiased, and exactly centred.
 
-    A_i = K (in_i - out_i) = K n / (n - K) (in_i - rho): the mean best-of-K with me, minus without me.
+    A_i = K (in_i - out_i) = K n / (n - K) (in_i - rho). The difference is the mean best-of-K with sample i, minus the
+    mean best-of-K without sample i.
 
     MaxPO (arXiv 2606.06080) subtracts from the increment f_i = in_i - sub_i of sample i the mean over j != i
     of the increment of j computed without i. The `sub` terms cancel between signal and baseline, which leaves
-    the form above; a test proves the equality against the pairwise definition. The definition follows the
-    paper's abstract and its sister paper (arXiv 2606.06096); the paper's own equation numbers were not at hand.
+    the form above. A test proves the equality against the pairwise definition. The definition follows the
+    paper's abstract and its sister paper (arXiv 2606.06096). The paper's own equation numbers were not at hand.
     With another `objective` (`maxpo.estimators.objectives`) the same formula is unbiased for that statistic of K
     samples.
 
-    Needs 1 <= k <= N - 1; k = 1 is `rloo`.
+    Needs 1 <= k <= N - 1. k = 1 gives `rloo`.
     """
     g = prepare("maxpo", rewards, k, valid)
     return g.finish(g.k * g.n / (g.n - g.k) * g.deviation(objective))
 
 
 def canonical(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) -> Float[Tensor, "G N"]:
-    """The finite-batch canonical form: A_i = in_i - rho. Centred; (1 - K/n) / K times an unbiased estimate.
+    """Compute the finite-batch canonical form A_i = in_i - rho. Centred. (1 - K/n) / K times an unbiased estimate.
 
-    `maxpo` up to that constant (arXiv 2606.06096). Needs 1 <= k <= N - 1.
+    Equals `maxpo` up to that constant (arXiv 2606.06096). Needs 1 <= k <= N - 1.
     """
     g = prepare("canonical", rewards, k, valid)
     return g.finish(g.deviation("max"))
 
 
 def pkpo(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) -> Float[Tensor, "G N"]:
-    """PKPO without a baseline: A_i = K in_i. Unbiased, not centred.
+    """Compute PKPO without a baseline, A_i = K in_i. Unbiased, not centred.
 
     Pass@K Policy Optimization (arXiv 2505.15201), eq. 19, times N. Needs 1 <= k <= N.
     """
@@ -73,10 +76,10 @@ def pkpo(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) -> Fl
 
 
 def pkpo_loo(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) -> Float[Tensor, "G N"]:
-    """PKPO with the leave-one-out baseline: A_i = K in_i - K n/(n-1) out_i. Unbiased, not centred.
+    """Compute PKPO with the leave-one-out baseline, A_i = K in_i - K n/(n-1) out_i. Unbiased, not centred.
 
-    arXiv 2505.15201, eq. 29, times N. The baseline carries a factor n/(n-1), so a constant shift of the rewards is
-    not removed. Needs 1 <= k <= N - 1.
+    arXiv 2505.15201, eq. 29, times N. The baseline carries a factor n/(n-1), so a constant shift of the rewards
+    changes the advantages. Needs 1 <= k <= N - 1.
     """
     g = prepare("pkpo_loo", rewards, k, valid)
     included = include_one(g.ranked(), g.k_index, "max")
@@ -85,21 +88,21 @@ def pkpo_loo(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) -
 
 
 def pkpo_loo_minus_one(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) -> Float[Tensor, "G N"]:
-    """PKPO with the leave-one-out-minus-one baseline: A_i = K (in_i - sub_i). Unbiased, not centred.
+    """Compute PKPO with the leave-one-out-minus-one baseline, A_i = K (in_i - sub_i). Unbiased, not centred.
 
-    sub_i is the mean of max(S) over the (K-1)-subsets without i, 0 for K = 1. Never negative for K > 1, and exactly 0
-    for the lowest reward of a group. arXiv 2505.15201, eq. 33, scaled to be unbiased under the group mean.
-    Needs 1 <= k <= N.
+    sub_i is the mean of max(S) over the (K-1)-subsets without i, and 0 for K = 1. An advantage is never negative for
+    K > 1, and exactly 0 for the lowest reward of a group. arXiv 2505.15201, eq. 33, scaled to be unbiased under
+    the group mean. Needs 1 <= k <= N.
     """
     g = prepare("pkpo_loo_minus_one", rewards, k, valid)
     return g.finish(g.k * increments(g.ranked(), g.k_index))
 
 
 def passk_training(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) -> Float[Tensor, "G N"]:
-    """Pass@k Training: A_i = (in_i - rho) / sqrt(rho (1 - rho)). Centred, not unbiased.
+    """Compute Pass@k Training, A_i = (in_i - rho) / sqrt(rho (1 - rho)). Centred, not unbiased.
 
-    The analytical form of arXiv 2508.10751, for rewards of 0 and 1; 0 where rho (1 - rho) is below 1e-12, so where
-    rho is 0 or 1. Needs 1 <= k <= N - 1.
+    The analytical form of arXiv 2508.10751, for rewards of 0 and 1. The result is 0 where rho (1 - rho) is below 1e-12,
+    that is, where rho is 0 or 1. Needs 1 <= k <= N - 1.
     """
     g = prepare("passk_training", rewards, k, valid, binary=True)
     rho = include_one(g.ranked(), g.k_index).sum(1, keepdim=True) / g.n
@@ -108,9 +111,9 @@ def passk_training(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = N
 
 
 def top1_gap(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) -> Float[Tensor, "G N"]:
-    """Top-1 gap: the best sample gets n (best - second best), the rest 0. Unbiased for K = n only, not centred.
+    """Give the best sample n (best - second best) and the others 0. Unbiased for K = n only, not centred.
 
-    arXiv 2503.19595, times N. `k` has no effect. Needs two valid samples.
+    The top-1 gap of arXiv 2503.19595, times N. `k` has no effect. Needs two valid samples.
     """
     g = prepare("top1_gap", rewards, k, valid)
     best, place = (g.x if g.valid is None else g.x.masked_fill(~g.valid, -torch.inf)).topk(2)
@@ -119,20 +122,20 @@ def top1_gap(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) -
 
 
 def rloo(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) -> Float[Tensor, "G N"]:
-    """REINFORCE leave-one-out: A_i = r_i - mean of the others. Unbiased for the mean reward, and centred.
+    """Compute REINFORCE leave-one-out, A_i = r_i - mean of the others. Unbiased for the mean reward, and centred.
 
-    Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!". Equals `maxpo` with k = 1; `k` has
-    no effect. Groups with one valid sample get 0.
+    Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!". Equals `maxpo` with k = 1.
+    `k` has no effect. Groups with one valid sample get 0.
     """
     g = prepare("rloo", rewards, k, valid)
     return g.finish(g.n / (g.n - 1) * g.centred())
 
 
 def grpo(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) -> Float[Tensor, "G N"]:
-    """GRPO: A_i = (r_i - mean) / (std + 1e-6). Centred, not unbiased: the scale depends on the group.
+    """Compute GRPO, A_i = (r_i - mean) / (std + 1e-6). Centred, not unbiased, because the scale depends on the group.
 
-    DeepSeekMath (arXiv 2402.03300), section 4.1.2, with the sample standard deviation (n - 1), as the public
-    implementations have it. `k` has no effect. A group without spread, or with one valid sample, gets 0.
+    DeepSeekMath (arXiv 2402.03300), section 4.1.2, with the sample standard deviation (n - 1) of the public
+    implementations. `k` has no effect. A group without spread, or with one valid sample, gets 0.
     """
     g = prepare("grpo", rewards, k, valid)
     centred = g.centred()
@@ -141,7 +144,7 @@ def grpo(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) -> Fl
 
 
 def dr_grpo(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) -> Float[Tensor, "G N"]:
-    """Dr. GRPO: A_i = r_i - mean. Centred; (1 - 1/n) times an unbiased estimate for the mean reward.
+    """Compute Dr. GRPO, A_i = r_i - mean. Centred. (1 - 1/n) times an unbiased estimate for the mean reward.
 
     "Understanding R1-Zero-like training" (arXiv 2503.20783). `k` has no effect.
     """
@@ -150,10 +153,10 @@ def dr_grpo(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) ->
 
 
 def maxrl(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) -> Float[Tensor, "G N"]:
-    """MaxRL: A_i = (r_i - mean) / mean, 0 where the mean is 0. Centred; unbiased for its own objective.
+    """Compute MaxRL, A_i = (r_i - mean) / mean, 0 where the mean is 0. Centred, and unbiased for its own objective.
 
-    Maximum Likelihood Reinforcement Learning (arXiv 2602.02710). With rewards of 0 and 1 the objective is log p,
-    truncated: sum_{m=1}^{n-1} pass@m / m (without the baseline it would reach n). `k` has no effect.
+    Maximum Likelihood Reinforcement Learning (arXiv 2602.02710). With rewards of 0 and 1 the objective is the
+    truncated log p, sum_{m=1}^{n-1} pass@m / m. Without the baseline the sum would reach n. `k` has no effect.
     """
     g = prepare("maxrl", rewards, k, valid, binary=True)
     return g.finish(torch.where(g.mean > 0, g.centred() / g.mean.clamp(min=1 / rewards.shape[1]), 0.0))

@@ -1,8 +1,8 @@
-"""What an estimator's gradient is worth: its exact or sampled mean and variance on a softmax bandit.
+"""Exact or sampled mean and variance of an estimator's gradient on a softmax bandit.
 
-The policy is a softmax over V arms with fixed rewards; a group is N independent draws, and an estimator's gradient is
-g = (1/N) sum_i A_i (e_{a_i} - p) with respect to the logits. The objective's own gradient is exact, so bias is a
-number and not an impression. Small cases are enumerated over all multisets of arms.
+The policy is a softmax over V arms with fixed rewards. A group is N independent draws, and an estimator's gradient with
+respect to the logits is g = (1/N) sum_i A_i (e_{a_i} - p). The gradient of the objective is exact, so the bias is
+measured exactly too. Small cases are enumerated over all multisets of arms.
 """
 
 from __future__ import annotations
@@ -24,92 +24,92 @@ from maxpo.estimators.mixing import estimator, nonzero
 from maxpo.estimators.objectives import rank_coefficients
 
 MOST_CELLS = 500_000
-"""Multisets of arms times N, up to which the expectation is exact."""
+"""Largest number of multisets of arms, times N, for which the expectation is exact."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bandit:
-    """Arms with their rewards and probabilities, V each."""
+    """V arms with their rewards and probabilities."""
 
     rewards: Float[Tensor, " V"]
     probabilities: Float[Tensor, " V"]
 
     def gradient(self, k: int, objective: str) -> Float[Tensor, " V"]:
-        """Exact gradient of E[statistic of K draws] with respect to the logits."""
+        """Return the exact gradient of E[statistic of K draws] with respect to the logits."""
         logits = self.probabilities.log().requires_grad_()
         values = torch.tensor(sorted({float(r) for r in self.rewards}), dtype=torch.float64)
         each = torch.zeros_like(values).index_add(0, torch.searchsorted(values, self.rewards), logits.softmax(0))
-        below = each.cumsum(0)[:-1].clamp(max=1 - 1e-16)  # P(a draw <= value), but for the last, where it is 1
+        below = each.cumsum(0)[:-1].clamp(max=1 - 1e-16)  # P(a draw <= value). The last value has 1.
         # P(j-th smallest <= value) = P(at least j of K draws <= value)
         counts = torch.arange(k + 1, dtype=torch.float64)[:, None]
         log_choose = torch.lgamma(counts.new_tensor(k + 1.0)) - torch.lgamma(counts + 1) - torch.lgamma(k - counts + 1)
         exactly = (log_choose + counts * below.log() + (k - counts) * torch.log1p(-below)).exp()
         at_least = exactly.flip(0).cumsum(0).flip(0)[1:]
         alpha = torch.tensor(rank_coefficients(objective, k), dtype=torch.float64)
-        # E[X] = largest value - sum over values of P(X <= value) times the gap above it
+        # E[X] = largest value - sum over values of P(X <= value) times the gap to the next value
         expected = values[-1] - (alpha @ at_least) @ (values[1:] - values[:-1])
         return torch.autograd.grad(expected, logits)[0] if len(values) > 1 else torch.zeros_like(self.rewards)
 
 
 def bandit_of(rewards: Sequence[float], weights: Sequence[float]) -> Bandit:
-    """An arm for each reward, drawn in proportion to its weight."""
+    """Return a bandit with one arm per reward, drawn in proportion to the weight of the arm."""
     p = torch.tensor(weights, dtype=torch.float64)
     return Bandit(torch.tensor(rewards, dtype=torch.float64), p / p.sum())
 
 
 def bernoulli(p: float) -> Bandit:
-    """Two arms: reward 1 with probability p, and 0."""
+    """Return a bandit of two arms: reward 1 with probability p, and reward 0."""
     return bandit_of([0.0, 1.0], [1 - p, p])
 
 
 def empirical(rewards: Sequence[float]) -> Bandit:
-    """An arm for each different reward, drawn as often as it was seen."""
+    """Return a bandit with one arm per different reward, drawn in proportion to the count of that reward."""
     counts = Counter(rewards)
     return bandit_of(list(counts), list(counts.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What one estimator does on a bandit; gradients are compared with that of the objective at K."""
+    """Figures of one estimator on a bandit. Its gradient g is compared with the gradient of the objective J at K."""
 
     estimator: str
     refused: str = ""
-    """Why it does not take these rewards or this N and K; everything else is then meaningless."""
+    """Reason for the refusal of these rewards or this N and K. The other fields are then meaningless."""
     unbiased: bool = False
-    """No bias but rounding, or none that the sample can tell from chance."""
+    """True if the bias is rounding, or is within chance for a sample of groups."""
     bias: float = math.nan
     """|E g - grad J| / |grad J|."""
     bias_error: float = 0.0
-    """Standard error of `bias`; 0 where the expectation is exact."""
+    """Standard error of `bias`. 0 if the expectation is exact."""
     scale: float = math.nan
-    """<E g, grad J> / |grad J|^2: 1 where unbiased."""
+    """<E g, grad J> / |grad J|^2. 1 for an unbiased estimator."""
     angle: float = math.nan
-    """Degrees between E g and grad J."""
+    """Angle between E g and grad J, in degrees."""
     variance: float = math.nan
-    """Total variance of g: trace of its covariance."""
+    """Total variance of g, the trace of its covariance."""
     signal_to_noise: float = math.nan
-    """|E g|^2 / variance, for one group; does not depend on the estimator's scale."""
+    """|E g|^2 / variance for one group. Independent of the estimator's scale."""
     largest_sum: float = math.nan
-    """Largest |sum_i A_i| of any group, divided by the largest |A_i|."""
+    """Largest |sum_i A_i| of any group divided by the largest |A_i|."""
     nonzero: float = math.nan
-    """Share of samples with an advantage that is not zero."""
+    """Share of samples with a non-zero advantage."""
     microseconds: float = math.nan
-    """Time for one group in a batch of 256."""
+    """Time per group in a batch of 256 groups."""
 
     @property
     def centred(self) -> bool:
-        """Every group's advantages add up to 0, but for rounding."""
+        """True if the advantages of every group add up to 0 within rounding."""
         return self.largest_sum <= 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Estimators side by side on the same groups."""
+    """Figures of several estimators on the same groups."""
 
     exact: bool
-    """Every possible group was counted with its probability; otherwise groups were drawn."""
+    """True if every possible group was counted with its probability. False if groups were drawn."""
     groups: int
-    """Multisets enumerated, or groups drawn."""
+    """Number of multisets enumerated, or of groups drawn."""
     measured: tuple[Measured, ...]
 
 
@@ -127,17 +127,17 @@ def compare(
     """Measure estimators on a bandit.
 
     Args:
-        bandit: arms, rewards, probabilities.
-        n: samples of a group.
+        bandit: Arms with rewards and probabilities.
+        n: Number of samples of a group.
         k: K of the objective.
-        objective: a statistic of K samples; `maxpo` estimates it, the others what they always do.
-        names: estimators, of `ADVANTAGES`.
-        draws: groups to draw where all of them are too many (`MOST_CELLS`).
-        seed: of the draws.
-        timed: measure the cost too.
+        objective: Statistic of K samples. `maxpo` estimates this statistic, and the others ignore the argument.
+        names: Estimators to measure, keys of `ADVANTAGES`.
+        draws: Number of groups to draw if the possible groups are too many (`MOST_CELLS`).
+        seed: Seed of the draws.
+        timed: True to measure the time too.
 
     Raises:
-        ValueError: the objective does not fit K, or its gradient is too small to compare anything with.
+        ValueError: The objective does not fit K, or the gradient of the objective is too small for a comparison.
     """
     arms_count = len(bandit.rewards)
     exact = n * math.comb(n + arms_count - 1, n) <= MOST_CELLS
@@ -148,7 +148,7 @@ def compare(
     if size <= 1e-10 * spread:
         raise ValueError(
             f"the gradient of {objective} of {k} samples has length {size:.1g} for these rewards, too small to compare "
-            "estimators with; a smaller K, or less sure rewards, have a larger one"
+            "estimators with. A smaller K, or less certain rewards, give a larger gradient."
         )
     rewards = bandit.rewards[arms]
     timed_rewards = rewards[torch.arange(256) % len(arms)]
@@ -205,7 +205,7 @@ def _measure(
 
 
 def _enumerate(bandit: Bandit, n: int) -> tuple[Int[Tensor, "M N"], Float[Tensor, " M"]]:
-    """Every multiset of n arms, and its probability."""
+    """Return every multiset of n arms, and the probability of each."""
     arms = torch.tensor(list(itertools.combinations_with_replacement(range(len(bandit.rewards)), n)))
     counts = torch.zeros(len(arms), len(bandit.rewards), dtype=torch.float64)
     counts.scatter_add_(1, arms, torch.ones(arms.shape, dtype=torch.float64))
@@ -214,13 +214,14 @@ def _enumerate(bandit: Bandit, n: int) -> tuple[Int[Tensor, "M N"], Float[Tensor
 
 
 def _draw(bandit: Bandit, n: int, draws: int, seed: int) -> tuple[Int[Tensor, "M N"], Float[Tensor, " M"]]:
+    """Draw groups of n arms. Every group has the same weight."""
     generator = torch.Generator().manual_seed(seed)
     arms = torch.multinomial(bandit.probabilities, draws * n, replacement=True, generator=generator)
     return arms.view(draws, n), torch.full((draws,), 1 / draws, dtype=torch.float64)
 
 
 def _microseconds(advantage: AdvantageFn, rewards: Float[Tensor, "G N"], k: int) -> float:
-    """Median time of one group."""
+    """Return the median time per group in microseconds."""
     seconds: list[float] = []
     for _ in range(7):
         started = time.perf_counter()

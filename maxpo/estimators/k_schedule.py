@@ -1,22 +1,22 @@
-"""What changes over a run besides the weights: K, a second estimator's weight; and when to evaluate. Pure Python."""
+"""Schedules of K and of a second estimator's weight over a run, and pass rates of prompts. Pure Python."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 from maxpo.config import AlgorithmConfig
 
 PRIOR_SAMPLES = 4.0
-"""Samples that the pass rate of all prompts counts for in the estimate of one prompt."""
+"""Number of samples that the pass rate of all prompts counts for in the estimate of one prompt."""
 KEPT = 0.5
-"""Share of what was seen of a prompt before that still counts after a new group; the policy has moved since."""
+"""Factor on the earlier counts of a prompt at each new group. Earlier counts lose weight because the policy changes."""
 
 
 def scheduled_k(algorithm: AlgorithmConfig, step: int, total_steps: int) -> int:
-    """K of all prompts in `step` (from 1), for every schedule but `adaptive`."""
+    """Return K of all prompts in `step` (from 1), for every schedule except `adaptive`."""
     match algorithm.k_schedule:
         case "linear":
             first, last = algorithm.k_values
@@ -28,7 +28,7 @@ def scheduled_k(algorithm: AlgorithmConfig, step: int, total_steps: int) -> int:
 
 
 def mix_weight(weights: Sequence[float], step: int, total_steps: int) -> float:
-    """Weight of `mix_with` in `step` (from 1): constant for one number, a straight line for two."""
+    """Return the weight of `mix_with` in `step` (from 1): constant for one number, a straight line for two."""
     return _line(weights[0], weights[-1], step, total_steps)
 
 
@@ -37,20 +37,28 @@ def _line(first: float, last: float, step: int, total_steps: int) -> float:
 
 
 def adapted_k(pass_rate: float, smallest: int, largest: int) -> int:
-    """The K for which max@K pulls hardest on a prompt: ceil(1 / p) - 1 maximises d pass@K / dp = K (1-p)^(K-1).
+    """Return the K with the largest gradient of max@K for a prompt, clamped to smallest .. largest.
 
-    Rare successes get a large K, which rewards the first one most; a prompt that is mostly solved gets K = 1, the mean
-    reward. The result is kept within the bounds.
+    K = ceil(1 / p) - 1 maximises d pass@K / dp = K (1-p)^(K-1). A prompt with rare successes gets a large K, which
+    rewards the first success most. A mostly solved prompt gets K = 1, the mean reward.
     """
     if pass_rate * (largest + 1) <= 1:
         return largest
     return min(largest, max(smallest, math.ceil(1 / pass_rate) - 1))
 
 
-class PassRates:
-    """Pass rate of each prompt as far as it was observed; a success is a reward of 1 or more.
+class PassRatesState(TypedDict):
+    """Counts of `PassRates` as JSON values, each a list of successes and samples."""
 
-    A group's K must not depend on its own rewards, or the estimate would be biased: ask before, `observe` after.
+    prompts: dict[str, list[float]]
+    all: list[float]
+
+
+class PassRates:
+    """Observed pass rate of each prompt. A success is a reward of 1 or more.
+
+    A group's K must not depend on the group's own rewards, or the estimate would be biased. So read the rate before the
+    group is sampled, and call `observe` after.
     """
 
     def __init__(self) -> None:
@@ -58,14 +66,14 @@ class PassRates:
         self._all = (0.0, 0.0)
 
     def __call__(self, prompt_id: str) -> float:
-        """The prompt's own rate, pulled towards that of all prompts; 0 before anything was seen."""
+        """Return the prompt's rate, shrunk towards the rate of all prompts. 0 before the first observation."""
         successes, samples = self._all
         overall = successes / samples if samples else 0.0
         own, count = self._seen.get(prompt_id, (0.0, 0.0))
         return (own + PRIOR_SAMPLES * overall) / (count + PRIOR_SAMPLES)
 
     def observe(self, rewards: Mapping[str, Sequence[float]]) -> None:
-        """Take in the valid rewards of one step, by prompt id."""
+        """Add the valid rewards of one step, given by prompt id."""
         total, samples = 0.0, 0
         for prompt_id, values in rewards.items():
             successes = sum(value >= 1 for value in values)
@@ -74,11 +82,11 @@ class PassRates:
             total, samples = total + successes, samples + len(values)
         self._all = (KEPT * self._all[0] + total, KEPT * self._all[1] + samples)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything, as plain JSON values."""
+    def state_dict(self) -> PassRatesState:
+        """Return all counts as plain JSON values."""
         return {"prompts": {name: list(pair) for name, pair in self._seen.items()}, "all": list(self._all)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+    def load_state_dict(self, state: PassRatesState) -> None:
+        """Restore the counts that `state_dict` returned."""
         self._seen = {name: (pair[0], pair[1]) for name, pair in state["prompts"].items()}
         self._all = (state["all"][0], state["all"][1])

@@ -1,4 +1,4 @@
-"""Estimators by name, mixtures of two, and which advantages say anything."""
+"""Estimators by name, mixtures of two estimators, and the test for a non-zero advantage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maxpo.estimators.arguments import GroupK, Mask
 
 
 def estimator(name: str, objective: str = "max") -> AdvantageFn:
-    """The estimator of this name; `maxpo` for that objective."""
+    """Return the estimator of this name. `maxpo` is bound to the objective, and the others ignore the objective."""
     return partial(maxpo, objective=objective) if name == "maxpo" else ADVANTAGES[name]
 
 
@@ -27,16 +27,16 @@ def mixed(
     mix_with: str | None = None,
     mix_weight: float = 0.0,
 ) -> Float[Tensor, "G N"]:
-    """(1 - w) times estimator `name` plus w times estimator `mix_with`, `objective` with `maxpo` wherever it stands.
+    """Return (1 - w) times the advantages of estimator `name` plus w times the advantages of estimator `mix_with`.
 
     Args:
-        name: one of `ADVANTAGES`.
-        rewards: as the estimators take them.
-        k: K of both.
-        valid: likewise.
-        objective: what `maxpo` optimises; the others know max only.
-        mix_with: the other estimator; None: `name` alone.
-        mix_weight: w, 0 .. 1.
+        name: Key of `ADVANTAGES`.
+        rewards: [G, N] rewards of both estimators.
+        k: K of both estimators.
+        valid: Mask of both estimators.
+        objective: Objective of `maxpo`, as either of the two. The other estimators know `max` only.
+        mix_with: Key of `ADVANTAGES`. None: use `name` only.
+        mix_weight: Weight w, 0 .. 1.
     """
     advantages = estimator(name, objective)(rewards, k, valid)
     if mix_with is None:
@@ -47,9 +47,9 @@ def mixed(
 def nonzero(
     advantages: Float[Tensor, "G N"], rewards: Float[Tensor, "G N"], valid: Bool[Tensor, "G N"]
 ) -> Bool[Tensor, "G N"]:
-    """Which advantages are more than what rounding leaves: 1e-10, or 1e-10 of the spread of small rewards.
+    """Return True where an advantage exceeds rounding: 1e-10, or 1e-10 times the spread for a spread below 1.
 
-    Without spread only an estimator that is not centred can have signal, of the size of the reward itself.
+    Without spread only an estimator that is not centred can have signal. The scale is then the size of the reward.
     """
     high = rewards.masked_fill(~valid, -torch.inf).amax(1, keepdim=True)
     spread = high - rewards.masked_fill(~valid, torch.inf).amin(1, keepdim=True)

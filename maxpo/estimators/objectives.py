@@ -1,7 +1,7 @@
-"""What is optimised: a statistic of K independent samples, named in one word such as `max` or `top_m:2`.
+"""Objectives: statistics of K independent samples, named in one word such as `max` or `top_m:2`.
 
-Every one is a weighted sum of the sorted K-sample (an L-statistic, arXiv 2606.06096), its weights adding up to 1.
-Pure Python, so that the settings of a run can be checked without torch.
+Every objective is a weighted sum of the sorted K-sample (an L-statistic, arXiv 2606.06096), with weights that add up to
+1. The module is pure Python, so that the settings of a run can be checked without torch.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import math
 OBJECTIVES: dict[str, str] = {
     "max": "the best of K: max@K, or pass@K with 0/1 rewards",
     "min": "the worst of K",
-    "mean": "the mean reward, whatever K is",
+    "mean": "the mean reward, independent of K",
     "median": "quantile:0.5",
     "top_m:M": "the mean of the best M of K, 1 <= M <= K",
     "bottom_m:M": "the mean of the worst M of K, 1 <= M <= K",
     "quantile:Q": "the Q-quantile of K, 0 <= Q <= 1, linear between two samples",
-    "lower_tail:Q": "the mean of the lowest share Q of K, 0 < Q <= 1; the sample at its edge counts in part (CVaR)",
+    "lower_tail:Q": "the mean of the lowest share Q of K, 0 < Q <= 1, counting the sample at the edge in part (CVaR)",
 }
-"""How each is written -> what it is."""
+"""Notation of each objective -> its meaning."""
 
 
 def rank_coefficients(objective: str, k: int) -> list[float]:
-    """Weight of each of K sorted samples, worst first; the objective is the weighted sum.
+    """Return the weight of each of K sorted samples, worst first. The objective is the weighted sum.
 
     Args:
-        objective: as in `OBJECTIVES`.
-        k: size of the sample, at least 1.
+        objective: Notation of `OBJECTIVES`.
+        k: Number of samples, at least 1.
 
     Raises:
-        ValueError: saying what is wrong with the objective, or with it at this K.
+        ValueError: The objective does not exist, its argument is wrong, or its argument does not fit K.
     """
     name, argument = parse(objective)
     match name:
@@ -42,7 +42,7 @@ def rank_coefficients(objective: str, k: int) -> list[float]:
         case "top_m" | "bottom_m":
             m = int(argument)
             if m > k:
-                raise ValueError(f"objective {objective}: M = {m} of K = {k}; allowed is M <= K")
+                raise ValueError(f"objective {objective}: M = {m} of K = {k}. Allowed is M <= K")
             worst = [1 / m] * m + [0.0] * (k - m)
             return worst if name == "bottom_m" else worst[::-1]
         case "lower_tail":
@@ -53,10 +53,10 @@ def rank_coefficients(objective: str, k: int) -> list[float]:
 
 
 def parse(objective: str) -> tuple[str, float]:
-    """Name and argument of an objective, 0 where it has none; `median` is the 0.5 quantile.
+    """Split an objective into its name and argument, 0 without an argument. `median` is the 0.5 quantile.
 
     Raises:
-        ValueError: there is no such objective, or its argument is wrong.
+        ValueError: The objective does not exist, or its argument is wrong.
     """
     name, _, text = objective.partition(":")
     if objective in ("max", "min", "mean"):

@@ -1,4 +1,4 @@
-"""Unbiased pass@k and max@k."""
+"""Unbiased estimates of pass@k and max@k."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from maxpo.estimators.order_statistics import include_one, rank
 def max_at_k(
     rewards: Float[Tensor, "G N"], k: int, valid: Bool[Tensor, "G N"] | None = None
 ) -> tuple[Float[Tensor, " G"], Bool[Tensor, " G"]]:
-    """Unbiased estimate of the best of k samples for each group, and which groups have k valid samples.
+    """Return the unbiased estimate of the best of k samples for each group, and True where a group has k valid samples.
 
-    The mean of max(S) over all k-subsets S. For 0/1 rewards with c successes of n it is pass@k,
-    1 - C(n-c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374).
+    The estimate is the mean of max(S) over all k-subsets S. For 0/1 rewards with c successes of n samples the estimate
+    is pass@k, 1 - C(n-c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374).
 
     Raises:
-        ValueError: k outside 1 .. N.
+        ValueError: k is outside 1 .. N.
     """
     if not 1 <= k <= rewards.shape[1]:
         raise ValueError(f"max@{k} of groups of {rewards.shape[1]} samples; allowed is 1 <= k <= {rewards.shape[1]}")

@@ -1,4 +1,4 @@
-"""What other estimators would have said of the same groups, beside the advantages in use."""
+"""Metrics of other estimators on the same groups, to compare with the advantages in use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from maxpo.estimators.mixing import estimator, nonzero
 def advantage_metrics(
     advantages: Float[Tensor, "G N"], rewards: Float[Tensor, "G N"], valid: Bool[Tensor, "G N"]
 ) -> dict[str, float]:
-    """Mean, second moment and share of non-zero among the valid samples."""
+    """Return mean, second moment and share of non-zero advantages among the valid samples."""
     a = advantages[valid].double()
     count = max(1, a.numel())
     return {
@@ -33,11 +33,11 @@ def shadow_metrics(
     valid: Bool[Tensor, "G N"],
     objective: str = "max",
 ) -> dict[str, float]:
-    """The same of each named estimator, and its correlation over the valid samples with the advantages in use.
+    """Return `advantage_metrics` of each named estimator and its correlation with the advantages in use.
 
-    Groups that are too small for an estimator do not count for it. The correlation is left out where one of the two
-    does not vary. An estimator that refuses these rewards or this K has `shadow/{name}/refused` = 1 and nothing else: a
-    run must not end because of something that it only watches.
+    Groups that are too small for an estimator do not count for that estimator. The correlation runs over the valid
+    samples and is left out if one of the two estimators does not vary. An estimator that refuses these rewards or this
+    K has `shadow/{name}/refused` = 1 and no other metric, since a run must not end because of a metric.
     """
     metrics: dict[str, float] = {}
     for name in names:

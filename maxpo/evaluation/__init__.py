@@ -1,1 +1,1 @@
-"""Evaluation: figures of a policy on held-out prompts, files of them, and comparisons."""
+"""Evaluation: figures of a policy on held-out prompts, result files, and comparisons."""

@@ -1,73 +1,71 @@
-"""Two evaluations side by side: differences with paired intervals, on the same prompts."""
+"""Comparison of two evaluations: differences with paired intervals on the same prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 from maxpo.errors import InputError
-from maxpo.evaluation.figures import Estimate, PromptResult
+from maxpo.evaluation.figures import Estimate, JsonObject, PromptResult
 from maxpo.evaluation.report import bootstrap, is_graded, per_prompt, usable
 from maxpo.evaluation.result_file import Evaluation
 
 SAME = ("eval.samples", "rollout.max_new_tokens", "rollout.temperature", "rollout.top_k", "rollout.top_p")
-"""Settings that must be equal, beside the sections `reward` and `environment`: they change what the figures mean."""
+"""Settings that must be equal because each changes the meaning of the figures. `different_settings` adds sections."""
 FREE = {"workers"}
-"""Of these the settings that change nothing but the time."""
+"""Settings of the sections `reward` and `environment` that change only the time, and so may differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One figure of both."""
+    """One figure of both evaluations."""
 
     a: Estimate
     b: Estimate
     difference: Estimate
-    """B - A, with its paired interval: prompts are resampled, each with both its values."""
+    """B - A with a paired interval: prompts are resampled, each with the values of both evaluations."""
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval of the difference does not hold 0."""
+        """True if the interval of the difference does not contain 0."""
         return self.difference.low > 0 or self.difference.high < 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """What was found on some prompts."""
+    """Differences on a set of prompts."""
 
     figures: dict[str, Difference]
-    """By name, such as `pass@4`; empty where every prompt was dropped."""
+    """Differences by name of the figure, such as `pass@4`. Empty if every prompt was dropped."""
     prompts: int
     dropped_prompts: int
-    """Too many samples are invalid, in either of the two."""
+    """Number of prompts with too many invalid samples in either evaluation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Both evaluations, for all prompts and, where there is more than one source, for those of each."""
+    """Comparison on all prompts and, if the prompts have several sources, on the prompts of each source."""
 
     overall: Compared
     sources: dict[str, Compared]
     missing: tuple[str, ...]
-    """What cannot be compared because only one of them has it, in words."""
+    """Figures that only one evaluation has and that cannot be compared, in words."""
 
 
 def compare(a: Evaluation, b: Evaluation) -> Comparison:
     """Compare two evaluations prompt by prompt.
 
-    Every k that either of them asked for is estimated for both: the samples are there. A prompt with too few valid
-    samples in one of them is left out of both.
+    Every k of either evaluation is estimated for both, because both have the samples. A prompt with too few valid
+    samples in one evaluation is left out of both.
 
     Raises:
-        InputError: they are not of the same prompts, or settings differ that change what a figure means, or no prompt
-            is usable in both.
+        InputError: The prompts differ, or settings differ that change the meaning of a figure, or no prompt is usable
+            in both evaluations.
     """
-    if wrong := different_settings(a.settings, b.settings):
-        lines = "\n  ".join(f"{key}: {x!r} in A, {y!r} in B" for key, (x, y) in wrong.items())
-        raise InputError(
-            f"{a.path} and {b.path} cannot be compared, settings differ:\n  {lines}\nEvaluate both with the same ones."
-        )
+    _check_settings(a, b)
     pairs = _pairs(a, b)
     ks = sorted({k for e in (a, b) for k in e.settings["eval"]["k"]})
     wants = [bool(e.settings["eval"]["greedy"]) for e in (a, b)]
@@ -86,15 +84,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
             first, second = (
                 per_prompt([pair[side] for pair in own], ks, greedy=greedy, graded=graded) for side in (0, 1)
             )
-            figures = {
-                name: Difference(
-                    a=bootstrap(first[name]),
-                    b=bootstrap(second[name]),
-                    difference=bootstrap(second[name] - first[name]),
-                )
-                for name in first
-                if name in second
-            }
+            figures = {name: _difference(first[name], second[name]) for name in first if name in second}
             missing.extend(
                 f"{name}{f' of {source}' if source else ''}: only in {'A' if name in first else 'B'}"
                 for name in sorted(first.keys() ^ second.keys())
@@ -107,28 +97,41 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     return Comparison(overall=overall, sources=each, missing=tuple(missing))
 
 
-def different_settings(
-    a: Mapping[str, Mapping[str, Any]], b: Mapping[str, Mapping[str, Any]]
-) -> dict[str, tuple[Any, Any]]:
-    """The settings that must be equal and are not, with both values; None where there is none."""
+def _difference(a: Float[np.ndarray, " P"], b: Float[np.ndarray, " P"]) -> Difference:
+    """Return the difference of one figure from its values for each of P prompts."""
+    return Difference(a=bootstrap(a), b=bootstrap(b), difference=bootstrap(b - a))
+
+
+def _check_settings(a: Evaluation, b: Evaluation) -> None:
+    """Raise InputError if settings differ that change the meaning of a figure."""
+    if wrong := different_settings(a.settings, b.settings):
+        lines = "\n  ".join(f"{key}: {x!r} in A, {y!r} in B" for key, (x, y) in wrong.items())
+        raise InputError(
+            f"{a.path} and {b.path} cannot be compared, settings differ:\n  {lines}\n"
+            "Evaluate both with the same settings."
+        )
+
+
+def different_settings(a: Mapping[str, JsonObject], b: Mapping[str, JsonObject]) -> dict[str, tuple[object, object]]:
+    """Return the settings that must be equal but differ, each with both values. None stands for a missing value."""
     several_turns = any(settings["environment"]["name"] for settings in (a, b))
-    # Without an environment its settings do nothing, and neither does the seed but draw other samples.
-    whole = ("environment", "reward") if several_turns else ("reward",)
-    names = {f"{s}.{key}" for s in whole for settings in (a, b) for key in settings[s] if key not in FREE}
-    found: dict[str, tuple[Any, Any]] = {}
+    # Without an environment its settings have no effect, and the seed only draws other samples.
+    sections = ("environment", "reward") if several_turns else ("reward",)
+    names = {f"{s}.{key}" for s in sections for settings in (a, b) for key in settings[s] if key not in FREE}
+    different: dict[str, tuple[object, object]] = {}
     for key in (*SAME, *(["run.seed"] if several_turns else []), *sorted(names)):
         section, _, name = key.partition(".")
         values = a[section].get(name), b[section].get(name)
         if values[0] != values[1]:
-            found[key] = values
-    return found
+            different[key] = values
+    return different
 
 
 def _pairs(a: Evaluation, b: Evaluation) -> list[tuple[PromptResult, PromptResult]]:
-    """What both found for each prompt.
+    """Return the results of both evaluations for each prompt.
 
     Raises:
-        InputError: a prompt is in one of them only.
+        InputError: A prompt is in one evaluation only.
     """
     first, second = _by_prompt(a.results), _by_prompt(b.results)
     only = [sorted(first.keys() - second.keys()), sorted(second.keys() - first.keys())]

@@ -1,4 +1,4 @@
-"""What an evaluation found, as data."""
+"""Data classes for the results of an evaluation."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+JsonObject = Mapping[str, Any]
+"""Parsed JSON object. The values have no static type."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A mean over prompts with its 95 % interval."""
+    """Mean over prompts with its 95 % interval."""
 
     value: float
     low: float
@@ -18,42 +21,46 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptResult:
-    """What an evaluation found for one prompt with n completions."""
+    """Result of an evaluation for one prompt with n completions."""
 
     prompt_id: str
     source: str
     rewards: tuple[float | None, ...]
-    """[n] None where the completion could not be judged: masked, never 0."""
+    """[n] None where the completion could not be scored. Such a completion is masked, and never counts as 0."""
     votes: tuple[int | None, ...] | None
-    """[n] Number of the answer among the different answers to this prompt, None where there is none; None where the
-    verifier does not say what the answer of a completion is."""
+    """[n] Number of the answer among the different answers to this prompt, None for a completion without an answer.
+    None instead of the tuple if the verifier does not extract answers."""
     greedy: float | None
-    """Reward of the greedy completion; None where it could not be judged, or none was wanted."""
+    """Reward of the greedy completion. None if the completion could not be scored, or was not requested."""
     unique: float
-    """Different completions divided by their number."""
+    """Number of different completions divided by n."""
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> PromptResult:
-        """The result that `dataclasses.asdict` took apart, also by way of JSON."""
-        lists: Any = {name: values[name] and tuple(values[name]) for name in ("rewards", "votes")}
+    def from_dict(cls, values: JsonObject) -> PromptResult:
+        """Return the result that `dataclasses.asdict` converted, with or without JSON in between."""
+        lists: JsonObject = {name: values[name] and tuple(values[name]) for name in ("rewards", "votes")}
         return cls(**{**values, **lists})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What was found for some prompts."""
+    """Figures of a set of prompts."""
 
     estimates: dict[str, Estimate]
-    """By name, such as `pass@4`; empty where every prompt was dropped."""
+    """Estimates by name, such as `pass@4`. Empty if every prompt was dropped."""
     solved: float
+    """Share of the prompts with at least one reward of 1 or more."""
     unique: float
+    """Mean of `PromptResult.unique`."""
     prompts: int
+    """Number of prompts that the figures use."""
     dropped_prompts: int
+    """Number of prompts left out because too many of their samples are invalid."""
     no_answer: float | None = None
-    """Share of the valid completions without an answer; None where the verifier does not say what an answer is."""
+    """Share of the valid completions without an answer. None if the verifier does not extract answers."""
 
     def metrics(self) -> dict[str, float]:
-        """The figures by name; of no prompts only how many were dropped."""
+        """Return the figures by name. Without prompts, return only the number of dropped prompts."""
         values = {"dropped_prompts": float(self.dropped_prompts)}
         if self.prompts:
             values |= {"solved": self.solved, "unique": self.unique}
@@ -66,31 +73,34 @@ class Figures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalReport:
-    """What an evaluation found: for all prompts and, where there is more than one source, for those of each."""
+    """Figures of all prompts and, if the prompts have several sources, of the prompts of each source."""
 
     overall: Figures
     sources: dict[str, Figures]
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> EvalReport:
-        """The report that `dataclasses.asdict` took apart, also by way of JSON, and also by version 0.1 of it."""
+    def from_dict(cls, values: JsonObject) -> EvalReport:
+        """Return the report that `dataclasses.asdict` converted, with or without JSON in between.
+
+        Reports of version 0.1 are read too.
+        """
         if "at_k" in values:
             estimates = {f"{values['objective']}@{k}": Estimate(**e) for k, e in values["at_k"].items()}
             kept = {name: values[name] for name in ("solved", "unique", "prompts", "dropped_prompts")}
             return cls(overall=Figures(estimates=estimates, **kept), sources={})
         return cls(
             overall=_figures_from(values["overall"]),
-            sources={source: _figures_from(found) for source, found in values["sources"].items()},
+            sources={source: _figures_from(figures) for source, figures in values["sources"].items()},
         )
 
     def metrics(self) -> dict[str, float]:
-        """The report as metrics."""
+        """Return the report as metrics."""
         values = {f"eval/{name}": value for name, value in self.overall.metrics().items()}
         for source, figures in self.sources.items():
             values |= {f"eval/{source}/{name}": value for name, value in figures.metrics().items()}
         return values
 
 
-def _figures_from(values: Mapping[str, Any]) -> Figures:
-    estimates: Any = {name: Estimate(**e) for name, e in values["estimates"].items()}
-    return Figures(**{**values, "estimates": estimates})
+def _figures_from(values: JsonObject) -> Figures:
+    estimates: JsonObject = {"estimates": {name: Estimate(**e) for name, e in values["estimates"].items()}}
+    return Figures(**{**values, **estimates})

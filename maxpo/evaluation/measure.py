@@ -1,6 +1,6 @@
 """Evaluation on held-out prompts: unbiased pass@k and max@k, avg@n, maj@n and greedy, with intervals over prompts.
 
-`docs/evaluation.md` defines the figures.
+The figures are defined in `docs/evaluation.md`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,19 @@ from maxpo.types import Group, Prompt, ScoredGroup
 def measure(
     config: EvalConfig, held_out: Sequence[Prompt], rollouts: Sampler, on_group: Callable[[Group], None]
 ) -> tuple[dict[str, list[ScoredGroup]], list[PromptResult]]:
-    """Sample and score the held-out prompts: the groups, those of `eval` and `eval_greedy`, and what they say.
+    """Sample and score the held-out prompts.
 
-    Always with the same seeds, so that two evaluations differ by their weights only.
+    The seeds are always the same, so that two evaluations differ by their weights only.
+
+    Args:
+        config: Settings of the evaluation.
+        held_out: Prompts to evaluate.
+        rollouts: Sampler and scorer.
+        on_group: Callback for each sampled group.
+
+    Returns:
+        The scored groups under `eval`, and under `eval_greedy` if greedy completions are wanted. The result of each
+        prompt.
     """
     groups = rollouts.generate(held_out, config.samples, "eval", on_group)
     greedy = rollouts.generate(held_out, 1, "eval", greedy=True) if config.greedy else []
@@ -27,14 +37,14 @@ def measure(
     sampled, likeliest = scored[: len(groups)], scored[len(groups) :]
     rewards = [g.rewards[0] if g.valid[0] else None for g in likeliest] or [None] * len(sampled)
     answers = rollouts.answers(sampled)
-    results = [prompt_result(*found) for found in zip(sampled, answers, rewards, strict=True)]
+    results = [prompt_result(*of_prompt) for of_prompt in zip(sampled, answers, rewards, strict=True)]
     return {"eval": sampled} | ({"eval_greedy": likeliest} if config.greedy else {}), results
 
 
 def prompt_result(
     scored: ScoredGroup, answers: Sequence[str | None] | None = None, greedy: float | None = None
 ) -> PromptResult:
-    """What the samples of a prompt, their answers, and the reward of its greedy completion say of it."""
+    """Return the result of a prompt from its samples, their answers, and the reward of its greedy completion."""
     prompt = scored.group.prompt
     numbers: dict[str, int] = {}
     for answer in answers or ():

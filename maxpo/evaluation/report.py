@@ -1,4 +1,4 @@
-"""From the rewards of every prompt to figures with intervals."""
+"""Figures with intervals, computed from the rewards of every prompt."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from maxpo.estimators.pass_at_k import max_at_k
 from maxpo.evaluation.figures import Estimate, EvalReport, Figures, PromptResult
 
 BOOTSTRAP_RESAMPLES = 2000
+"""Number of resamples of each interval."""
 
 
 def bootstrap(per_prompt: Float[np.ndarray, " P"], seed: int = 0) -> Estimate:
-    """Mean and percentile interval from resampling *prompts*: completions of a prompt are not independent problems."""
+    """Return the mean and its percentile interval, resampling *prompts* since completions share the problem."""
     rng = np.random.default_rng(seed)
     picks = rng.integers(0, len(per_prompt), size=(BOOTSTRAP_RESAMPLES, len(per_prompt)))
     means = per_prompt[picks].mean(1)
@@ -26,21 +27,22 @@ def bootstrap(per_prompt: Float[np.ndarray, " P"], seed: int = 0) -> Estimate:
 
 
 def usable(result: PromptResult, ks: Sequence[int], greedy: bool) -> bool:
-    """Whether a prompt has enough valid samples for every k, and a valid greedy completion where one was wanted."""
+    """Return True if a prompt has enough valid samples for every k, and a valid greedy completion if `greedy`."""
     enough = sum(reward is not None for reward in result.rewards) >= max(ks)
     return enough and not (greedy and result.greedy is None)
 
 
 def is_graded(results: Sequence[PromptResult]) -> bool:
-    """Whether any valid reward is neither 0 nor 1."""
+    """Return True if any valid reward is neither 0 nor 1."""
     return any(reward not in (None, 0, 1) for result in results for reward in result.rewards)
 
 
 def majority(rewards: Sequence[float | None], votes: Sequence[int | None]) -> float:
-    """Reward of the answer that most valid samples give; of several that are tied, their mean; 0 without a vote.
+    """Return the reward of the answer that most valid samples give.
 
-    The reward of an answer is the mean over the samples that give it: they differ only where the verifier looks at
-    more than the answer.
+    Tied answers give the mean of their rewards, and a prompt without a vote gives 0. The reward of an answer is the
+    mean over the samples with this answer. These samples have different rewards only if the verifier scores more than
+    the answer.
     """
     given: dict[int, list[float]] = {}
     for reward, vote in zip(rewards, votes, strict=True):
@@ -54,32 +56,32 @@ def majority(rewards: Sequence[float | None], votes: Sequence[int | None]) -> fl
 def per_prompt(
     results: Sequence[PromptResult], ks: Sequence[int], *, greedy: bool, graded: bool
 ) -> dict[str, Float[np.ndarray, " P"]]:
-    """Every figure of each of P usable prompts, by name."""
+    """Return every figure by name, each for P usable prompts."""
     valid = torch.tensor([[reward is not None for reward in r.rewards] for r in results])
     rewards = torch.tensor([[reward or 0.0 for reward in r.rewards] for r in results], dtype=torch.float64)
     n = rewards.shape[1]
     solved = (rewards >= 1).double()
-    found = {f"pass@{k}": max_at_k(solved, k, valid)[0].numpy() for k in ks}
+    figures = {f"pass@{k}": max_at_k(solved, k, valid)[0].numpy() for k in ks}
     if graded:
-        found |= {f"max@{k}": max_at_k(rewards, k, valid)[0].numpy() for k in ks}
-    found[f"avg@{n}"] = (rewards.sum(1) / valid.sum(1)).numpy()
+        figures |= {f"max@{k}": max_at_k(rewards, k, valid)[0].numpy() for k in ks}
+    figures[f"avg@{n}"] = (rewards.sum(1) / valid.sum(1)).numpy()
     votes = [result.votes for result in results]
     if None not in votes:
         pairs = zip(results, cast("list[tuple[int | None, ...]]", votes), strict=True)
-        found[f"maj@{n}"] = np.array([majority(result.rewards, own) for result, own in pairs])
+        figures[f"maj@{n}"] = np.array([majority(result.rewards, own) for result, own in pairs])
     if greedy:
-        found["greedy"] = np.array([result.greedy for result in results], dtype=float)
-    return found
+        figures["greedy"] = np.array([result.greedy for result in results], dtype=float)
+    return figures
 
 
 def report(results: Sequence[PromptResult], ks: Sequence[int], *, greedy: bool = False) -> EvalReport:
-    """Estimates for all prompts and, where there are several sources, for those of each.
+    """Return the figures of all prompts and, if the prompts have several sources, of the prompts of each source.
 
-    A prompt that is not `usable` is left out of every figure, so that all are over the same prompts; the number is
-    reported.
+    A prompt that is not `usable` is left out of every figure, so that all figures are over the same prompts. The report
+    holds the number of these prompts.
 
     Raises:
-        ValueError: no prompt is usable.
+        ValueError: No prompt is usable.
     """
     kept = [result for result in results if usable(result, ks, greedy)]
     if not kept:

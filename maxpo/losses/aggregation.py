@@ -1,7 +1,7 @@
 """From per-token losses to one number, with *global* denominators.
 
-The loss of a step is `sum_t w_t loss_t` over all tokens of all ranks, with weights that depend on global
-counts only. So neither the split into microbatches nor the number of ranks changes the gradient.
+The loss of a step is `sum_t w_t loss_t` over all tokens of all ranks. The weights depend on global counts only, so
+neither the split into microbatches nor the number of ranks changes the gradient.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 def sequence_weight(
     aggregation: Aggregation, loss_tokens: int, *, total_tokens: float, total_sequences: float, constant: float
 ) -> float:
-    """Weight of each loss token of one sequence.
+    """Return the weight of each loss token of one sequence.
 
     token_mean: 1 / total_tokens. sequence_mean: 1 / (loss_tokens x total_sequences).
-    constant: 1 / (constant x total_sequences), as in Dr. GRPO (arXiv 2503.20783): the length of a sequence
-    does not change the weight of its tokens, so the gradient of a sum over tokens stays unbiased.
+    constant: 1 / (constant x total_sequences), as in Dr. GRPO (arXiv 2503.20783). With `constant` the length of a
+    sequence does not change the weight of its tokens, so the gradient of a sum over tokens stays unbiased.
 
     Args:
-        aggregation: which of the three.
-        loss_tokens: loss tokens of this sequence; 0 gives 0.
-        total_tokens: loss tokens of the whole optimizer step, over all ranks.
-        total_sequences: sequences of it; an equal share of a training step need not be whole.
-        constant: tokens that the sum over a sequence is divided by; used by `constant` only.
+        aggregation: Name of one of the three rules.
+        loss_tokens: Number of loss tokens of this sequence. 0 gives a weight of 0.
+        total_tokens: Number of loss tokens of the optimizer step over all ranks.
+        total_sequences: Number of sequences of the optimizer step over all ranks. May be a fraction, because an
+            optimizer step takes an equal share of a training step.
+        constant: Divisor of the sum over a sequence, in tokens. Used by `constant` only.
     """
     if loss_tokens == 0:
         return 0.0
@@ -45,5 +46,5 @@ def sequence_weight(
 def weighted_sum(
     per_token: Float[Tensor, " T"], weights: Float[Tensor, " T"], mask: Bool[Tensor, " T"]
 ) -> Float[Tensor, ""]:
-    """sum_t w_t x_t over the tokens where mask is True; a NaN outside the mask does not leak in."""
+    """Return sum_t w_t x_t over the tokens where mask is True. A NaN outside the mask has no effect."""
     return (torch.where(mask, per_token, 0.0) * weights).sum()

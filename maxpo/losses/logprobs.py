@@ -1,6 +1,6 @@
 """Token log-probabilities and entropy from hidden states, in chunks.
 
-Holds the only next-token shift of the project: the logits at position t - 1 judge token t.
+This module holds the only next-token shift of the project: the logits at position t - 1 predict token t.
 """
 
 from __future__ import annotations
@@ -23,22 +23,25 @@ def token_logprobs(
     chunk: int,
     entropy_grad: bool = False,
 ) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
-    """log pi(token_t | tokens before it) and the entropy of that distribution, both in nats, float32.
+    """Compute log pi(token_t | tokens before t) and the entropy of that distribution, both in nats, float32.
 
-    The distribution is softmax(logits / temperature). Logits are made for `chunk` positions at a time and made
-    again in the backward pass, so [T, V] never exists; memory grows with chunk x V alone.
+    The distribution is softmax(logits / temperature). Logits are computed for `chunk` positions at a time, and again
+    in the backward pass. A tensor [T, V] never exists, and memory grows with chunk x V only.
 
     Args:
-        hidden: last hidden states of a packed row of sequences, or of a part of it.
-        head: the language-model head, [n, H] -> [n, V].
-        token_ids: the row's tokens, T = S, or with the one that follows the part, T = S + 1.
-        mask: True at tokens to judge; never at the first token of a sequence, which nothing precedes.
-        temperature: > 0.
-        chunk: positions at a time, >= 1.
-        entropy_grad: let gradient flow through the entropy (an entropy bonus needs it).
+        hidden: Last hidden states of a packed row of sequences, or of a part of the row.
+        head: Language-model head, [n, H] -> [n, V].
+        token_ids: Tokens of the row or part, T = S, or with the token that follows the part, T = S + 1.
+        mask: True at tokens to compute. Must be False at the first token of a sequence, which no token precedes.
+        temperature: Divisor of the logits, > 0.
+        chunk: Number of positions at a time, >= 1.
+        entropy_grad: True to let gradient flow through the entropy, which an entropy bonus needs.
 
     Returns:
-        Two [T] arrays that describe token t at entry t; 0 where mask is False.
+        Log-probabilities and entropies, two [T] arrays. Entry t describes token t and is 0 where mask is False.
+
+    Raises:
+        ValueError: The mask is True at token 0.
     """
     targets = mask.nonzero().squeeze(1)
     if targets.numel() and int(targets[0]) == 0:
@@ -46,7 +49,8 @@ def token_logprobs(
     logprobs = torch.zeros(token_ids.shape[0], dtype=torch.float32, device=hidden.device)
     entropy = torch.zeros_like(logprobs)
     if not targets.numel():
-        # Gradients of zero for everything, the head included: ranks must agree on which parameters have one.
+        # The zero term gives every parameter, the head included, a gradient of 0. All ranks must have gradients of the
+        # same parameters.
         return logprobs + 0.0 * head(hidden[:1]).float().sum(), entropy
 
     def one_chunk(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

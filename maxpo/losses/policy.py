@@ -1,4 +1,4 @@
-"""Policy losses and KL estimators as pure per-token functions. Entry t of every array describes token t."""
+"""Policy losses and KL estimators, one pure function per token each. Entry t of every array describes token t."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def ppo_clip(
     clip_low: float,
     clip_high: float,
 ) -> Float[Tensor, " T"]:
-    """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) with rho = exp(logprobs - old_logprobs).
+    """Return -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) with rho = exp(logprobs - old_logprobs).
 
     PPO (arXiv 1707.06347), eq. 7, with the separate bounds of DAPO (arXiv 2503.14476).
 
     Args:
-        logprobs: nats, of the policy that is trained.
-        old_logprobs: nats, of the policy at the start of the step; no gradient flows into it.
-        advantages: of the sequence that each token belongs to.
-        clip_low: the ratio is clipped at 1 - clip_low.
-        clip_high: and at 1 + clip_high.
+        logprobs: Log-probabilities of the trained policy, in nats.
+        old_logprobs: Log-probabilities of the policy at the start of the step, in nats. Receives no gradient.
+        advantages: Advantage A of the sequence that each token belongs to.
+        clip_low: Distance of the lower bound of the ratio rho from 1.
+        clip_high: Distance of the upper bound of the ratio rho from 1.
     """
     ratio = (logprobs - old_logprobs.detach()).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
@@ -42,7 +42,7 @@ def policy_gradient(
     clip_low: float,
     clip_high: float,
 ) -> Float[Tensor, " T"]:
-    """-A log pi: plain REINFORCE. `old_logprobs` and the clip bounds have no effect."""
+    """Return -A log pi, plain REINFORCE. `old_logprobs` and the clip bounds have no effect."""
     return -advantages * logprobs
 
 
@@ -53,11 +53,11 @@ LOSSES: dict[str, PolicyLoss] = {"ppo_clip": ppo_clip, "policy_gradient": policy
 def kl_estimate(
     logprobs: Float[Tensor, " T"], ref_logprobs: Float[Tensor, " T"], estimator: Literal["k1", "k2", "k3"]
 ) -> Float[Tensor, " T"]:
-    """Per-token estimate of KL(pi || ref) from samples of pi, in nats.
+    """Estimate KL(pi || ref) at each token from samples of pi, in nats.
 
     With d = logprobs - ref_logprobs: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d
-    (J. Schulman, "Approximating KL divergence", 2020). As a loss only k2 has the gradient of the KL in
-    expectation; that of k1 is zero on average, that of k3 is the gradient of the reverse divergence.
+    (J. Schulman, "Approximating KL divergence", 2020). As a loss, only k2 has the gradient of the KL in expectation.
+    The gradient of k1 is zero on average. The gradient of k3 is that of the reverse divergence.
     """
     d = logprobs - ref_logprobs.detach()
     match estimator:
@@ -72,9 +72,9 @@ def kl_estimate(
 def truncated_importance_weights(
     learner_logprobs: Float[Tensor, " T"], sampler_logprobs: Float[Tensor, " T"], cap: float
 ) -> Float[Tensor, " T"]:
-    """min(pi_learner / pi_sampler, cap) of each token, without gradient.
+    """Return min(pi_learner / pi_sampler, cap) of each token, without gradient.
 
-    Corrects for sampler and learner computing different probabilities from the same weights, or for weights
-    that moved on since sampling: truncated importance sampling (Ionides 2008), per token.
+    Truncated importance sampling (Ionides 2008), per token. The weights correct for a sampler and a learner that
+    compute different probabilities from the same parameters, and for parameters that changed since sampling.
     """
     return (learner_logprobs - sampler_logprobs).detach().exp().clamp(max=cap)

@@ -1,4 +1,4 @@
-"""All verifiers by name, and what judges an answer to a prompt."""
+"""All verifiers by name, and the verifier of each prompt."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import importlib.util
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import TypeGuard, cast
 
 from maxpo.config import RewardConfig
 from maxpo.config.reward import COMBINED, ENVIRONMENT
-from maxpo.plugins import mistakes
+from maxpo.plugins import find, mistakes
 from maxpo.rewards.base import Score, Verifier, environment_reward
 from maxpo.rewards.code.verifier import code, code_unsafe_no_sandbox
 from maxpo.rewards.verifiers.choice import choice
@@ -45,48 +45,56 @@ REWARDS: dict[str, Verifier] = {
     "format": thinking_format,
     "length": length,
 }
-
-
 NEEDS: Mapping[str, tuple[str, str]] = {
     "math": ("math_verify", 'pip install "maxpo[math]"'),
     "json_schema": ("jsonschema", "pip install jsonschema"),
     "reasoning_gym": ("reasoning_gym", 'pip install "maxpo[reasoning-gym]"'),
 }
-"""What a verifier imports that the core does not, and how to get it."""
+"""Verifier -> a module that it imports and the core does not, and the command that installs the module."""
+
+Scorer = Callable[[str, str, object], Score]
+"""Scores an answer. Arguments: prompt, answer, reference."""
+
+_NO_ARGS: Mapping[str, Mapping[str, object]] = {}
+_NO_PARTS: Mapping[str, float] = {}
 
 
-Scorer = Callable[[str, str, Any], Score]
-"""Prompt, answer and reference to the verdict: how the pool calls every verifier."""
+def find_verifier(
+    name: str, args: Mapping[str, Mapping[str, object]] = _NO_ARGS, parts: Mapping[str, float] = _NO_PARTS
+) -> Scorer:
+    """Return a verifier of `REWARDS`, a user's function as `package.module:function`, or `combined`: several of them.
 
-
-_NONE: Mapping[str, Any] = {}
-
-
-def find_verifier(name: str, args: Mapping[str, Any] = _NONE, parts: Mapping[str, float] = _NONE) -> Scorer:
-    """A verifier of `REWARDS`, a function of your own as `package.module:function`, or `combined`: several of them.
-
-    Your own is called with (prompt text, completion text, reference), sync or async, and returns a number, or a dict
-    of named parts that add up to the reward and are logged one by one. It must be pure: it runs in other processes.
+    A user's function is called with (prompt text, completion text, reference), sync or async. It returns a number, or
+    a dict of named parts, which add up to the reward and are logged one by one. It must be pure, because it runs in
+    other processes.
 
     Args:
-        name: The verifier.
+        name: Name of the verifier.
         args: Settings of each verifier, by its name.
         parts: Weights of the verifiers that `combined` adds up.
 
     Raises:
-        ValueError: there is no such verifier, it does not take these settings, or what it imports is not installed.
+        ValueError: The verifier does not exist, does not take these settings, or needs a package that is missing.
     """
     if name == COMBINED:
         if not parts or COMBINED in parts:
             raise ValueError(f"{COMBINED} needs weights of other verifiers, got {sorted(parts)}")
-        judges = {part: find_verifier(part, args) for part in parts}
+        scorers = {part: find_verifier(part, args) for part in parts}
         return lambda prompt, text, reference: _combine(
-            {part: judge(prompt, text, reference) for part, judge in judges.items()}, parts
+            {part: scorer(prompt, text, reference) for part, scorer in scorers.items()}, parts
         )
-    function = REWARDS[name] if name in REWARDS else _own(name)
-    if wrong := mistakes(name, function, args.get(name, _NONE)):
+    function: Callable[..., object] = find(
+        name,
+        REWARDS,
+        "verifier",
+        form="package.module:function",
+        fits=callable,
+        needed="a function",
+        others=(COMBINED,),
+    )
+    if wrong := mistakes(name, function, args.get(name, {})):
         raise ValueError(" ".join(wrong))
-    call = functools.partial(function, **args.get(name, _NONE))
+    call = functools.partial(function, **args.get(name, {}))
     if name not in REWARDS:
         return lambda prompt, text, reference: _as_score(call(prompt, text, reference))
     if name in NEEDS:
@@ -98,10 +106,12 @@ def find_verifier(name: str, args: Mapping[str, Any] = _NONE, parts: Mapping[str
 
 
 def find_scorer(reward: RewardConfig) -> Callable[[Prompt, str], Score]:
-    """What judges an answer to a prompt: the verifier of its source in `reward.by_source`, else `reward.verifier`.
+    """Return a function that scores an answer to a prompt.
+
+    The function uses the verifier of the prompt's source in `reward.by_source`, or else `reward.verifier`.
 
     Raises:
-        ValueError: as `find_verifier` does.
+        ValueError: See `find_verifier`.
     """
     usual = find_verifier(reward.verifier, reward.args, reward.parts)
     special = {source: find_verifier(name, reward.args, reward.parts) for source, name in reward.by_source.items()}
@@ -109,9 +119,9 @@ def find_scorer(reward: RewardConfig) -> Callable[[Prompt, str], Score]:
 
 
 def unread(reward: RewardConfig, source: str) -> Score:
-    """The score of an answer over `reward.max_chars`, which is not read: 0, and of `length` the whole penalty.
+    """Return the score of an answer over `reward.max_chars`, which is not read: 0, and for `length` the full penalty.
 
-    Otherwise an answer would escape its penalty by being longer still.
+    Otherwise a longer answer would escape its penalty.
     """
     scores = {name: Score(reward=-1.0 if name == "length" else 0.0) for name in (*REWARDS, *reward.parts)}
     name = reward.by_source.get(source, reward.verifier)
@@ -121,45 +131,37 @@ def unread(reward: RewardConfig, source: str) -> Score:
 
 
 def names_in_use(reward: RewardConfig) -> set[str]:
-    """Every verifier that may judge an answer, `combined` taken apart."""
+    """Return the names of all verifiers that may score an answer, with the parts of `combined` in its place."""
     named = {reward.verifier, *reward.by_source.values()}
     return (named - {COMBINED}) | set(reward.parts if COMBINED in named else ())
 
 
 def _combine(scores: Mapping[str, Score], weights: Mapping[str, float]) -> Score:
-    """The weighted sum. Its parts are each verifier's own reward, unweighted, and below that name its parts."""
+    """Return the weighted sum. Its parts are the unweighted reward of each verifier and, below its name, its parts."""
     parts: dict[str, float] = {}
     for name, score in scores.items():
-        shown = name.replace(":", ".")  # as in the name of a metric
-        parts[shown] = score.reward
-        parts |= {f"{shown}/{part}": value for part, value in score.parts.items()}
+        metric = name.replace(":", ".")
+        parts[metric] = score.reward
+        parts |= {f"{metric}/{part}": value for part, value in score.parts.items()}
     return Score(reward=sum(weights[name] * score.reward for name, score in scores.items()), parts=parts)
 
 
-def _own(name: str) -> Callable[..., Any]:
-    module, separator, function = name.partition(":")
-    if not separator:
-        known = sorted([*REWARDS, COMBINED])
-        raise ValueError(f"no verifier is called {name!r}: use one of {known}, or package.module:function")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"verifier {name!r} cannot be imported: {error}") from error
-    if not callable(found):
-        raise ValueError(f"verifier {name!r} is no function")
-    return found
-
-
-def _as_score(value: Any) -> Score:
-    """What a custom reward returned, as a score.
+def _as_score(value: object) -> Score:
+    """Return the result of a user's function as a score.
 
     Raises:
-        TypeError: it is neither a finite number nor a dict of them.
+        TypeError: The result is neither a finite number nor a dict of them.
     """
     if inspect.iscoroutine(value):
         value = asyncio.run(value)
-    parts = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-    numbers: list[Any] = list(parts.values()) if parts else [value]
-    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+    if _is_number(value):
+        return Score(reward=float(value))
+    named = cast("dict[object, object]", value) if isinstance(value, dict) else {}
+    parts = {str(name): float(part) for name, part in named.items() if _is_number(part)}
+    if not parts or len(parts) != len(named):
         raise TypeError(f"a reward must be a finite number or a dict of them, not {value!r}")
-    return Score(reward=float(sum(numbers)), parts={str(k): float(v) for k, v in parts.items()})
+    return Score(reward=sum(parts.values()), parts=parts)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""Procedural reasoning tasks: problems that are made from a seed and need no download.
+"""Procedural reasoning tasks: problems made from a seed, without a download.
 
 To add one, write a module with a `problems` function and add it to `TASKS`.
 """

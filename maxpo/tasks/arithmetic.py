@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from random import Random
 
-from maxpo.tasks.base import TaskProblem
+from maxpo.tasks.base import Split, TaskProblem
 from maxpo.tasks.draws import make_id, split
 
 _OPERATIONS = "+-*"
@@ -22,20 +22,20 @@ def problems(
     largest: int = 20,
     operations: str = "+-*",
     question: str = "{chain} =",
-) -> tuple[list[TaskProblem], list[TaskProblem]]:
-    """Makes the training and the evaluation problems (`maxpo.tasks.draws.split`).
+) -> Split:
+    """Return the training and the evaluation problems (`maxpo.tasks.draws.split`).
 
     Args:
         seed: Selects and orders the problems.
         train_size: Number of training problems.
         eval_size: Number of evaluation problems.
-        terms: Numbers in a chain, 2 or more.
+        terms: Number of numbers in a chain, 2 or more.
         largest: Largest number in a chain; the smallest is 1.
-        operations: Which of + - * there may be.
-        question: What the prompt says, with {chain} where the chain goes, such as "What is {chain}?".
+        operations: Allowed operations, some of + - *.
+        question: Text of the prompt, with {chain} in place of the chain, such as "What is {chain}?".
 
     Raises:
-        ValueError: An argument is out of its range, or there are not so many problems.
+        ValueError: An argument is out of its range, or there are too few problems.
     """
     if terms < 2:
         raise ValueError(f"arithmetic: terms = {terms} must be 2 or more")
@@ -58,7 +58,7 @@ def problems(
 
 
 def evaluate(numbers: list[int], operations: list[str]) -> int:
-    """The value of a chain: products first, then sums from left to right."""
+    """Return the value of a chain: products first, then sums from left to right."""
     total, product, sign = 0, numbers[0], 1
     for operation, number in zip(operations, numbers[1:], strict=True):
         if operation == "*":

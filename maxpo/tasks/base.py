@@ -1,4 +1,4 @@
-"""What a procedural task is and returns."""
+"""Types of procedural tasks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ class TaskProblem:
     """One problem of a task."""
 
     problem_id: str
-    """Hash of the content: the same problem has the same id in every run."""
+    """Hash of the content, so a problem has the same id in every run."""
     prompt: str
     reference: Any
-    """What the task's verifier needs, as plain JSON values."""
+    """Plain JSON values for the task's verifier."""
 
 
-Task = Callable[..., tuple[list[TaskProblem], list[TaskProblem]]]
-"""`(seed, train_size, eval_size, **args)` to the training and the evaluation problems, which are disjoint;
-`args` are the task's own settings."""
+Split = tuple[list[TaskProblem], list[TaskProblem]]
+"""The training and the evaluation problems, which are disjoint."""
+Task = Callable[..., Split]
+"""Makes problems. Arguments: seed, train_size, eval_size, and the settings of the task by name."""

@@ -2,7 +2,7 @@
 
 A prompt is `3 7 2=13:` and a solution `3*2=6,7+6=13`. The numbers are 1 to 9, the operations + - *, every
 result lies in 0..99, and each number and each intermediate result is used once.
-`maxpo.rewards.verifiers.countdown` judges the answers.
+`maxpo.rewards.verifiers.countdown` scores the answers.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ from collections.abc import Sequence
 from functools import cache
 from random import Random
 
-from maxpo.tasks.base import TaskProblem
+from maxpo.tasks import draws
+from maxpo.tasks.base import Split, TaskProblem
 
 MAX_RESULT = 99
 """Largest result of a step; the smallest is 0."""
-HELD_OUT_ONE_IN = 5
-"""One in this many (numbers, target) keys belongs to the evaluation side."""
 
 
-def problems(seed: int, train_size: int, eval_size: int) -> tuple[list[TaskProblem], list[TaskProblem]]:
-    """Makes the training and the evaluation problems.
+def problems(seed: int, train_size: int, eval_size: int) -> Split:
+    """Return the training and the evaluation problems.
 
-    A problem's target is the result of a random derivation, so a target that more derivations reach comes
-    earlier; no problem comes twice in a split. Which side a problem belongs to is a hash of its sorted numbers
-    and target (`is_held_out`); the seed only selects and orders. So the training problems of any seed and size
-    share no (sorted numbers, target) with the evaluation problems of any other. Neither split depends on the
-    size of the other, and a smaller split is the beginning of a larger one.
+    A problem's target is the result of a random derivation, so targets that many derivations reach tend to come
+    early. No problem comes twice in a split. A hash of the sorted numbers and the target decides the side of a problem
+    (`is_held_out`). The seed only selects and orders. So the training problems of any seed and size share no (sorted
+    numbers, target) with the evaluation problems of any other. Neither split depends on the size of the other, and a
+    smaller split is the beginning of a larger one.
 
     Args:
         seed: Selects and orders the problems.
@@ -42,27 +41,26 @@ def problems(seed: int, train_size: int, eval_size: int) -> tuple[list[TaskProbl
 
 
 def count(*, held_out: bool) -> int:
-    """How many different problems exist on the evaluation side (True) or the training side (False)."""
+    """Return the number of different problems on the evaluation side (True) or the training side (False)."""
     return len(set(_weighted_problems(held_out)))
 
 
 def is_held_out(numbers: Sequence[int], target: int) -> bool:
-    """Whether these numbers, in whatever order, and target belong to the evaluation side, whatever the seed."""
-    digest = hashlib.sha256(_question(sorted(numbers), target).encode()).digest()
-    return int.from_bytes(digest[:8], "big") % HELD_OUT_ONE_IN == 0
+    """Return True if a problem belongs to the evaluation side, whatever the seed and the order of the numbers."""
+    return draws.is_held_out(hashlib.sha256(_question(sorted(numbers), target).encode()).hexdigest()[:16])
 
 
 def random_derivation(numbers: Sequence[int], rng: Random) -> tuple[str, int]:
-    """A valid derivation that uses all numbers, uniform over all of them, and its result."""
+    """Return a random valid derivation that uses all numbers, uniform over all such derivations, and its result."""
     return rng.choice(_derivations(tuple(numbers)))
 
 
 def teacher(numbers: Sequence[int], target: int, solve_share: float, rng: Random) -> str:
-    """The answer of a weak teacher, for a supervised warm start that leaves reinforcement something to learn.
+    """Return the answer of a weak teacher, for a supervised warm start that leaves something to learn by RL.
 
     Args:
-        numbers: The numbers of the problem, in the prompt's order.
-        target: Its target, which some derivation must reach.
+        numbers: Numbers of the problem, in the prompt's order.
+        target: Target of the problem, which some derivation must reach.
         solve_share: Probability in [0, 1] that the answer is a random solution; otherwise it is a random valid
             derivation, which may still reach the target by luck.
         rng: Source of all randomness.
@@ -83,7 +81,7 @@ def _split(seed: int, size: int, *, held_out: bool) -> list[TaskProblem]:
         raise ValueError(f"countdown: {size} {name} problems asked for, but only {count(held_out=held_out)} exist")
     order = list(_weighted_problems(held_out))
     Random(f"countdown/{name}/{seed}").shuffle(order)
-    # A dict keeps the first of each, which is to draw derivations and to reject the problems already seen.
+    # A dict keeps the first of equal keys. This equals drawing derivations and rejecting problems already seen.
     distinct = itertools.islice(dict.fromkeys(order), size)
     return [_problem(numbers, target) for numbers, target in distinct]
 
@@ -103,7 +101,7 @@ def _question(numbers: Sequence[int], target: int) -> str:
 
 @cache
 def _weighted_problems(held_out: bool) -> tuple[tuple[tuple[int, ...], int], ...]:
-    """Every (numbers, target) of one side, as often as there are derivations that reach the target."""
+    """Return every (numbers, target) of one side, as often as there are derivations that reach the target."""
     return tuple(
         (numbers, target)
         for numbers in itertools.product(range(1, 10), repeat=3)
@@ -114,8 +112,8 @@ def _weighted_problems(held_out: bool) -> tuple[tuple[tuple[int, ...], int], ...
 
 @cache
 def _derivations(numbers: tuple[int, ...]) -> tuple[tuple[str, int], ...]:
-    """Every distinct valid derivation from these numbers, as (steps, result), in a fixed order."""
-    found: dict[str, int] = {}
+    """Return every distinct valid derivation from these numbers, as (steps, result), in a fixed order."""
+    derivations: dict[str, int] = {}
     for i, j in itertools.permutations(range(len(numbers)), 2):
         rest = tuple(number for k, number in enumerate(numbers) if k not in (i, j))
         left, right = numbers[i], numbers[j]
@@ -124,7 +122,7 @@ def _derivations(numbers: tuple[int, ...]) -> tuple[tuple[str, int], ...]:
                 continue
             step = f"{left}{operation}{right}={result}"
             if not rest:
-                found[step] = result
+                derivations[step] = result
             for steps, last in _derivations((*rest, result)) if rest else ():
-                found[f"{step},{steps}"] = last
-    return tuple(found.items())
+                derivations[f"{step},{steps}"] = last
+    return tuple(derivations.items())

@@ -1,6 +1,6 @@
 """Maze: the shortest way from S to G in a small grid with walls, as moves such as `RRD`.
 
-`maxpo.rewards.verifiers.maze` judges the answers.
+`maxpo.rewards.verifiers.maze` scores the answers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from random import Random
 
 from maxpo.rewards.verifiers.maze import MOVES
-from maxpo.tasks.base import TaskProblem
+from maxpo.tasks.base import Split, TaskProblem
 from maxpo.tasks.draws import make_id, split
 
 _QUESTION = (
@@ -17,13 +17,11 @@ _QUESTION = (
     "# is a wall. The last line of the answer is the moves alone, such as RRD.\n"
 )
 _TRIES = 1000
-"""Grids that are drawn for one problem until S and G are connected."""
+"""Most grids drawn for one problem until S and G are connected."""
 
 
-def problems(
-    seed: int, train_size: int, eval_size: int, *, size: int = 5, walls: float = 0.3
-) -> tuple[list[TaskProblem], list[TaskProblem]]:
-    """Makes the training and the evaluation problems (`maxpo.tasks.draws.split`).
+def problems(seed: int, train_size: int, eval_size: int, *, size: int = 5, walls: float = 0.3) -> Split:
+    """Return the training and the evaluation problems (`maxpo.tasks.draws.split`).
 
     Args:
         seed: Selects and orders the problems.
@@ -33,7 +31,7 @@ def problems(
         walls: Probability of a wall in each cell, at least 0 and at most 0.6.
 
     Raises:
-        ValueError: An argument is out of its range, or there are not so many problems.
+        ValueError: An argument is out of its range, or there are too few problems.
     """
     if not 2 <= size <= 50:
         raise ValueError(f"maze: size = {size} must be 2 to 50")
@@ -60,17 +58,17 @@ def problems(
 
 
 def shortest(grid: Sequence[str]) -> str | None:
-    """A shortest way from S to G as moves, found breadth first; None where there is none."""
+    """Return a shortest way from S to G as moves, or None. The search is breadth-first."""
     cells = {(r, c): cell for r, row in enumerate(grid) for c, cell in enumerate(row) if cell != "#"}
-    start = next(place for place, cell in cells.items() if cell == "S")
+    start = next(position for position, cell in cells.items() if cell == "S")
     ways = {start: ""}
     queue = [start]
-    for row, column in queue:  # grows meanwhile
+    for row, column in queue:  # the loop itself extends the queue
         if cells[row, column] == "G":
             return ways[row, column]
         for move, (down, right) in MOVES.items():
-            place = row + down, column + right
-            if place in cells and place not in ways:
-                ways[place] = ways[row, column] + move
-                queue.append(place)
+            position = row + down, column + right
+            if position in cells and position not in ways:
+                ways[position] = ways[row, column] + move
+                queue.append(position)
     return None

@@ -1,6 +1,6 @@
 """Every dataset of the reasoning-gym package, as a task (the extra `reasoning-gym`).
 
-`maxpo.rewards.verifiers.reasoning_gym` judges the answers, by the dataset's own scoring.
+`maxpo.rewards.verifiers.reasoning_gym` scores the answers, by the dataset's own scoring.
 """
 
 from __future__ import annotations
@@ -10,28 +10,26 @@ from typing import Any
 
 from maxpo.rewards.verifiers import reasoning_gym as verifier
 from maxpo.seeds import derive_seed
-from maxpo.tasks.base import TaskProblem
+from maxpo.tasks.base import Split, TaskProblem
 from maxpo.tasks.draws import make_id, split
 
 
-def problems(
-    seed: int, train_size: int, eval_size: int, *, dataset: str, **settings: Any
-) -> tuple[list[TaskProblem], list[TaskProblem]]:
-    """Makes the training and the evaluation problems (`maxpo.tasks.draws.split`).
+def problems(seed: int, train_size: int, eval_size: int, *, dataset: str, **settings: Any) -> Split:
+    """Return the training and the evaluation problems (`maxpo.tasks.draws.split`).
 
     Args:
         seed: Selects and orders the problems.
         train_size: Number of training problems.
         eval_size: Number of evaluation problems.
-        dataset: Name in the package, for example `gcd`.
-        settings: The dataset's own settings.
+        dataset: Name of the dataset in the package, for example `gcd`.
+        settings: Settings of the dataset.
 
     Raises:
-        ValueError: There is no such package, dataset or setting, or there are not so many problems.
+        ValueError: The package, dataset or setting does not exist, or there are too few problems.
     """
     if "size" in settings:
         raise ValueError("reasoning_gym: size is set by the run: leave it out of task_args")
-    # Twice the draws that are expected to be needed, as one in five problems is held out.
+    # Twice the expected number of draws, since one in five problems is held out.
     sizes = {"training": 1000 + 3 * train_size, "evaluation": 1000 + 10 * eval_size}
     sides = {
         name: verifier.make_dataset(dataset, settings, seed=derive_seed("reasoning_gym", name, seed) % 2**31, size=size)

@@ -1,1 +1,1 @@
-"""What a run writes down."""
+"""Metrics and logs of a run."""

@@ -1,4 +1,4 @@
-"""Every metric: its name, meaning and unit. `python -m maxpo.tracking.metrics` prints METRICS.md."""
+"""Name, meaning and unit of every metric. `python -m maxpo.tracking.metrics` prints METRICS.md."""
 
 from __future__ import annotations
 
@@ -11,101 +11,128 @@ METRICS: dict[str, tuple[str, str]] = {
         "Unbiased estimate of the best reward of K samples, mean over the groups of this step (pass@K for 0/1 rewards)",
         "reward",
     ),
-    "reward/{part}": ("Mean of a named part of the reward; of reward.verifier combined, of a verifier's own", "reward"),
-    "reward/{verifier}/{part}": ("Mean of a named part of a verifier of reward.verifier combined", "reward"),
+    "reward/{part}": ("Mean of a named part of the reward, or of one verifier with reward.verifier combined", "reward"),
+    "reward/{verifier}/{part}": ("Mean of a named part of one verifier, with reward.verifier combined", "reward"),
     "groups/sampled": ("Groups sampled in this step, refills included", "count"),
     "groups/kept": ("Groups that reached the learner", "count"),
     "groups/zero_signal": ("Groups dropped because all their advantages are zero", "count"),
     "groups/too_few_valid": ("Groups dropped because too many of their samples are invalid", "count"),
-    "groups/refill_rounds": ("Times that new prompts were sampled in place of dropped groups", "count"),
+    "groups/refill_rounds": ("Rounds of sampling new prompts in place of dropped groups", "count"),
     "completions/tokens_mean": ("Mean length of a completion", "tokens"),
     "completions/truncated": ("Completions cut at rollout.max_new_tokens or environment.max_turns", "fraction"),
     "completions/unique": ("Different completions of a group divided by its size, mean over groups", "fraction"),
     "completions/stale": ("Completions with tokens from weights older than the learner's at sampling", "fraction"),
-    "environment/turns": ("Turns of the policy in an episode, mean; absent without environment.name", "count"),
-    "environment/tokens": ("Tokens of observations in an episode, mean", "tokens"),
-    "verifier/too_long": ("Answers over reward.max_chars, unread: reward 0, of length its whole penalty", "count"),
-    "verifier/timeout": ("Answers whose verification passed reward.timeout_s, or a step its limit; masked", "count"),
-    "verifier/error": ("Answers on which the verifier or the environment raised; masked", "count"),
-    "verifier/died": ("Answers whose verifier or environment process died; masked", "count"),
-    "verifier/abort": ("Completions without a usable sample; masked", "count"),
-    "algorithm/k": ("K, mean over the groups sampled in this step", "1"),
+    "environment/turns": ("Mean turns of the policy in an episode. Absent without environment.name", "count"),
+    "environment/tokens": ("Mean tokens of observations in an episode", "tokens"),
+    "verifier/too_long": (
+        "Answers over reward.max_chars, not read. The reward is 0, and for length the full penalty",
+        "count",
+    ),
+    "verifier/timeout": (
+        "Answers masked because verification exceeded reward.timeout_s, or an environment step its timeout",
+        "count",
+    ),
+    "verifier/error": ("Answers masked because the verifier or the environment raised an error", "count"),
+    "verifier/died": ("Answers masked because the process of the verifier or environment died", "count"),
+    "verifier/abort": ("Completions masked because sampling gave no usable sample", "count"),
+    "algorithm/k": ("Mean K of the groups sampled in this step", "1"),
     "algorithm/mix_weight": ("Weight of algorithm.mix_with", "1"),
-    "advantage/mean": ("Mean advantage of the valid samples of every usable group, those without signal too", "reward"),
-    "advantage/second_moment": ("Mean square of the same", "reward^2"),
-    "advantage/nonzero": ("Share of the same that is not zero", "fraction"),
-    "shadow/{estimator}/mean": ("What another estimator says of the same samples: its mean", "reward"),
-    "shadow/{estimator}/second_moment": ("Its mean square", "reward^2"),
-    "shadow/{estimator}/nonzero": ("Its share of non-zero advantages", "fraction"),
-    "shadow/{estimator}/correlation": ("Its correlation with the advantages in use; absent where one is constant", "1"),
-    "shadow/{estimator}/refused": ("1 where it does not take these rewards or this K", "1"),
-    "advantage/abs_mean": ("Mean absolute advantage of the valid samples that the learner got", "reward"),
+    "advantage/mean": (
+        "Mean advantage of the valid samples of every usable group, groups without signal included",
+        "reward",
+    ),
+    "advantage/second_moment": ("Mean squared advantage of the same samples as advantage/mean", "reward^2"),
+    "advantage/nonzero": ("Share of non-zero advantages among the same samples as advantage/mean", "fraction"),
+    "shadow/{estimator}/mean": ("Mean advantage of another estimator on the same samples", "reward"),
+    "shadow/{estimator}/second_moment": ("Mean squared advantage of another estimator", "reward^2"),
+    "shadow/{estimator}/nonzero": ("Share of non-zero advantages of another estimator", "fraction"),
+    "shadow/{estimator}/correlation": (
+        "Correlation of another estimator with the advantages in use. Absent if one is constant",
+        "1",
+    ),
+    "shadow/{estimator}/refused": ("1 if another estimator refuses these rewards or this K, else 0", "1"),
+    "advantage/abs_mean": ("Mean absolute advantage of the valid samples that the learner received", "reward"),
     "advantage/group_sum_max": (
-        "Largest absolute sum of advantages of a group; 0 up to rounding where centred",
+        "Largest absolute sum of advantages of a group. 0 up to rounding for a centred estimator",
         "reward",
     ),
     "train/loss": ("Loss with its global denominators, mean over the optimizer steps taken", "loss"),
     "train/grad_norm": ("Norm of the gradient before clipping, mean over the optimizer steps taken", "norm"),
     "train/lr": ("Learning rate of the last optimizer step", "1"),
     "train/optimizer_steps": ("Optimizer steps since the start", "count"),
-    "train/refused_steps": ("Optimizer steps left out because loss or gradient was not finite", "count"),
+    "train/refused_steps": ("Optimizer steps skipped because loss or gradient was not finite", "count"),
     "train/sequences": ("Sequences that the learner computed", "count"),
     "train/zero_advantage": ("Valid sequences of the kept groups left out because their advantage is zero", "fraction"),
     "train/tokens": ("Loss tokens of the optimizer steps taken", "tokens"),
     "train/microbatches": ("Packed rows of one learner rank", "count"),
     "policy/entropy": (
-        "Mean entropy of the token distributions, as all of policy/ and mismatch/ over train/tokens",
+        "Mean entropy of the token distributions. All policy/ and mismatch/ metrics are over train/tokens",
         "nats",
     ),
-    "policy/approx_kl": ("Mean estimate (k3) of KL from the policy at the start of the step", "nats"),
+    "policy/approx_kl": ("Mean estimate (k3) of the KL divergence from the policy at the start of the step", "nats"),
     "policy/clipped_low": ("Tokens at the lower clip bound with negative advantage", "fraction"),
     "policy/clipped_high": ("Tokens at the upper clip bound with positive advantage", "fraction"),
-    "policy/reference_kl": ("Mean estimated KL to the frozen starting model", "nats"),
-    "mismatch/kl": ("Mean estimate (k3) of KL between sampler and learner on the sampled tokens", "nats"),
+    "policy/reference_kl": ("Mean estimate of the KL divergence to the frozen starting model", "nats"),
+    "mismatch/kl": (
+        "Mean estimate (k3) of the KL divergence between sampler and learner on the sampled tokens",
+        "nats",
+    ),
     "mismatch/logprob_abs": ("Mean absolute difference of log-probabilities, sampler against learner", "nats"),
     "mismatch/tis_mean": ("Mean truncated importance weight", "ratio"),
-    "mismatch/tis_capped": ("Tokens whose importance weight was cut at algorithm.tis_cap", "fraction"),
-    "time/step_s": ("Whole step, evaluation excluded", "s"),
+    "mismatch/tis_capped": ("Tokens with an importance weight capped at algorithm.tis_cap", "fraction"),
+    "time/step_s": ("Full step without evaluation", "s"),
     "time/generate_s": ("Sampling", "s"),
     "time/score_s": ("Verification", "s"),
     "time/update_s": ("Learner update", "s"),
     "time/pack_s": ("Advantages and packing, part of the learner update", "s"),
     "time/sync_s": ("Sending weights to the engines", "s"),
     "time/confirm_s": ("Comparing versions and checksums with every engine", "s"),
-    "time/checkpoint_s": ("Training waits for a checkpoint: writing it or, with checkpoint.asynchronous, copying", "s"),
-    "time/checkpoint_write_s": ("Writing a checkpoint in the background, logged with the step in which it ended", "s"),
+    "time/checkpoint_s": (
+        "Wait of training for a checkpoint: the write or, with checkpoint.asynchronous, the copy",
+        "s",
+    ),
+    "time/checkpoint_write_s": (
+        "Writing a checkpoint in the background, logged with the step in which the write ended",
+        "s",
+    ),
     "checkpoint/copies_failed": ("Checkpoints that could not be copied to checkpoint.remote since the start", "count"),
     "throughput/generate_tokens_per_s": ("Sampled tokens per second of sampling", "tokens/s"),
     "throughput/train_tokens_per_s": ("Loss tokens per second of the learner update", "tokens/s"),
     "memory/learner_rss_mib": ("Resident memory of learner rank 0", "MiB"),
     "memory/rollout_rss_mib": ("Resident memory of the largest rollout worker with its engine", "MiB"),
-    "rollout/restarts": ("Rollout workers started again since the start of the run", "count"),
+    "rollout/restarts": ("Rollout workers restarted since the start of the run", "count"),
     "rollout/workers_alive": ("Rollout workers that can sample at the end of the step", "count"),
-    "rollout/groups_resampled": ("Groups sampled again since the start because their worker was lost", "count"),
+    "rollout/groups_resampled": (
+        "Groups sampled again since the start of the run because their worker was lost",
+        "count",
+    ),
     "data/epoch": ("Passes over the training prompts", "1"),
     "weights/version": ("Version of the weights after this step", "1"),
     "eval/pass@{k}": (
-        "Unbiased pass@k on held-out prompts: a success is a reward of 1 or more (all eval/: docs/evaluation.md)",
+        "Unbiased pass@k on held-out prompts. A success is a reward of 1 or more (all eval/: docs/evaluation.md)",
         "fraction",
     ),
-    "eval/max@{k}": ("Unbiased max@k, where any reward is neither 0 nor 1", "reward"),
+    "eval/max@{k}": ("Unbiased max@k. Absent if all rewards are 0 or 1", "reward"),
     "eval/avg@{n}": ("Mean reward of the n = eval.samples completions of a prompt, mean over prompts", "reward"),
-    "eval/maj@{n}": ("Reward of the most frequent answer, where the verifier says what an answer is", "reward"),
+    "eval/maj@{n}": ("Reward of the most frequent answer. Absent if the verifier does not extract answers", "reward"),
     "eval/greedy": ("Mean reward of one greedy completion for each prompt, with eval.greedy", "reward"),
-    "eval/{figure}/low": ("Lower end of the 95 % bootstrap interval over prompts, of each of the above", "as above"),
-    "eval/{figure}/high": ("Upper end of it", "as above"),
+    "eval/{figure}/low": ("Lower end of the 95 % bootstrap interval over prompts, for each figure above", "as above"),
+    "eval/{figure}/high": ("Upper end of the same interval", "as above"),
     "eval/no_answer": ("Valid completions without an answer, which have no vote in maj@n", "fraction"),
     "eval/unique": ("Different completions of a prompt divided by their number", "fraction"),
     "eval/solved": ("Held-out prompts with at least one reward of 1 or more", "fraction"),
     "eval/dropped_prompts": ("Held-out prompts left out because too many of their samples are invalid", "count"),
-    "eval/{source}/{name}": ("Any of these for the prompts of one source, where there are several", "as above"),
-    "time/eval_s": ("One evaluation", "s"),
+    "eval/{source}/{name}": (
+        "Each eval/ metric for the prompts of one source, if there are several sources",
+        "as above",
+    ),
+    "time/eval_s": ("Evaluation", "s"),
 }
-"""Name, with {placeholders} -> (meaning, unit). Logging anything else is an error."""
+"""Name, with {placeholders} -> (meaning, unit). Logging any other name is an error."""
 
 _FIGURE = r"(?:(?:pass|max|avg|maj)@\d+|greedy)"
 _PLACEHOLDERS = {
-    "source": ".+",  # as the data calls it, slashes and spaces included
+    "source": ".+",  # the name in the data, slashes and spaces included
     "figure": _FIGURE,
     "name": rf"(?:{_FIGURE}(?:/low|/high)?|no_answer|unique|solved|dropped_prompts)",
 }
@@ -119,22 +146,22 @@ _PATTERNS = {_pattern(name) for name in METRICS}
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse metrics that are not documented.
+    """Raise unless every metric is documented.
 
     Raises:
-        KeyError: naming them.
+        KeyError: A metric is not in `METRICS`. The message names all such metrics.
     """
     unknown = [name for name in names if not any(pattern.match(name) for pattern in _PATTERNS)]
     if unknown:
-        raise KeyError(f"metrics that maxpo.tracking.metrics.METRICS does not know: {unknown}")
+        raise KeyError(f"metrics that are missing in maxpo.tracking.metrics.METRICS: {unknown}")
 
 
 def markdown() -> str:
-    """METRICS.md."""
+    """Return the text of METRICS.md."""
     rows = "\n".join(f"| `{name}` | {meaning} | {unit} |" for name, (meaning, unit) in METRICS.items())
     return (
-        "# Metrics\n\nEvery metric that a run writes to `metrics.jsonl` and TensorBoard. Made by "
-        "`python -m maxpo.tracking.metrics > METRICS.md`; a test keeps it in step with the code.\n\n"
+        "# Metrics\n\nEvery metric that a run writes to `metrics.jsonl` and TensorBoard. Generated by "
+        "`python -m maxpo.tracking.metrics > METRICS.md`. A test compares this page with the code.\n\n"
         f"| name | meaning | unit |\n| --- | --- | --- |\n{rows}\n"
     )
 

@@ -1,4 +1,4 @@
-"""What a run writes down: `metrics.jsonl` is the truth, everything else is made from it."""
+"""Logs of a run. `metrics.jsonl` is the source of truth, and TensorBoard files are derived from this file."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class RunLog:
-    """Appends metrics and samples to a run folder."""
+    """Log that appends metrics and samples to a run folder."""
 
     def __init__(self, folder: Path, *, tensorboard: bool, save_rollouts: int, resumed_step: int | None = None) -> None:
-        """Open `folder`, which exists.
+        """Open the existing folder of a run.
 
         Args:
-            folder: the run folder.
-            tensorboard: also write TensorBoard files.
-            save_rollouts: groups of each step whose completions are written.
-            resumed_step: go on after this step: what was written of later ones, and a line that was cut off, is
-                removed. None: a new folder.
+            folder: Run folder.
+            tensorboard: True to write TensorBoard files too.
+            save_rollouts: Number of groups per step whose completions are written.
+            resumed_step: Last step to keep. Lines of later steps and an incomplete last line are removed. None for a
+                new folder.
         """
         self._metrics = folder / METRICS_FILE
         self._rollouts = folder / "rollouts"
@@ -34,7 +34,7 @@ class RunLog:
         self._fed = 0
         if resumed_step is not None:
             self._cut_after(resumed_step)
-        self._board: Any = None
+        self._board: Any = None  # tensorboardX has no types
         if tensorboard:
             from tensorboardX import SummaryWriter  # pyright: ignore
 
@@ -42,10 +42,11 @@ class RunLog:
             self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10, purge_step=purge)
 
     def _cut_after(self, step: int) -> None:
+        """Remove the lines of later steps and incomplete lines from `metrics.jsonl`."""
         kept = b""
         for line in self._metrics.read_bytes().splitlines(keepends=True) if self._metrics.exists() else ():
             try:
-                row: dict[str, Any] = json.loads(line)
+                row: dict[str, float] = json.loads(line)
             except ValueError:
                 continue
             if row["step"] <= step and line.endswith(b"\n"):
@@ -58,8 +59,8 @@ class RunLog:
         """Append one line of metrics.
 
         Raises:
-            KeyError: a metric that is not documented in `maxpo.tracking.metrics`.
-            RunError: the file cannot be written.
+            KeyError: A metric is not documented in `maxpo.tracking.metrics`.
+            RunError: The file cannot be written.
         """
         check_names(list(metrics))
         line = json.dumps({"step": step, "time": round(time.time(), 3)} | dict(metrics))
@@ -68,12 +69,12 @@ class RunLog:
         self._feed()
 
     def log_rollouts(self, name: str, groups: Sequence[ScoredGroup]) -> None:
-        """Write the completions of the first groups, as many as are wanted, to `rollouts/<name>.jsonl`."""
+        """Write the completions of the first `save_rollouts` groups to `rollouts/<name>.jsonl`."""
         if self._save_rollouts:
             self.dump(name, groups[: self._save_rollouts])
 
     def dump(self, name: str, groups: Sequence[ScoredGroup]) -> Path:
-        """Write the completions of all groups, one line for each; returns the file."""
+        """Write the completions of all groups, one per line, and return the path of the file."""
         path = self._rollouts / f"{name}.jsonl"
         with clear_errors(path):
             self._rollouts.mkdir(exist_ok=True)
@@ -84,25 +85,25 @@ class RunLog:
         return path
 
     def close(self) -> None:
-        """Flush TensorBoard."""
+        """Close the TensorBoard file."""
         if self._board is not None:
             self._board.close()
 
     def _feed(self) -> None:
-        """Hand the lines of metrics.jsonl that TensorBoard has not seen to it."""
+        """Write the lines of `metrics.jsonl` to TensorBoard that are not in TensorBoard yet."""
         if self._board is None:
             return
         with self._metrics.open("rb") as file:
             file.seek(self._fed)
             for raw in file:
-                row: dict[str, Any] = json.loads(raw)
+                row: dict[str, float] = json.loads(raw)
                 step, when = row.pop("step"), row.pop("time")
                 for name, value in row.items():
                     self._board.add_scalar(name, value, step, walltime=when)
             self._fed = file.tell()
 
 
-def _rows(scored: ScoredGroup) -> list[dict[str, Any]]:
+def _rows(scored: ScoredGroup) -> list[dict[str, object]]:
     prompt = scored.group.prompt
     return [
         {

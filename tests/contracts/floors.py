@@ -11,8 +11,9 @@ from pathlib import Path
 
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "maxpo": (
-        ("", "config", "errors", "losses", "plugins", "seeds", "timing", "types", "weights", "wording"),
-        ("batches", "environments", "estimators", "files", "protocols", "rewards", "runtime"),
+        ("", "config", "errors", "losses", "seeds", "timing", "types", "weights", "wording"),
+        ("batches", "estimators", "files", "plugins", "protocols", "runtime"),
+        ("environments", "rewards"),
         ("checkpoints", "evaluation", "tasks", "tracking"),
         ("configure", "data"),
         ("loop",),
@@ -24,11 +25,12 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("group",),
     ),
     "rollout": (
-        ("", "plugin", "process_pool", "vllm_engine"),
+        ("", "plugin", "process_pool", "protocols", "vllm_engine"),
         ("episodes", "scoring"),
         ("worker",),
         ("fleet",),
         ("slots",),
+        ("generation",),
         ("pool",),
     ),
     "launch": (

@@ -115,8 +115,9 @@ def test_python_names_resolve(document: Path) -> None:
     assert sorted(name for name in names if not name.endswith(ended) and not resolves(name)) == []
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.name != "CHANGELOG.md"], ids=str)
 def test_settings_exist(document: Path) -> None:
+    # The changelog also names settings that were removed.
     names = set(A_SETTING.findall(document.read_text(encoding="utf-8")))
     names = {name for name in names if name.rpartition(".")[2] not in FILE_ENDINGS}
     assert sorted(name for name in names if not is_setting(name) and not resolves(name)) == []

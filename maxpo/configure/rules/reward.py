@@ -12,9 +12,10 @@ from typing import cast
 from maxpo.config import RewardConfig
 from maxpo.config.reward import COMBINED
 from maxpo.configure.rules import Fault
-from maxpo.plugins import mistakes, nearest
+from maxpo.plugins import mistakes
 from maxpo.rewards.registry import REWARDS, names_in_use
 from maxpo.rewards.verifiers.length import CAP
+from maxpo.wording import did_you_mean
 
 VERIFIERS = (*REWARDS, COMBINED)
 """Verifiers that come with this package."""
@@ -27,7 +28,7 @@ _ALLOWED = f"one of {', '.join(VERIFIERS)}, or a function of your own as package
 def reward_problems(reward: RewardConfig) -> Iterator[Fault]:
     """Yield the problems that can be found without an import of the user's own function."""
     if not _is_verifier(reward.verifier):
-        yield ("reward.verifier",), f"Must be {_ALLOWED}{nearest(reward.verifier, VERIFIERS)}"
+        yield ("reward.verifier",), f"Must be {_ALLOWED}{did_you_mean(reward.verifier, VERIFIERS)}"
         return
     wrong_sources = list(_source_problems(reward.by_source))
     yield from wrong_sources
@@ -41,14 +42,14 @@ def reward_problems(reward: RewardConfig) -> Iterator[Fault]:
 def _source_problems(by_source: Mapping[str, object]) -> Iterator[Fault]:
     for source, name in by_source.items():
         if not _is_verifier(name):
-            hint = nearest(str(name), VERIFIERS)
+            hint = did_you_mean(str(name), VERIFIERS)
             yield ("reward.by_source",), f"The verifier of {source} must be {_ALLOWED}{hint}"
 
 
 def _part_problems(parts: Mapping[str, object]) -> Iterator[Fault]:
     for name, weight in parts.items():
         if not _is_verifier(name) or name == COMBINED:
-            yield ("reward.parts",), f"There is no verifier {name} to be added up.{nearest(name, REWARDS)}"
+            yield ("reward.parts",), f"There is no verifier {name} to be added up.{did_you_mean(name, REWARDS)}"
         elif isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
             yield ("reward.parts",), f"The weight of {name} must be a finite number."
 
@@ -58,7 +59,7 @@ def _argument_problems(args: Mapping[str, object]) -> Iterator[Fault]:
         if name in REWARDS:
             yield from ((("reward.args",), text) for text in mistakes(name, REWARDS[name], given))
         elif ":" not in name:
-            yield ("reward.args",), f"There is no verifier {name} to be set up.{nearest(name, REWARDS)}"
+            yield ("reward.args",), f"There is no verifier {name} to be set up.{did_you_mean(name, REWARDS)}"
 
 
 def _combined_problems(reward: RewardConfig) -> Iterator[Fault]:

@@ -1,7 +1,7 @@
-"""The tests' side of a program that is judged by asserts. Runs inside a sandbox of its own.
+"""The tests' side of a program that is tested by asserts. Runs inside a separate sandbox.
 
-Tests and program share nothing but a pipe, on which plain data travels: what the program returns has no methods of its
-own here, and whatever it prints, patches or exits with, it cannot say that a test has passed.
+Tests and program share nothing but a pipe for plain data. Values of the program have no methods of the program here.
+Whatever the program prints, patches or exits with, it cannot report that a test has passed.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import ast
 import builtins
 import functools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from maxpo.rewards.code.wire import OUTPUT_BYTES, UnsupportedError, decode, encode, frame, write
 
 
 def names_in(text: str) -> tuple[set[str], set[str]]:
-    """Names that a text uses, and those that it defines anywhere."""
+    """Return the names that a program text uses, and those that it defines anywhere."""
     used: set[str] = set()
     defined: set[str] = set()
     for node in ast.walk(ast.parse(text)):
@@ -33,11 +34,11 @@ def names_in(text: str) -> tuple[set[str], set[str]]:
     return used, defined
 
 
-def judge(job: dict[str, Any], out: int) -> int:
-    """The tests' side: calls go out on 3, values come in on 4, a frame per test on `out`."""
+def run_asserts(job: Mapping[str, Any], out: int) -> int:
+    """Run the tests. Calls go out on descriptor 3, values come in on 4, and a frame per test goes to `out`."""
     values = open(4, "rb")  # noqa: SIM115
 
-    def call(name: str, *args: Any, **kwargs: Any) -> Any:
+    def call(name: str, *args: object, **kwargs: object) -> object:
         write(3, json.dumps([name, encode(args, strict=True), encode(kwargs, strict=True)]).encode() + b"\n")
         line = values.readline(OUTPUT_BYTES)
         if not line.endswith(b"\n"):
@@ -45,14 +46,14 @@ def judge(job: dict[str, Any], out: int) -> int:
         kind, answer = json.loads(line)
         if kind == "value":
             return decode(answer)
-        error: Any = getattr(builtins, str(answer), None)
+        error: object = getattr(builtins, str(answer), None)
         raise error() if isinstance(error, type) and issubclass(error, Exception) else RuntimeError(answer)
 
-    names: dict[str, Any] = {"__name__": "tests"}
+    names: dict[str, object] = {"__name__": "tests"}
     try:
         used, defined = zip(*map(names_in, [job["setup"], *job["tests"]]), strict=True)
         for name in set[str]().union(*used) - set[str]().union(*defined) - set(dir(builtins)):
-            names[name] = functools.partial(call, name)  # of the program
+            names[name] = functools.partial(call, name)  # a function of the program
         exec(compile(job["setup"], "setup", "exec"), names)
         compiled = [compile(text, "test", "exec") for text in job["tests"]]
     except Exception as error:

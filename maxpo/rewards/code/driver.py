@@ -1,9 +1,9 @@
-"""Runs inside the sandbox: the standard library only, with two modules beside it, and nothing that is secret.
+"""The main program of a sandbox: the standard library, two modules beside this one, and no secrets.
 
-It reads a job from file descriptor 0 and answers with frames on descriptor 1: a line `status length`, then as many
-bytes. The program under judgement runs in forked children only, one per case, with the limits and the seccomp filter.
-Whatever a program does to this process, it can gain no more than a frame with an output of its choice, and outputs are
-compared outside.
+Reads a job from file descriptor 0 and answers with frames on descriptor 1: a line `status length`, then `length`
+bytes. The tested program runs in forked children only, one per case, with the limits and the seccomp filter. A program
+that takes over this process can gain no more than a frame with an output of its choice, and outputs are compared
+outside.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import signal
 import sys
 import time
 import types
-from collections.abc import Callable
-from typing import Any, NoReturn, cast
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
-from maxpo.rewards.code.assert_runner import judge
+from maxpo.rewards.code.assert_runner import run_asserts
 from maxpo.rewards.code.wire import OUTPUT_BYTES, decode, encode, frame, write
 
 FILE_BYTES = 32 << 20
-"""Largest file."""
+"""Size of the largest file."""
 STACK_BYTES = 64 << 20
 OPEN_FILES = 64
 NOBODY = 65534
-"""The user who runs programs."""
+"""Id of the user that runs programs."""
 PROCESSES = 64
-"""Threads and processes in the sandbox at a time, its own included."""
+"""Most threads and processes in the sandbox at a time, including its own."""
 PRELUDE = """
 import bisect, collections, functools, heapq, itertools, math, re, string, sys
 from bisect import *
@@ -46,7 +46,12 @@ from math import *
 from typing import *
 del pow
 """
-"""What functions that are called from outside find imported, as is usual for such data sets."""
+"""Imports for functions that are called from outside. Data sets with such functions expect them."""
+
+Job = Mapping[str, Any]
+"""A job of `maxpo.rewards.code.sandbox.Sandbox`, as JSON."""
+Names = dict[str, Any]
+"""Global names of a program."""
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 1, 38, 22, 2
 
@@ -55,7 +60,7 @@ class _Filter(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("steps", ctypes.c_char_p)]
 
 
-def _prctl(*arguments: Any) -> None:
+def _prctl(*arguments: object) -> None:
     words = [ctypes.c_ulong(a) if isinstance(a, int) else a for a in (*arguments, *[0] * (5 - len(arguments)))]
     if ctypes.CDLL(None, use_errno=True).prctl(*words) != 0:
         raise OSError(ctypes.get_errno(), f"prctl({arguments[0]})")
@@ -63,20 +68,24 @@ def _prctl(*arguments: Any) -> None:
 
 def _die_with(parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it had died before
+    if os.getppid() != parent:  # the parent had died before the call
         os._exit(1)
 
 
 def _limit(kind: int, soft: int, hard: int | None = None) -> None:
-    ceiling = resource.getrlimit(kind)[1]  # a limit that is lower already stays
+    ceiling = resource.getrlimit(kind)[1]  # a lower limit stays
     wanted = (soft, soft if hard is None else hard)
     resource.setrlimit(kind, wanted if ceiling < 0 else (min(soft, ceiling), min(wanted[1], ceiling)))
 
 
-def _fork(job: dict[str, Any], seconds: float, inside: Callable[[], int], fds: dict[int, int]) -> int:
-    """A child with limits, filter and only the descriptors `fds` (own number -> that of here); its process id.
+def _fork(job: Job, seconds: float, inside: Callable[[], int], fds: dict[int, int]) -> int:
+    """Fork a child that runs `inside` with limits, filter and the given descriptors. Returns the process id.
 
-    What is missing of 0, 1 and 2 is /dev/null.
+    Args:
+        job: The job.
+        seconds: CPU time of the child.
+        inside: Function for the child, which returns the exit code.
+        fds: Number in the child -> number here. Missing ones of 0, 1 and 2 are /dev/null.
     """
     driver = os.getpid()
     pid = os.fork()
@@ -87,18 +96,8 @@ def _fork(job: dict[str, Any], seconds: float, inside: Callable[[], int], fds: d
         if job["unsafe"]:
             _die_with(driver)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        null = os.open("/dev/null", os.O_RDWR)
-        # Copies that lie above all wanted numbers, so that none is overwritten before it has its place.
-        kept = {own: fcntl.fcntl(fds.get(own, null), fcntl.F_DUPFD, OPEN_FILES // 2) for own in {0, 1, 2, *fds}}
-        for own, there in kept.items():
-            os.dup2(there, own)
-        os.closerange(max(kept) + 1, 1 << 20)
-        cpu = math.ceil(seconds)
-        _limit(resource.RLIMIT_CPU, cpu, cpu + 1)
-        _limit(resource.RLIMIT_AS, job["memory_bytes"])
-        steps = bytes.fromhex(job["seccomp"])
-        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-        _prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(_Filter(len(steps) // 8, steps)))
+        _keep_only(fds)
+        _confine(job, math.ceil(seconds))
         code = inside()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -106,21 +105,45 @@ def _fork(job: dict[str, Any], seconds: float, inside: Callable[[], int], fds: d
         code = 1
         os.write(2, repr(error).encode(errors="replace")[:500])
     try:
-        threads = cast("Any", sys.modules.get("threading"))
-        if threads is not None:
-            threads._shutdown()  # waits for threads, as at the end of any program
-        atexit: Any = __import__("atexit")
-        atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.__stdout__):
-            if stream is not None and not stream.closed:
-                stream.flush()
+        _finish_program()
     except BaseException:
         code = code or 1
     os._exit(code & 255)
 
 
-def _program(job: dict[str, Any], names: dict[str, Any], name: str = "solution") -> dict[str, Any]:
-    """Runs the program's top level as the module `name`; its names."""
+def _keep_only(fds: Mapping[int, int]) -> None:
+    """Give the descriptors their numbers in the child, and close all others."""
+    null = os.open("/dev/null", os.O_RDWR)
+    # Copies above all final numbers, so that no descriptor is overwritten before it is copied.
+    copies = {own: fcntl.fcntl(fds.get(own, null), fcntl.F_DUPFD, OPEN_FILES // 2) for own in {0, 1, 2, *fds}}
+    for own, copy in copies.items():
+        os.dup2(copy, own)
+    os.closerange(max(copies) + 1, 1 << 20)
+
+
+def _confine(job: Job, cpu_s: int) -> None:
+    """Set the limits and the seccomp filter of a child."""
+    _limit(resource.RLIMIT_CPU, cpu_s, cpu_s + 1)
+    _limit(resource.RLIMIT_AS, job["memory_bytes"])
+    steps = bytes.fromhex(job["seccomp"])
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    _prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(_Filter(len(steps) // 8, steps)))
+
+
+def _finish_program() -> None:
+    """Wait for threads, run exit handlers and flush output, as at the end of any program."""
+    threads: Any = sys.modules.get("threading")
+    if threads is not None:
+        threads._shutdown()
+    atexit: Any = __import__("atexit")
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.__stdout__):
+        if stream is not None and not stream.closed:
+            stream.flush()
+
+
+def _program(job: Job, names: Names, name: str = "solution") -> Names:
+    """Run the program's top level as the module `name`, and return its names."""
     module = types.ModuleType(name)
     module.__dict__.update(names)
     module.__dict__["__builtins__"] = builtins
@@ -130,13 +153,13 @@ def _program(job: dict[str, Any], names: dict[str, Any], name: str = "solution")
     return module.__dict__
 
 
-def _function(names: dict[str, Any], name: str) -> Any:
-    """The program's function, or the method of its class `Solution`."""
+def _function(names: Names, name: str) -> Any:
+    """Return the program's function, or the method of its class `Solution`."""
     return names[name] if name in names or "Solution" not in names else getattr(names["Solution"](), name)
 
 
 def _watch(pid: int, out: int, seconds: float) -> tuple[str, bytes]:
-    """How a child ends, and what it wrote to `out`."""
+    """Wait for a child, and return its status and its output on `out`."""
     deadline = time.monotonic() + seconds
     data, status, ended, closed = bytearray(), "", os.pidfd_open(pid), False
     while not status:
@@ -160,8 +183,8 @@ def _watch(pid: int, out: int, seconds: float) -> tuple[str, bytes]:
     return status, bytes(data) if status == "ok" else b""
 
 
-def _case(job: dict[str, Any], case: Any, names: dict[str, Any]) -> tuple[str, bytes]:
-    """One case: its standard input, or the arguments of the function."""
+def _case(job: Job, case: Any, names: Names) -> tuple[str, bytes]:
+    """Run one case, given its standard input or the arguments of the function. Returns status and output."""
     out, write_end = os.pipe()
     if "function" in job:
 
@@ -180,7 +203,7 @@ def _case(job: dict[str, Any], case: Any, names: dict[str, Any]) -> tuple[str, b
         for left in os.listdir("."):  # noqa: PTH208
             with contextlib.suppress(OSError):
                 os.unlink(left)  # noqa: PTH108
-        # /dev/stdin leads to this file. It is new: what lies there may be anything that an earlier case has made.
+        # /dev/stdin leads to this file. It must be new, because an earlier case may have made anything of that name.
         file = os.open("stdin", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         write(file, case.encode("utf-8", "surrogateescape"))
         os.lseek(file, 0, os.SEEK_SET)
@@ -193,27 +216,24 @@ def _case(job: dict[str, Any], case: Any, names: dict[str, Any]) -> tuple[str, b
     return status, data
 
 
-def _serve(job: dict[str, Any], names: dict[str, Any]) -> int:
-    """The program's side of tests: calls come in on 3, values go out on 4."""
-    found: dict[str, Any] | None = None
+def _serve(job: Job, names: Names) -> int:
+    """Run the program's side of tests: calls come in on 3, values go out on 4."""
+    program: Names | None = None
     with open(3, "rb") as calls, open(4, "wb", buffering=0) as values:
         for line in calls:
             try:
-                if found is None:
-                    found = _program(job, names)
+                if program is None:
+                    program = _program(job, names)
                 name, args, kwargs = json.loads(line)
-                answer = ["value", encode(_function(found, name)(*decode(args), **decode(kwargs)))]
+                answer = ["value", encode(_function(program, name)(*decode(args), **decode(kwargs)))]
             except Exception as error:
                 answer = ["error", type(error).__name__]
             values.write(json.dumps(answer).encode() + b"\n")
     return 0
 
 
-def main() -> NoReturn:
-    """Read the job, try whether a child can be made and confined, then run the cases."""
-    with open(0, "rb", closefd=False) as file:
-        job = json.loads(file.read())
-    out = os.dup(1)
+def _isolate(job: Job) -> None:
+    """Become nobody, and set the limits of this process and of its children."""
     if job["unsafe"]:
         _die_with(job["parent"])
         os.chdir(job["folder"])
@@ -222,16 +242,47 @@ def main() -> NoReturn:
             os.setgroups([])
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
-        _limit(resource.RLIMIT_NPROC, PROCESSES)  # within this user namespace
-    for kind, amount in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, FILE_BYTES),
-        (resource.RLIMIT_STACK, STACK_BYTES),
-        (resource.RLIMIT_NOFILE, OPEN_FILES),
-    ):
-        _limit(kind, amount)
+        _limit(resource.RLIMIT_NPROC, PROCESSES)  # counts within this user namespace
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_FSIZE, FILE_BYTES)
+    _limit(resource.RLIMIT_STACK, STACK_BYTES)
+    _limit(resource.RLIMIT_NOFILE, OPEN_FILES)
+
+
+def _run_cases(job: Job, names: Names, out: int) -> None:
+    """Run the cases one by one, and write a frame for each to `out`. Stops after a timeout."""
+    for case in job["cases"]:
+        try:
+            status, data = _case(job, case, names)
+        except OSError:  # an earlier case left files that make this one impossible
+            status, data = "error", b""
+        frame(out, status, data)
+        if status == "timeout":
+            break
+
+
+def _run_side(job: Job, names: Names, out: int) -> None:
+    """Run one side of a program that is tested by asserts: the program ("serve") or the tests ("asserts")."""
+    seconds = job["case_s"] * job["count"]
+    serves = job["kind"] == "serve"
+    fds = {3: job["reads" if serves else "writes"], 4: job["writes" if serves else "reads"]}
+    if serves:
+        pid = _fork(job, seconds, lambda: _serve(job, names), fds)
+    else:
+        pid = _fork(job, seconds, lambda: run_asserts(job, 5), {**fds, 5: out})
+    for fd in fds.values():
+        os.close(fd)
+    os.waitpid(pid, 0)
+
+
+def main() -> NoReturn:
+    """Read the job, check that a child can be made and confined, then run the cases."""
+    with open(0, "rb", closefd=False) as file:
+        job: Job = json.loads(file.read())
+    out = os.dup(1)
+    _isolate(job)
     builtins.exit = builtins.quit = sys.exit  # made by the module site, which is not loaded
-    names: dict[str, Any] = {}
+    names: Names = {}
     if job["kind"] in ("call", "serve"):
         exec(PRELUDE, names)
     _, status = os.waitpid(_fork(job, job["case_s"], lambda: 0, {2: 2}), 0)
@@ -240,23 +291,7 @@ def main() -> NoReturn:
         os._exit(1)
     frame(out, "ready")
     if job["kind"] in ("call", "stdin"):
-        for case in job["cases"]:
-            try:
-                status, data = _case(job, case, names)
-            except OSError:  # the program left things behind that make the next case impossible
-                status, data = "error", b""
-            frame(out, status, data)
-            if status == "timeout":
-                break
+        _run_cases(job, names, out)
     else:
-        seconds = job["case_s"] * job["count"]
-        serves = job["kind"] == "serve"
-        fds = {3: job["reads" if serves else "writes"], 4: job["writes" if serves else "reads"]}
-        if serves:
-            pid = _fork(job, seconds, lambda: _serve(job, names), fds)
-        else:
-            pid = _fork(job, seconds, lambda: judge(job, 5), {**fds, 5: out})
-        for fd in fds.values():
-            os.close(fd)
-        os.waitpid(pid, 0)
+        _run_side(job, names, out)
     os._exit(0)

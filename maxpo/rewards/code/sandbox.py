@@ -135,7 +135,7 @@ class Sandbox:
         """Start it and wait until it is ready to run the program.
 
         Args:
-            kind: stdin, call, serve (the program's side of tests) or judge (the tests' side).
+            kind: stdin, call, serve (the program's side of tests) or asserts (the tests' side).
             config: limits.
             unsafe: without isolation, with the limits only.
             channel: descriptors that serve and judge read from and write to each other; they stay the caller's.

@@ -17,52 +17,52 @@ from maxpo.rewards.code.wire import encode
 CODE_VERIFIERS = ("code", "code_unsafe_no_sandbox")
 """Names of the verifiers here."""
 _LANGUAGES = ("", "python", "py", "python3")
-_limits = RewardConfig()  # of this process, set once at its start
+_limits = RewardConfig()  # set once at the start of the process
 
 
 def configure(config: RewardConfig) -> None:
-    """Sets the limits of the programs that this process runs."""
+    """Set the limits of the programs that this process runs."""
     global _limits
     _limits = config
 
 
 def cannot_run(verifier: str) -> str | None:
-    """Why a verifier of programs cannot work on this machine; None: it can, or is another verifier."""
+    """Return the reason why a verifier of programs cannot work on this machine. None: it can, or runs no programs."""
     return problem(unsafe=verifier != "code") if verifier in CODE_VERIFIERS else None
 
 
-def code(text: str, reference: Any) -> Score:
+def code(text: str, reference: object) -> Score:
     """Reward 1 if the Python program in the text passes all tests of the reference, otherwise 0.
 
-    The program is that of `extract_program`. A program that fails, crashes or passes a limit has failed the case; after
-    a case that takes too long the others are not run and count as failed.
+    `extract_program` finds the program. A program that fails, crashes or exceeds a limit has failed the case. After a
+    case that takes too long the others are not run and count as failed.
 
     Args:
-        text: The answer; any string.
-        reference: The tests, in one of the layouts that `read_tests` knows.
+        text: Any text.
+        reference: Tests in one of the layouts that `read_tests` knows.
 
     Returns:
-        The reward, and the parts `passed`: the share of the cases that passed, and `ran`: 1 if every case came to its
-        end by itself, without an error, otherwise 0.
+        The reward, and two parts. `passed` is the share of the cases that passed. `ran` is 1 if every case ended by
+        itself, without an error, otherwise 0.
 
     Raises:
-        ValueError: The reference makes no sense.
+        ValueError: The reference is not valid.
         SandboxError: The sandbox failed before the program ran.
     """
     return _score(text, reference, unsafe=False)
 
 
-def code_unsafe_no_sandbox(text: str, reference: Any) -> Score:
-    """As `code`, with its limits, but without the sandbox: programs can read what the user of the run can."""
+def code_unsafe_no_sandbox(text: str, reference: object) -> Score:
+    """Like `code`, with the same limits, but without the sandbox: programs can read all files of the run's user."""
     return _score(text, reference, unsafe=True)
 
 
 def extract_program(text: str) -> str:
-    """The last fenced block of Python or of no language, else the whole text.
+    """Return the last fenced block of Python or of no language, or the full text if there is none.
 
     A block that is not closed reaches to the end.
     """
-    found: list[str] | None = None
+    last: list[str] | None = None
     block: list[str] | None = None
     wanted = False
     for line in text.split("\n"):
@@ -73,13 +73,13 @@ def extract_program(text: str) -> str:
         elif block is None:
             block, wanted = [], mark.strip("`").strip().lower() in _LANGUAGES
         else:
-            found, block = (block if wanted else found), None
+            last, block = (block if wanted else last), None
     if block is not None and wanted:
-        found = block
-    return text if found is None else "\n".join(found)
+        last = block
+    return text if last is None else "\n".join(last)
 
 
-def _score(text: str, reference: Any, *, unsafe: bool) -> Score:
+def _score(text: str, reference: object, *, unsafe: bool) -> Score:
     tests = read_tests(reference).first(_limits.code_max_cases)
     program = extract_program(text).encode(errors="replace").decode()  # JSON has no lone surrogates
     count = len(tests.asserts or tests.inputs)
@@ -90,7 +90,7 @@ def _score(text: str, reference: Any, *, unsafe: bool) -> Score:
 
 
 def _run_cases(program: str, tests: CodeTests, *, unsafe: bool) -> Iterator[tuple[bool, bool]]:
-    """For each case whether it is right, and whether it ended by itself; as many as were run."""
+    """Yield for each case that was run: True if it is right, and True if it ended by itself."""
     if tests.function is None:
         job: dict[str, Any] = {"cases": list(tests.inputs)}
     else:
@@ -101,15 +101,15 @@ def _run_cases(program: str, tests: CodeTests, *, unsafe: bool) -> Iterator[tupl
             try:
                 status, data = box.frame(_limits.code_case_s + GRACE_S)
             except CaseError:
-                return  # the program has stopped or killed what watches it
+                return  # the program has stopped or killed the driver
             right = status == "ok" and (
                 same_output(data.decode(errors="replace"), wanted) if kind == "stdin" else _is_value(data, wanted)
             )
             yield right, status == "ok"
 
 
-def _is_value(data: bytes, wanted: tuple[Any, ...]) -> bool:
-    """Whether a value from the sandbox is one of those wanted. It may be anything: programs can write it themselves."""
+def _is_value(data: bytes, wanted: tuple[object, ...]) -> bool:
+    """Return True if a value from the sandbox is a right one. The data may be anything, since programs can write it."""
     try:
         tree = json.loads(data)
         return any(same_value(tree, value) for value in wanted)
@@ -118,7 +118,7 @@ def _is_value(data: bytes, wanted: tuple[Any, ...]) -> bool:
 
 
 def _run_asserts(program: str, tests: CodeTests, *, unsafe: bool) -> Iterator[tuple[bool, bool]]:
-    """The same where the tests are code: they run in a sandbox of their own, and reach the program through a pipe."""
+    """Yield as `_run_cases` does, for tests that are code. A second sandbox runs these and calls the program."""
     count = len(tests.asserts)
     with contextlib.ExitStack() as stack:
         fds = [*os.pipe(), *os.pipe()]
@@ -128,8 +128,8 @@ def _run_asserts(program: str, tests: CodeTests, *, unsafe: bool) -> Iterator[tu
             closes.callback(os.close, fd)
         serving = Sandbox("serve", _limits, unsafe=unsafe, channel=(calls_out, values_in), code=program, count=count)
         stack.enter_context(serving)
-        judging = Sandbox(
-            "judge",
+        testing = Sandbox(
+            "asserts",
             _limits,
             unsafe=unsafe,
             channel=(values_out, calls_in),
@@ -137,11 +137,11 @@ def _run_asserts(program: str, tests: CodeTests, *, unsafe: bool) -> Iterator[tu
             tests=list(tests.asserts),
             count=count,
         )
-        stack.enter_context(judging)
-        closes.close()  # so that each side sees the other one's end
+        stack.enter_context(testing)
+        closes.close()  # so that each side notices the end of the other
         for _ in range(count):
             try:
-                status, data = judging.frame(_limits.code_case_s + GRACE_S)
+                status, data = testing.frame(_limits.code_case_s + GRACE_S)
             except CaseError:
                 return
             if status == "unsupported":

@@ -1,12 +1,13 @@
-"""What the two sides of a sandbox say to each other. Runs inside too: the standard library only."""
+"""Messages between the two sides of a sandbox. Also runs inside, so imports the standard library only."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any, cast
 
 OUTPUT_BYTES = 4 << 20
-"""Longest output of a case, and longest line between the tests and the program."""
+"""Bytes of the longest output of a case, and of the longest line between the tests and the program."""
 
 
 class UnsupportedError(Exception):
@@ -14,14 +15,14 @@ class UnsupportedError(Exception):
 
 
 class _Opaque:
-    """Stands for a value that is not plain data; equal to nothing but itself."""
+    """Placeholder for a value that is not plain data. Equal to nothing but itself."""
 
 
-def encode(value: Any, *, strict: bool = False) -> Any:
-    """Plain data as JSON that keeps Python's types apart; subclasses become their base.
+def encode(value: object, *, strict: bool = False) -> object:
+    """Return plain data as JSON that distinguishes Python's types. Subclasses become their base.
 
     Raises:
-        UnsupportedError: with `strict`, for anything else; otherwise it is only marked.
+        UnsupportedError: The value is not plain data and `strict` is True. Otherwise a mark takes its place.
     """
     if value is None or isinstance(value, bool | float | str):
         return (
@@ -30,11 +31,11 @@ def encode(value: Any, *, strict: bool = False) -> Any:
     if isinstance(value, int):
         return ["i", hex(value)]  # decimal digits of large numbers are slow, and limited
     if isinstance(value, list | tuple | set | frozenset):
-        items = cast("list[Any]", value)
+        items = cast("Iterable[object]", value)
         kind = "l" if isinstance(value, list) else "t" if isinstance(value, tuple) else "s"
         return [kind, *(encode(item, strict=strict) for item in items)]
     if isinstance(value, dict):
-        pairs = cast("dict[Any, Any]", value).items()
+        pairs = cast("dict[object, object]", value).items()
         return ["d", *([encode(k, strict=strict), encode(v, strict=strict)] for k, v in pairs)]
     if isinstance(value, complex):
         return ["c", value.real, value.imag]
@@ -46,7 +47,7 @@ def encode(value: Any, *, strict: bool = False) -> Any:
 
 
 def decode(tree: Any) -> Any:
-    """The value of `encode`."""
+    """Return the value that `encode` was given."""
     if not isinstance(tree, list):
         return tree
     kind, *items = cast("list[Any]", tree)
@@ -66,11 +67,11 @@ def decode(tree: Any) -> Any:
 
 
 def write(fd: int, data: bytes) -> None:
-    """Writes all of it."""
+    """Write all the data."""
     while data:
         data = data[os.write(fd, data) :]
 
 
 def frame(fd: int, status: str, data: bytes = b"") -> None:
-    """Writes a frame: a line `status length`, then the data."""
+    """Write a frame: a line `status length`, then the data."""
     write(fd, f"{status} {len(data)}\n".encode() + data)

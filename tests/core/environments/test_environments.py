@@ -86,7 +86,7 @@ def test_environments_are_found_by_name_and_by_class():
     [
         ("calc", {}, r"no environment is called 'calc': use one of \['calculator'\]"),
         ("nowhere.at:All", {}, "cannot be imported"),
-        (f"{__name__}:test_environments_are_found_by_name_and_by_class", {}, "is no class with the methods"),
+        (f"{__name__}:test_environments_are_found_by_name_and_by_class", {}, "is not a class with the methods"),
         (f"{__name__}:Mine", {"limits": 3}, "has no argument limits: it has limit. Did you mean limit?"),
         ("calculator", {"opening": 3}, "opening must be text"),
         ("calculator", {"reply": "value"}, r"reply must have \{value\}"),

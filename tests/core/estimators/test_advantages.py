@@ -10,7 +10,7 @@ import torch
 from maxpo.estimators.advantages import ADVANTAGES, maxpo
 from maxpo.estimators.arguments import min_valid
 from maxpo.estimators.mixing import mixed, nonzero
-from maxpo.estimators.names import ADVANTAGE_NAMES
+from maxpo.estimators.names import ADVANTAGE_NAMES, BEYOND_K
 from tests.devices import on_each_device
 
 
@@ -75,12 +75,12 @@ def test_large_groups_stay_finite_and_centred(device: str, n: int, objective: st
     assert a.abs().max() > 0
 
 
-def test_each_group_may_have_its_own_k() -> None:
+@pytest.mark.parametrize("name", ["maxpo", "pkpo_loo", "pkpo_loo_minus_one"])
+def test_each_group_may_have_its_own_k(name: str) -> None:
     r = torch.rand(3, 6, generator=torch.Generator().manual_seed(0))
-    for name in ("maxpo", "pkpo_loo", "pkpo_loo_minus_one"):
-        together = ADVANTAGES[name](r, torch.tensor([1, 4, 2]))
-        for row, k in enumerate((1, 4, 2)):
-            torch.testing.assert_close(together[row], ADVANTAGES[name](r[row : row + 1], k)[0])
+    together = ADVANTAGES[name](r, torch.tensor([1, 4, 2]))
+    for row, k in enumerate((1, 4, 2)):
+        torch.testing.assert_close(together[row], ADVANTAGES[name](r[row : row + 1], k)[0])
 
 
 def test_mixing_two_estimators() -> None:
@@ -100,32 +100,52 @@ def test_groups_with_too_few_valid_samples_get_zero_and_the_others_their_own_siz
     assert a[1].abs().max() == 0
 
 
-def test_refusals() -> None:
-    r = rows([1, 0, 0, 0])
-    for k in (0, 4, 5):
-        with pytest.raises(ValueError, match=rf"k = {k}.*N = 4.*1 <= k <= 3"):
-            ADVANTAGES["maxpo"](r, k)
-    ADVANTAGES["pkpo_loo_minus_one"](r, 4)
+@pytest.mark.parametrize("k", [0, 4, 5])
+def test_a_k_out_of_range_is_refused(k: int) -> None:
+    with pytest.raises(ValueError, match=rf"k = {k}.*N = 4.*1 <= k <= 3"):
+        ADVANTAGES["maxpo"](rows([1, 0, 0, 0]), k)
+
+
+def test_the_range_of_k_is_that_of_the_estimator_and_counts_for_every_group() -> None:
+    ADVANTAGES["pkpo_loo_minus_one"](rows([1, 0, 0, 0]), 4)
+    with pytest.raises(ValueError, match=r"k = 4.*1 <= k <= 3"):
+        ADVANTAGES["maxpo"](rows([1, 0, 0, 0], [1, 0, 0, 0]), torch.tensor([3, 4]))
+
+
+@pytest.mark.parametrize(
+    "k", [torch.tensor([2.0]), torch.tensor([2, 2]), torch.tensor([True])], ids=["float", "wrong length", "bool"]
+)
+def test_a_tensor_of_k_must_hold_one_integer_for_each_group(k: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"integers \[1\]"):
+        ADVANTAGES["maxpo"](rows([1, 0, 0, 0]), k)
+
+
+def test_rewards_and_masks_of_the_wrong_kind_are_refused() -> None:
     with pytest.raises(ValueError, match="not finite"):
         ADVANTAGES["maxpo"](rows([1, float("nan"), 0, 0]), 2)
     with pytest.raises(ValueError, match=r"float tensor \[G, N\]"):
         ADVANTAGES["rloo"](torch.tensor([[1, 0]]))
-    for k in (torch.tensor([2.0]), torch.tensor([2, 2]), torch.tensor([True])):
-        with pytest.raises(ValueError, match=r"integers \[1\]"):
-            ADVANTAGES["maxpo"](r, k)
-    with pytest.raises(ValueError, match=r"k = 4.*1 <= k <= 3"):
-        ADVANTAGES["maxpo"](rows([1, 0, 0, 0], [1, 0, 0, 0]), torch.tensor([3, 4]))
-    for name in ("passk_training", "maxrl"):
-        for wrong in (0.5, -1.0):
-            with pytest.raises(ValueError, match=rf"{name}.*rewards of 0 and 1.*a reward of {wrong:g}"):
-                ADVANTAGES[name](rows([1, 0, wrong, 0]), 2)
-        # A sample that is not there may hold any number.
-        ADVANTAGES[name](rows([1, 0, 0.5, 0]), 2, torch.tensor([[True, True, False, True]]))
-    for name, none in (("rloo", rows([1])), ("maxpo", rows([1])), ("grpo", torch.zeros(0, 4))):
-        with pytest.raises(ValueError, match=rf"{name}: groups need 2 samples"):
-            ADVANTAGES[name](none, 1)
     with pytest.raises(ValueError, match="valid must be bool"):
-        ADVANTAGES["rloo"](r, valid=torch.ones(1, 3, dtype=torch.bool))
+        ADVANTAGES["rloo"](rows([1, 0, 0, 0]), valid=torch.ones(1, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("wrong", [0.5, -1.0])
+@pytest.mark.parametrize("name", ["passk_training", "maxrl"])
+def test_a_formula_for_rewards_of_0_and_1_refuses_others(name: str, wrong: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name}.*rewards of 0 and 1.*a reward of {wrong:g}"):
+        ADVANTAGES[name](rows([1, 0, wrong, 0]), 2)
+    # An invalid sample may hold any number.
+    ADVANTAGES[name](rows([1, 0, wrong, 0]), 2, torch.tensor([[True, True, False, True]]))
+
+
+@pytest.mark.parametrize(
+    ("name", "rewards"),
+    [("rloo", rows([1])), ("maxpo", rows([1])), ("grpo", torch.zeros(0, 4))],
+    ids=["rloo", "maxpo", "grpo"],
+)
+def test_groups_without_enough_samples_are_refused(name: str, rewards: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=rf"{name}: groups need 2 samples"):
+        ADVANTAGES[name](rewards, 1)
 
 
 def test_a_nan_that_is_not_valid_does_no_harm() -> None:
@@ -138,22 +158,20 @@ def test_a_large_offset_keeps_the_digits_of_float32_rewards() -> None:
     torch.testing.assert_close(ADVANTAGES["maxpo"](r + 1e6, 2), ADVANTAGES["maxpo"](r, 2), rtol=1e-6, atol=0)
 
 
-def test_min_valid_is_where_an_estimator_starts_to_speak() -> None:
-    for name, estimator in ADVANTAGES.items():
-        need = min_valid(name, 3)
-        for count in range(1, 7):
-            valid = torch.arange(7)[None] < count
-            rewards = [1, 0, 0, 0, 1, 0, 0] if name in ("passk_training", "maxrl") else [5, 1, 2, 7, 3, 9, 4]
-            said = bool(estimator(rows(rewards), 3, valid).abs().max() > 0)
-            assert said == (count >= need), (name, count)
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_an_estimator_gives_advantages_from_min_valid_samples_on(name: str) -> None:
+    rewards: list[float] = [1, 0, 0, 0, 1, 0, 0] if name in ("passk_training", "maxrl") else [5, 1, 2, 7, 3, 9, 4]
+    for count in range(1, 7):
+        advantages = ADVANTAGES[name](rows(rewards), 3, torch.arange(7)[None] < count)
+        assert bool(advantages.abs().max() > 0) == (count >= min_valid(name, 3)), count
 
 
+@pytest.mark.parametrize("name", ["maxpo", "canonical", "pkpo_loo_minus_one", "top1_gap", "rloo", "grpo", "dr_grpo"])
 @pytest.mark.parametrize(("reward", "n"), [(0.1, 6), (1e5 + 0.1, 7), (1e9 + 0.1, 7)])
-def test_equal_rewards_are_exactly_no_signal(reward: float, n: int) -> None:
+def test_equal_rewards_are_exactly_no_signal(reward: float, n: int, name: str) -> None:
     r = torch.full((2, n), reward, dtype=torch.float64)
-    for name in ("maxpo", "canonical", "pkpo_loo_minus_one", "top1_gap", "rloo", "grpo", "dr_grpo"):
-        for valid in (None, torch.arange(2 * n).view(2, n) % n < n - 1):
-            assert ADVANTAGES[name](r, 2, valid).count_nonzero() == 0, name
+    assert ADVANTAGES[name](r, 2).count_nonzero() == 0
+    assert ADVANTAGES[name](r, 2, torch.arange(2 * n).view(2, n) % n < n - 1).count_nonzero() == 0
 
 
 def test_small_advantages_are_signal_and_rounding_is_not() -> None:
@@ -173,5 +191,6 @@ def test_passk_training_is_centred_where_success_is_almost_sure(c: int) -> None:
     assert a.sum().abs() < 1e-9 * a.abs().max()
 
 
-def test_the_configuration_knows_exactly_these() -> None:
-    assert set(ADVANTAGE_NAMES) == set(ADVANTAGES)
+def test_the_names_without_torch_are_exactly_those_of_the_estimators() -> None:
+    assert tuple(ADVANTAGES) == ADVANTAGE_NAMES
+    assert BEYOND_K.keys() <= ADVANTAGES.keys()

@@ -106,7 +106,7 @@ def test_command_prints_every_estimator(capsys: pytest.CaptureFixture[str]) -> N
 def test_command_measures_what_it_was_asked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The objective, the number of draws and their seed count, and the ratio is to the estimator that was named."""
 
-    def found(*arguments: str) -> dict[str, Any]:
+    def measured(*arguments: str) -> dict[str, Any]:
         assert main(["check-advantage", "--n", "30", "--k", "3", "--json", *arguments]) == 0
         return json.loads(capsys.readouterr().out)
 
@@ -114,11 +114,11 @@ def test_command_measures_what_it_was_asked(capsys: pytest.CaptureFixture[str], 
     outcomes = ["ok", "too_long", "ok", "ok", "ok", "ok"]
     rows = [{"reward": i / 5, "outcome": outcome} for i, outcome in enumerate(outcomes)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    drawn = found("--rewards", str(file), "--draws", "500")
+    drawn = measured("--rewards", str(file), "--draws", "500")
     assert "6 rewards, 6 different" in drawn["rewards"]
     assert (drawn["exact"], drawn["groups"]) == (False, 500)
-    assert drawn["estimators"] != found("--rewards", str(file), "--draws", "500", "--seed", "1")["estimators"]
-    lowest = found("--rewards", str(file), "--draws", "500", "--objective", "min")["estimators"]
+    assert drawn["estimators"] != measured("--rewards", str(file), "--draws", "500", "--seed", "1")["estimators"]
+    lowest = measured("--rewards", str(file), "--draws", "500", "--objective", "min")["estimators"]
     assert (lowest[0]["estimator"], lowest[0]["unbiased"]) == ("maxpo", True)
     assert not any(row["unbiased"] for row in lowest[1:] if "angle" in row)
     assert max(row["angle"] for row in lowest if "angle" in row) > 30
@@ -128,9 +128,9 @@ def test_command_measures_what_it_was_asked(capsys: pytest.CaptureFixture[str], 
 
 
 def test_large_k_is_measured_or_refused() -> None:
-    found = compare(bernoulli(0.001), 1200, 1100, names=["maxpo"], timed=False, draws=2000).measured[0]
-    assert found.unbiased
-    assert 0.5 < found.scale < 2
+    row = compare(bernoulli(0.001), 1200, 1100, names=["maxpo"], timed=False, draws=2000).measured[0]
+    assert row.unbiased
+    assert 0.5 < row.scale < 2
     assert all(row.unbiased for row in compare(bernoulli(0.03), 128, 64, names=list(UNBIASED), timed=False).measured)
     with pytest.raises(ValueError, match="too small to compare"):
         compare(bernoulli(0.5), 128, 64)
@@ -144,11 +144,11 @@ def test_command_prints_json_of_a_file(tmp_path: Path, capsys: pytest.CaptureFix
     result = json.loads(capsys.readouterr().out)
     assert "5 rewards, 3 different" in result["rewards"]
     assert (result["exact"], result["groups"]) == (True, math.comb(7, 5))
-    found = {row["estimator"]: row for row in result["estimators"]}
-    assert found["maxpo"]["unbiased"]
-    assert found["maxpo"]["centred"]
-    assert not found["grpo"]["unbiased"]
-    assert "rewards of 0 and 1" in found["maxrl"]["refused"]
+    by_name = {row["estimator"]: row for row in result["estimators"]}
+    assert by_name["maxpo"]["unbiased"]
+    assert by_name["maxpo"]["centred"]
+    assert not by_name["grpo"]["unbiased"]
+    assert "rewards of 0 and 1" in by_name["maxrl"]["refused"]
 
 
 @pytest.mark.parametrize(

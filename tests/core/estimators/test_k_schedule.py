@@ -1,4 +1,4 @@
-"""K over a run, and what is remembered of prompts."""
+"""K over a run, and the pass rates of prompts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_adapted_k_at_the_ends() -> None:
 def test_pass_rates_are_pulled_towards_all_prompts_and_forget() -> None:
     rates = PassRates()
     assert rates("a") == 0.0
-    rates.observe({"a": [1.0, 1.0, 0.0, 0.5], "b": [0.0] * 4})  # 0.5 is no success
+    rates.observe({"a": [1.0, 1.0, 0.0, 0.5], "b": [0.0] * 4})  # 0.5 is not a success
     assert rates("new") == pytest.approx(2 / 8)
     assert rates("a") == pytest.approx((2 + 4 * 2 / 8) / (4 + 4))
     assert rates("b") == pytest.approx((0 + 4 * 2 / 8) / (4 + 4))
@@ -48,15 +48,21 @@ def test_pass_rates_are_pulled_towards_all_prompts_and_forget() -> None:
     assert rates("a") == pytest.approx((2 / 2 + 4 * overall) / (4 / 2 + 4 + 4))
 
 
-def test_coefficients_by_hand() -> None:
-    assert rank_coefficients("max", 3) == [0, 0, 1]
-    assert rank_coefficients("min", 3) == [1, 0, 0]
-    assert rank_coefficients("median", 4) == [0, 0.5, 0.5, 0]
-    assert rank_coefficients("top_m:2", 4) == [0, 0, 0.5, 0.5]
-    assert rank_coefficients("bottom_m:1", 1) == [1]
-    assert rank_coefficients("quantile:1", 3) == [0, 0, 1]
-    assert rank_coefficients("quantile:0.25", 3) == [0.5, 0.5, 0]
-    assert rank_coefficients("lower_tail:0.375", 4) == pytest.approx([2 / 3, 1 / 3, 0, 0])
+@pytest.mark.parametrize(
+    ("objective", "k", "expected"),
+    [
+        ("max", 3, [0, 0, 1]),
+        ("min", 3, [1, 0, 0]),
+        ("median", 4, [0, 0.5, 0.5, 0]),
+        ("top_m:2", 4, [0, 0, 0.5, 0.5]),
+        ("bottom_m:1", 1, [1]),
+        ("quantile:1", 3, [0, 0, 1]),
+        ("quantile:0.25", 3, [0.5, 0.5, 0]),
+        ("lower_tail:0.375", 4, pytest.approx([2 / 3, 1 / 3, 0, 0])),
+    ],
+)
+def test_coefficients_by_hand(objective: str, k: int, expected: list[float]) -> None:
+    assert rank_coefficients(objective, k) == expected
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ SETTINGS = {
 }
 
 
-def found(name: str, *rewards: float | None, source: str = "s", **kwargs: Any) -> PromptResult:
+def prompt_result(name: str, *rewards: float | None, source: str = "s", **kwargs: Any) -> PromptResult:
     values = {"votes": None, "greedy": None, "unique": 1.0} | kwargs
     return PromptResult(prompt_id=name, source=source, rewards=rewards, **values)
 
@@ -36,8 +36,12 @@ def evaluation(name: str, *results: PromptResult, **changes: dict[str, Any]) -> 
 
 
 def test_differences_by_hand() -> None:
-    a = evaluation("a", found("p", 1, 0, votes=(0, 1)), found("q", 0, 0, votes=(0, 0)), found("r", 0, None))
-    b = evaluation("b", found("q", 1, 1, votes=(0, 0)), found("p", 1, 0, votes=(0, 0)), found("r", 1, 1))
+    a = evaluation(
+        "a", prompt_result("p", 1, 0, votes=(0, 1)), prompt_result("q", 0, 0, votes=(0, 0)), prompt_result("r", 0, None)
+    )
+    b = evaluation(
+        "b", prompt_result("q", 1, 1, votes=(0, 0)), prompt_result("p", 1, 0, votes=(0, 0)), prompt_result("r", 1, 1)
+    )
     result = compare(a, b)
     assert (result.overall.prompts, result.overall.dropped_prompts) == (2, 1)
     assert (result.sources, result.missing) == ({}, ())
@@ -57,8 +61,8 @@ def test_differences_by_hand() -> None:
 
 def test_one_is_better_on_every_prompt() -> None:
     names = [f"p{i}" for i in range(20)]
-    a = evaluation("a", *[found(name, i % 2, 0) for i, name in enumerate(names)])
-    b = evaluation("b", *[found(name, 1, i % 2) for i, name in enumerate(names)])
+    a = evaluation("a", *[prompt_result(name, i % 2, 0) for i, name in enumerate(names)])
+    b = evaluation("b", *[prompt_result(name, 1, i % 2) for i, name in enumerate(names)])
     d = compare(a, b).overall.figures["pass@1"]
     # Each prompt is better by exactly a half, while the prompts themselves differ.
     assert (d.difference.low, d.difference.value, d.difference.high) == (0.5, 0.5, 0.5)
@@ -67,8 +71,8 @@ def test_one_is_better_on_every_prompt() -> None:
 
 
 def test_each_source_graded_rewards_every_k_and_what_only_one_has() -> None:
-    first = [found("p", 1, 0.5, source="s", greedy=1.0), found("p", 0, 0, source="t", greedy=0.0)]
-    second = [found("p", 1, 1, source="s", votes=(0, 0)), found("p", 0, 1, source="t", votes=(0, 1))]
+    first = [prompt_result("p", 1, 0.5, source="s", greedy=1.0), prompt_result("p", 0, 0, source="t", greedy=0.0)]
+    second = [prompt_result("p", 1, 1, source="s", votes=(0, 0)), prompt_result("p", 0, 1, source="t", votes=(0, 1))]
     result = compare(evaluation("a", *first, eval={"greedy": True, "k": [1]}), evaluation("b", *second))
     assert list(result.overall.figures) == ["pass@1", "pass@2", "max@1", "max@2", "avg@2"]
     assert {s: c.figures["max@1"].difference.value for s, c in result.sources.items()} == {"s": 0.25, "t": 0.5}
@@ -88,7 +92,7 @@ def test_each_source_graded_rewards_every_k_and_what_only_one_has() -> None:
 )
 def test_settings_that_change_what_a_figure_means_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match="a and b cannot be compared, settings differ") as refusal:
-        compare(evaluation("a", found("p", 1, 0)), evaluation("b", found("p", 1, 0), **changes))
+        compare(evaluation("a", prompt_result("p", 1, 0)), evaluation("b", prompt_result("p", 1, 0), **changes))
     assert words in str(refusal.value)
 
 
@@ -100,17 +104,22 @@ def test_settings_that_do_not_are_not_refused() -> None:
         "rollout": {"workers": 5},
         "eval": {"k": [2]},
     }
-    assert compare(evaluation("a", found("p", 1, 0)), evaluation("b", found("p", 1, 0), **free)).overall.prompts == 1
+    assert (
+        compare(
+            evaluation("a", prompt_result("p", 1, 0)), evaluation("b", prompt_result("p", 1, 0), **free)
+        ).overall.prompts
+        == 1
+    )
 
 
 def test_other_prompts_are_refused() -> None:
-    a = evaluation("a", found("p", 1, 0), found("q", 1, 0))
+    a = evaluation("a", prompt_result("p", 1, 0), prompt_result("q", 1, 0))
     with pytest.raises(InputError, match=r"prompts differ: 1 of 2 are only in A \(such as q of source s\)\. Evaluate"):
-        compare(a, evaluation("b", found("p", 1, 0)))
+        compare(a, evaluation("b", prompt_result("p", 1, 0)))
     with pytest.raises(InputError, match=r"1 of 2 are only in A .*; 1 of 2 are only in B \(such as q of source t\)"):
-        compare(a, evaluation("b", found("p", 1, 0), found("q", 1, 0, source="t")))
+        compare(a, evaluation("b", prompt_result("p", 1, 0), prompt_result("q", 1, 0, source="t")))
     with pytest.raises(InputError, match="no prompt has 2 valid samples in both a and b"):
-        compare(evaluation("a", found("p", 1, None)), evaluation("b", found("p", 1, 1)))
+        compare(evaluation("a", prompt_result("p", 1, None)), evaluation("b", prompt_result("p", 1, 1)))
 
 
 def correlated(seed: int, prompts: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +132,8 @@ def correlated(seed: int, prompts: int, shift: float) -> tuple[np.ndarray, np.nd
 def test_the_paired_interval_is_narrower_and_covers_about_as_often_as_it_says() -> None:
     a, b = correlated(0, 100, 0.05)
     paired = bootstrap(b - a)
-    unpaired = np.hypot(*[e.high - e.low for e in (bootstrap(a), bootstrap(b))])
+    width_a, width_b = (e.high - e.low for e in (bootstrap(a), bootstrap(b)))
+    unpaired = np.hypot(width_a, width_b)
     assert paired.high - paired.low < 0.6 * unpaired
     covered = 0
     for seed in range(200):
@@ -134,7 +144,7 @@ def test_the_paired_interval_is_narrower_and_covers_about_as_often_as_it_says() 
 
 
 def test_the_file_goes_there_and_back_and_is_legible(tmp_path: Path) -> None:
-    results = [found("p", 1.0, None, votes=(0, None), greedy=0.5), found("q", 1.0, 0.0)]
+    results = [prompt_result("p", 1.0, None, votes=(0, None), greedy=0.5), prompt_result("q", 1.0, 0.0)]
     write_evaluation(tmp_path / "eval.json", "m", SETTINGS, report(results, [1]), results)
     assert [path.name for path in tmp_path.iterdir()] == ["eval.json"]
     back = read_evaluation(tmp_path)
@@ -148,7 +158,7 @@ def test_the_file_goes_there_and_back_and_is_legible(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[1]", "no file of `maxpo evaluate` of format 1: its `format` is None"),
+        ("[1]", "is not a file of `maxpo evaluate` of format 1: its `format` is None"),
         ('{"format": 2}', "its `format` is 2"),
         ("{", "cannot be read"),
         ('{"format": 1, "prompts": [{"votes": null}]}', "is damaged: KeyError: 'rewards'"),
@@ -166,7 +176,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setenv("COLUMNS", "80")
     for name, right in (("a", 0.0), ("b", 1.0)):
         (tmp_path / name).mkdir()
-        results = [found(f"p{i}", float(i > 3), right, source=f"source {i % 2}") for i in range(10)]
+        results = [prompt_result(f"p{i}", float(i > 3), right, source=f"source {i % 2}") for i in range(10)]
         write_evaluation(tmp_path / name / "eval.json", f"the {name}", SETTINGS, report(results, [1, 2]), results)
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     shown = capsys.readouterr().out

@@ -50,22 +50,22 @@ def results(*groups: ScoredGroup, answers: Sequence[str] = (), greedy: Sequence[
 def test_a_report_by_hand() -> None:
     same = tuple(completion("x") for _ in range(4))
     groups = [scored([1, 0, 0, 0]), scored([0, 0, 0, 0], completions=same), scored([1, 1, 1, 1])]
-    found = report(results(*groups, answers=["abbb", "....", "cccc"], greedy=[1, 0, 1]), [1, 2], greedy=True)
-    assert found.sources == {}
-    values = {name: e.value for name, e in found.overall.estimates.items()}
+    result = report(results(*groups, answers=["abbb", "....", "cccc"], greedy=[1, 0, 1]), [1, 2], greedy=True)
+    assert result.sources == {}
+    values = {name: e.value for name, e in result.overall.estimates.items()}
     assert list(values) == ["pass@1", "pass@2", "avg@4", "maj@4", "greedy"]
     assert values["pass@1"] == values["avg@4"] == pytest.approx((0.25 + 0 + 1) / 3)
     assert values["pass@2"] == pytest.approx((0.5 + 0 + 1) / 3)
     assert values["maj@4"] == pytest.approx(1 / 3)
     assert values["greedy"] == pytest.approx(2 / 3)
-    assert found.overall.solved == pytest.approx(2 / 3)
-    assert found.overall.unique == pytest.approx((1 + 0.25 + 1) / 3)
-    assert found.overall.no_answer == pytest.approx(4 / 12)
-    metrics = found.metrics()
+    assert result.overall.solved == pytest.approx(2 / 3)
+    assert result.overall.unique == pytest.approx((1 + 0.25 + 1) / 3)
+    assert result.overall.no_answer == pytest.approx(4 / 12)
+    metrics = result.metrics()
     check_names(list(metrics))
     assert metrics["eval/pass@2"] == values["pass@2"]
     assert metrics["eval/maj@4/low"] <= metrics["eval/maj@4"] <= metrics["eval/maj@4/high"]
-    assert EvalReport.from_dict(json.loads(json.dumps(asdict(found)))) == found
+    assert EvalReport.from_dict(json.loads(json.dumps(asdict(result)))) == result
 
 
 @pytest.mark.parametrize(
@@ -89,17 +89,17 @@ def test_majorities_by_hand(rewards: list[float | None], votes: list[int | None]
 
 def test_graded_rewards_have_max_at_k_too_and_thin_prompts_are_left_out_of_every_figure() -> None:
     groups = [scored([0.2, 1.2]), scored([0.5, 0.1], valid=[True, False])]
-    found = report(results(*groups), [1, 2]).overall
-    assert (found.prompts, found.dropped_prompts, found.no_answer) == (1, 1, None)
-    values = {name: e.value for name, e in found.estimates.items()}
+    result = report(results(*groups), [1, 2]).overall
+    assert (result.prompts, result.dropped_prompts, result.no_answer) == (1, 1, None)
+    values = {name: e.value for name, e in result.estimates.items()}
     assert values == pytest.approx({"pass@1": 0.5, "pass@2": 1.0, "max@1": 0.7, "max@2": 1.2, "avg@2": 0.7})
     with pytest.raises(ValueError, match="no evaluation prompt has 2 valid samples"):
         report(results(groups[1]), [1, 2])
 
 
 def test_a_prompt_whose_greedy_completion_was_not_judged_is_left_out() -> None:
-    found = report(results(scored([1, 1]), scored([0, 0]), greedy=[None, 0.0]), [1], greedy=True).overall
-    assert (found.prompts, found.dropped_prompts, found.estimates["pass@1"].value) == (1, 1, 0.0)
+    result = report(results(scored([1, 1]), scored([0, 0]), greedy=[None, 0.0]), [1], greedy=True).overall
+    assert (result.prompts, result.dropped_prompts, result.estimates["pass@1"].value) == (1, 1, 0.0)
     with pytest.raises(ValueError, match="and a valid greedy completion"):
         report(results(scored([1, 1])), [1], greedy=True)
 
@@ -109,29 +109,29 @@ def test_each_source_by_itself() -> None:
         return scored(rewards, valid, prompt=replace(prompt(), source=source))
 
     groups = [of("a b/c", [1, 0]), of("d", [0, 0]), of("d", [1, 1]), of("e", [1, 1], [True, False])]
-    found = report(results(*groups, answers=["xy", "xx", "xx", "xx"]), [2])
-    assert found.overall.estimates["pass@2"].value == pytest.approx(2 / 3)
-    each = {source: (f.prompts, f.dropped_prompts) for source, f in found.sources.items()}
+    result = report(results(*groups, answers=["xy", "xx", "xx", "xx"]), [2])
+    assert result.overall.estimates["pass@2"].value == pytest.approx(2 / 3)
+    each = {source: (f.prompts, f.dropped_prompts) for source, f in result.sources.items()}
     assert each == {"a b/c": (1, 0), "d": (2, 0), "e": (0, 1)}
-    metrics = found.metrics()
+    metrics = result.metrics()
     check_names(list(metrics))
     assert metrics["eval/d/pass@2"] == 0.5
     assert metrics["eval/a b/c/maj@2"] == 0.5
     assert [name for name in metrics if name.startswith("eval/e/")] == ["eval/e/dropped_prompts"]
     # One whose verifier does not say what an answer is has no maj@n, and then there is none of all prompts.
     mixed = [prompt_result(groups[0], ["x", "y"]), prompt_result(groups[1])]
-    found = report(mixed, [2])
-    assert "maj@2" not in found.overall.estimates
-    assert "maj@2" in found.sources["a b/c"].estimates
-    assert "maj@2" not in found.sources["d"].estimates
+    result = report(mixed, [2])
+    assert "maj@2" not in result.overall.estimates
+    assert "maj@2" in result.sources["a b/c"].estimates
+    assert "maj@2" not in result.sources["d"].estimates
 
 
 def test_the_report_of_an_older_checkpoint_is_read() -> None:
     estimate = {"value": 0.5, "low": 0.4, "high": 0.6}
     old = {"objective": "pass", "at_k": {"4": estimate}, "mean": 0.1, "solved": 0.7, "unique": 0.9}
-    found = EvalReport.from_dict(old | {"prompts": 5, "dropped_prompts": 1, "tokens": 9})
-    assert found.overall.estimates == {"pass@4": Estimate(**estimate)}
-    assert (found.overall.prompts, found.overall.solved, found.sources) == (5, 0.7, {})
+    result = EvalReport.from_dict(old | {"prompts": 5, "dropped_prompts": 1, "tokens": 9})
+    assert result.overall.estimates == {"pass@4": Estimate(**estimate)}
+    assert (result.overall.prompts, result.overall.solved, result.sources) == (5, 0.7, {})
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:

@@ -51,9 +51,9 @@ def test_greedy_completions_are_drawn_once_for_each_prompt_where_they_are_wanted
 
 
 def test_graded_rewards_are_no_percentages() -> None:
-    found = report([prompt_result(scored([0.25, 1.5]))], [2])
-    assert one_line(found) == "pass@2 100.0 % [100.0, 100.0]  max@2 1.500 [1.500, 1.500]"
-    table = report_table([found, found], ["step 0", "step 3"])
+    evaluated = report([prompt_result(scored([0.25, 1.5]))], [2])
+    assert one_line(evaluated) == "pass@2 100.0 % [100.0, 100.0]  max@2 1.500 [1.500, 1.500]"
+    table = report_table([evaluated, evaluated], ["step 0", "step 3"])
     cells = {str(name): str(value) for name, value in zip(*[column.cells for column in table.columns[:2]], strict=True)}
     assert cells["all prompts (1)"] == ""
     assert cells["avg@2"] == "0.875 [0.875, 0.875]"

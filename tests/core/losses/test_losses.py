@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from maxpo.losses.aggregation import sequence_weight, weighted_sum
+from maxpo.losses.aggregation import Aggregation, sequence_weight, weighted_sum
 from maxpo.losses.logprobs import token_logprobs
 from maxpo.losses.policy import kl_estimate, policy_gradient, ppo_clip, truncated_importance_weights
 
@@ -62,13 +62,14 @@ def test_importance_weights_are_cut_and_carry_no_gradient() -> None:
     assert not weights.requires_grad
 
 
-def test_aggregations_by_hand() -> None:
-    # Two sequences of 1 and 3 loss tokens.
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [("token_mean", [0, 1 / 4, 1 / 4]), ("sequence_mean", [0, 1 / 2, 1 / 6]), ("constant", [0, 1 / 20, 1 / 20])],
+)
+def test_aggregations_by_hand(aggregation: Aggregation, expected: list[float]) -> None:
+    """Two sequences of 1 and 3 loss tokens, and one without any."""
     common = {"total_tokens": 4, "total_sequences": 2, "constant": 10.0}
-    assert [sequence_weight("token_mean", n, **common) for n in (1, 3)] == [1 / 4, 1 / 4]
-    assert [sequence_weight("sequence_mean", n, **common) for n in (1, 3)] == [1 / 2, 1 / 6]
-    assert [sequence_weight("constant", n, **common) for n in (1, 3)] == [1 / 20, 1 / 20]
-    assert sequence_weight("sequence_mean", 0, **common) == 0.0
+    assert [sequence_weight(aggregation, n, **common) for n in (0, 1, 3)] == expected
 
 
 def test_what_is_masked_does_not_leak_into_the_sum() -> None:

@@ -60,7 +60,7 @@ def test_one_that_raises_leaves_no_score():
         ("tests.verifiers:none", {}, {}, "cannot be imported"),
         ("tests.verifiers:", {}, {}, "cannot be imported"),
         (":f", {}, {}, "cannot be imported"),
-        ("math:pi", {}, {}, "'math:pi' is no function"),
+        ("math:pi", {}, {}, "'math:pi' is not a function"),
         ("tests.verifiers:starts", {"tests.verifiers:starts": {"leter": "x"}}, {}, "no argument leter.* mean letter"),
         ("tests.verifiers:secret", {"tests.verifiers:secret": {"x": 1}}, {}, "no argument x: it has none"),
     ],
