@@ -16,12 +16,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.cluster.ray_environment import secure_own_cluster
 from maxpo.types import Completion, Group, Prompt
+
+if TYPE_CHECKING:
+    from maxpo.config import Config
 
 PROMPT_TOKENS = 32
 WARM_UP_GROUPS = 64
@@ -163,22 +166,11 @@ def verify(prompt: str, text: str, reference: str) -> float:
     return float(text.endswith(reference))
 
 
-def measure(case: Case) -> dict[str, Any]:
-    """Run a case in this process."""
-    secure_own_cluster()
-    import ray
-
-    from launch.cluster.ray_cluster import cluster
-    from maxpo.config import AlgorithmConfig, Config, EvalConfig, RayConfig, RewardConfig, RolloutConfig, RunConfig
-    from maxpo.data.order import PromptStream
-    from maxpo.loop.observer import Observer
-    from maxpo.loop.train import Trainer
-    from maxpo.tracking.run_log import RunLog
-    from maxpo.types import Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
+def pool_type(meter: Meter) -> Any:
+    """Return a class of pools whose calls are measured. It imports Ray, so not before `secure_own_cluster`."""
+    from maxpo.types import Receiver, ScoredGroup, WeightManifest
     from rollout.fleet import Fleet
     from rollout.pool import RolloutPool
-
-    meter = Meter()
 
     class Pool(RolloutPool):
         """The real pool with fake workers."""
@@ -218,6 +210,15 @@ def measure(case: Case) -> dict[str, Any]:
             with meter.stage("workers"):
                 return super().metrics()
 
+    return Pool
+
+
+def learner_type(meter: Meter) -> Any:
+    """Return a class of learners whose updates are measured."""
+    import ray
+
+    from maxpo.types import Receiver, StepBatch, StepResult, WeightManifest
+
     class Learner:
         """A learner that trains nothing."""
 
@@ -249,6 +250,45 @@ def measure(case: Case) -> dict[str, Any]:
         def export(self, target: Path) -> None:
             raise NotImplementedError
 
+    return Learner
+
+
+def settings(case: Case, folder: str) -> Config:
+    """Return the settings of the step that warms up."""
+    from maxpo.config import AlgorithmConfig, Config, EvalConfig, RayConfig, RewardConfig, RolloutConfig, RunConfig
+
+    return Config(
+        run=RunConfig(name="control_plane", dir=folder, steps=1),
+        algorithm=AlgorithmConfig(group_size=case.group_size, prompts_per_step=min(WARM_UP_GROUPS, case.groups)),
+        rollout=RolloutConfig(max_new_tokens=case.tokens, max_concurrent_sequences=case.concurrent),
+        reward=RewardConfig(verifier="benchmarks.driver_case:verify", max_chars=10**9),
+        eval=EvalConfig(at_start=False, at_end=False),
+        ray=RayConfig(num_cpus=2, object_store_mib=4096),
+    )
+
+
+def made_up_prompts(count: int) -> list[Prompt]:
+    """Return prompts of the same length whose answer is yes."""
+    ids = tuple(range(PROMPT_TOKENS))
+    return [
+        Prompt(prompt_id=f"prompt-{i}", text="word " * PROMPT_TOKENS, token_ids=ids, reference="yes", source="none")
+        for i in range(count)
+    ]
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Run a case in this process."""
+    secure_own_cluster()
+    import ray
+
+    from launch.cluster.ray_cluster import cluster
+    from maxpo.data.order import PromptStream
+    from maxpo.loop.observer import Observer
+    from maxpo.loop.train import Trainer
+    from maxpo.tracking.run_log import RunLog
+
+    meter = Meter()
+
     class Watch(Observer):
         """An observer that records times and memory at the end of each step."""
 
@@ -266,28 +306,16 @@ def measure(case: Case) -> dict[str, Any]:
         return False
 
     with tempfile.TemporaryDirectory(prefix="maxpo-bench-") as folder:
-        config = Config(
-            run=RunConfig(name="control_plane", dir=folder, steps=1),
-            algorithm=AlgorithmConfig(group_size=case.group_size, prompts_per_step=min(WARM_UP_GROUPS, case.groups)),
-            rollout=RolloutConfig(max_new_tokens=case.tokens, max_concurrent_sequences=case.concurrent),
-            reward=RewardConfig(verifier="benchmarks.driver_case:verify", max_chars=10**9),
-            eval=EvalConfig(at_start=False, at_end=False),
-            ray=RayConfig(num_cpus=2, object_store_mib=4096),
-        )
-        ids = tuple(range(PROMPT_TOKENS))
-        prompts = [
-            Prompt(prompt_id=f"prompt-{i}", text="word " * PROMPT_TOKENS, token_ids=ids, reference="yes", source="none")
-            for i in range(case.groups)
-        ]
+        config, prompts = settings(case, folder), made_up_prompts(case.groups)
         with cluster(config, Path(folder) / "log"):
             remote: Any = ray.remote(Host)
             options = {"num_cpus": 0.01, "max_concurrency": 100_000}
             hosts = [remote.options(**options).remote(case) for _ in range(case.hosts)]
-            pool = Pool(config, hosts, case.workers)
+            pool = pool_type(meter)(config, hosts, case.workers)
             try:
                 pool.begin_start()
                 pool.finish_start()
-                learner = Learner(hosts, case.tensors)
+                learner = learner_type(meter)(hosts, case.tensors)
                 log = RunLog(Path(folder), tensorboard=False, save_rollouts=1)
                 Trainer(config, PromptStream(prompts, 0), [], pool, learner, log, Observer()).run()
                 ray.get([host.answered.remote() for host in hosts])

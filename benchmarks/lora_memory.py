@@ -103,7 +103,7 @@ def measure(path: str, stage: int, dtype: str, rank: int, updates: int) -> dict[
     parameters = list(engine.module.parameters())
     found["frozen"] = size([p for p in parameters if not p.requires_grad])
     found["trained"] = size([p for p in parameters if p.requires_grad])
-    adam = engine._adam
+    adam = engine.optimizer
     owners = [p for group in adam.param_groups for p in group["params"]]
     found["masters"] = size([p for p in owners if all(p is not own for own in parameters)])
     found["moments"] = size([t for s in adam.state.values() for t in s.values() if t.dim()])

@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -167,7 +168,8 @@ def correct_counts(
     for start in range(0, len(held_out), 32):  # 32 prompts at a time bound the memory
         chunk = held_out[start : start + 32]
         inputs = tokenizer([p.prompt for p in chunk], padding=True, return_tensors="pt")
-        output_ids = model.generate(
+        generate: Any = model.generate  # pyright: ignore[reportAttributeAccessIssue]
+        output_ids = generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             do_sample=True,

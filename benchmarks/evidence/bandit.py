@@ -115,7 +115,7 @@ def draw(results: dict[str, Any]) -> Figure:
         axis.set_xticks(range(len(rows)), [f"{r['n']}, {r['k']}" for r in rows])
         axis.set(title=f"graded rewards {shift:g} .. {shift + 1:g}", xlabel="N, K", ylabel="variance of the gradient")
         axis.margins(x=0.12)
-    drawn.get_layout_engine().set(wspace=0.05, hspace=0.08)
+    drawn.set_layout_engine("constrained", wspace=0.05, hspace=0.08)
     handles, labels = axes[1][0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=4)
     drawn.suptitle(

@@ -203,7 +203,7 @@ def draw(results: dict[str, Any], reward: str) -> Figure:
             axes[1, 1].errorbar(x[0], y[0], **bars, **marks, fillstyle=fill, elinewidth=0.7)
     axes[1, 1].set(title="Last step; open: K = 4, filled: K = 8", xlabel=f"{reward}@1", ylabel=f"{reward}@8")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    drawn.get_layout_engine().set(wspace=0.06, hspace=0.06)
+    drawn.set_layout_engine("constrained", wspace=0.06, hspace=0.06)
     drawn.legend(handles, labels, loc="outside upper center", ncols=len(labels), handlelength=4)
     return drawn
 

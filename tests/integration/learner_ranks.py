@@ -25,7 +25,8 @@ class Poison:
         import learner.update.updater
 
         self._active, self._kind = active, ""
-        self._module, self._loss = learner.update.updater, learner.update.updater.microbatch_loss
+        self._module: Any = learner.update.updater
+        self._loss = self._module.microbatch_loss
         lm.get_input_embeddings().register_forward_hook(self._embedded)
 
     def use(self, kind: str) -> None:

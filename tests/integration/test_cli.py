@@ -38,7 +38,7 @@ def test_a_run_prints_the_tables_and_leaves_its_folder(trained: Run) -> None:
 
 
 def test_tensorboard_holds_what_metrics_jsonl_holds(trained: Run) -> None:
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
     from tensorboardX.record_writer import masked_crc32c
 
     (file,) = (trained.folder / "tensorboard").iterdir()

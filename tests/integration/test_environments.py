@@ -92,7 +92,7 @@ def test_a_step_without_a_turn_is_a_timeout_and_others_are_taken_again() -> None
         await asyncio.sleep(2.0)
         return (await pool.step(state, "fine"))[1].observation
 
-    async def both() -> list[object]:
+    async def both() -> tuple[object, object]:
         return await asyncio.gather(pool.step(state, "hang"), later(), return_exceptions=True)
 
     try:

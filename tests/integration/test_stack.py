@@ -88,14 +88,14 @@ def test_new_weights_reach_every_engine_and_change_what_it_says(stack: Stack, tm
         stack.rollouts.confirm(manifest)
         folder = tmp_path / f"v{manifest.version}"
         stack.learner.export(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         exported = dict(model.named_parameters())
         assert set(exported) == set(manifest.names)
         for name, digest in zip(manifest.names, manifest.digests, strict=True):
             assert int(tensor_digest(exported[name].detach())) == digest, name
         for receiver in stack.rollouts.receivers():
             for prompt in stack.held_out[:4]:
-                group = ray.get(receiver.actor.generate.remote(f"g{prompt.prompt_id}", prompt, 1, 0, greedy=True))
+                group: Any = ray.get(receiver.actor.generate.remote(f"g{prompt.prompt_id}", prompt, 1, 0, greedy=True))
                 ids = torch.tensor([prompt.token_ids])
                 want = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=26, do_sample=False)[
                     0, ids.shape[1] :

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import psutil
 import pytest
@@ -35,7 +36,7 @@ prompts: list[Prompt] = []
 
 
 def actor_of(running: System, number: int) -> psutil.Process:
-    actor = running.rollouts._fleet.serving[f"rollout worker {number}"]
+    actor: Any = running.rollouts._fleet.serving[f"rollout worker {number}"]
     return psutil.Process(ray.get(actor.process_id.remote()))
 
 

@@ -33,7 +33,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def checkpoint_of(size: int) -> Callable[[Path], Callable[[], None]]:
-    return lambda folder: lambda: (folder / "w.bin").write_bytes(b"w" * size) and None
+    def copy(folder: Path) -> Callable[[], None]:
+        def write() -> None:
+            (folder / "w.bin").write_bytes(b"w" * size)
+
+        return write
+
+    return copy
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

@@ -817,6 +817,7 @@ _values = st.sampled_from([value.strip() for value in _VALUES.split("|")])
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.slow
 class TestNothingElseIsRaised:
     @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.lists(st.builds("{}={}".format, _keys, _values) | st.text(max_size=6), min_size=1, max_size=4))

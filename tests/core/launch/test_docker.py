@@ -86,35 +86,51 @@ def names(instruction: Instruction) -> list[str]:
     return re.findall(r"(?:^|\s)(\w+)=", instruction.text)
 
 
+def image_problems(image: str, stages: set[str]) -> list[str]:
+    """Return what is wrong with the image of FROM, given the stages before."""
+    pinned = re.fullmatch(r"[^:@]+:([\w.-]+)@sha256:[0-9a-f]{64}", image)
+    if image not in stages and (pinned is None or pinned[1] == "latest"):
+        return [f"{image} is not pinned by tag and digest"]
+    return []
+
+
+def step_problems(step: Instruction) -> list[str]:
+    """Return what is wrong with a step by itself."""
+    if step.name == "ADD":
+        return ["ADD instead of COPY"]
+    if step.name in ("ENV", "ARG"):
+        return [f"{step.name} {name} looks like a secret" for name in names(step) if SECRET.search(name.upper())]
+    if step.name in ("ENTRYPOINT", "CMD") and not step.text.startswith("["):
+        return [f"{step.name} is not in exec form"]
+    if step.name == "RUN" and "pip install" in step.text and not re.search(r"\.lock|--no-index", step.text):
+        return ["pip install without a lock file"]
+    return []
+
+
+def sources(step: Instruction) -> list[str]:
+    """Return the paths of the context that a step reads."""
+    if step.name == "RUN":
+        return [m[1] for flag in step.flags if (m := re.search(r"type=bind.*source=([^,]+)", flag))]
+    if step.name == "COPY" and not any(flag.startswith("--from") for flag in step.flags):
+        return step.text.split()[:-1]
+    return []
+
+
 def problems(dockerfile: str, rules: str) -> list[str]:
-    """What hadolint does not look at, or only as advice."""
+    """Return what hadolint does not look at, or only as advice."""
     found: list[str] = []
     stages: set[str] = set()
     user = "root"
     for step in instructions(dockerfile):
-        sources: list[str] = []
         if step.name == "FROM":
             image, *alias = re.split(r"\s+as\s+", step.text, flags=re.IGNORECASE)
-            pinned = re.fullmatch(r"[^:@]+:([\w.-]+)@sha256:[0-9a-f]{64}", image)
-            if image not in stages and (pinned is None or pinned[1] == "latest"):
-                found.append(f"{image} is not pinned by tag and digest")
+            found += image_problems(image, stages)
             stages |= set(alias)
             user = "root"
         elif step.name == "USER":
             user = step.text
-        elif step.name == "ADD":
-            found.append("ADD instead of COPY")
-        elif step.name in ("ENV", "ARG"):
-            found += [f"{step.name} {name} looks like a secret" for name in names(step) if SECRET.search(name.upper())]
-        elif step.name in ("ENTRYPOINT", "CMD") and not step.text.startswith("["):
-            found.append(f"{step.name} is not in exec form")
-        elif step.name == "RUN":
-            sources = [m[1] for flag in step.flags if (m := re.search(r"type=bind.*source=([^,]+)", flag))]
-            if "pip install" in step.text and not re.search(r"\.lock|--no-index", step.text):
-                found.append("pip install without a lock file")
-        elif step.name == "COPY" and not any(flag.startswith("--from") for flag in step.flags):
-            sources = step.text.split()[:-1]
-        for source in sources:
+        found += step_problems(step)
+        for source in sources(step):
             if not (ROOT / source).exists():
                 found.append(f"{source} does not exist")
             elif ignored(source, rules):
@@ -362,7 +378,9 @@ class Entry:
     def start(self, script: Path, *arguments: str, **env: str) -> tuple[list[str], dict[str, str]]:
         assert output(script, *arguments, env=self.environment(**env)) == (0, "")
         lines = (self.folder / "environment").read_text().splitlines()
-        return (self.folder / "arguments").read_text().splitlines(), dict(line.split("=", 1) for line in lines)
+        return (self.folder / "arguments").read_text().splitlines(), {
+            name: value for name, value in (line.split("=", 1) for line in lines)
+        }
 
     def token(self, mode: int, text: str = "abc\n") -> str:
         path = self.folder / "token"
@@ -381,7 +399,7 @@ def entry(tmp_path: Path) -> Entry:
 
 
 def options(arguments: list[str]) -> dict[str, str]:
-    return dict((*a.split("=", 1), "")[:2] for a in arguments)
+    return {name: value for name, _, value in (a.partition("=") for a in arguments)}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)

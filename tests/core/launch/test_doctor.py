@@ -373,6 +373,7 @@ def test_nobody_listens(closed_port: int) -> None:
     assert seconds < 30
 
 
+@pytest.mark.slow
 def test_a_port_that_never_answers(silent_port: int) -> None:
     question = {"address": f"127.0.0.1:{silent_port}", "paths": {}, "folder": None, "marker": None}
     start = time.monotonic()

@@ -91,6 +91,7 @@ def maxpo(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([MAXPO, *words], capture_output=True, text=True, timeout=60, env=clean | env)
 
 
+@pytest.mark.slow
 def test_a_cluster_that_does_not_answer_is_one_clear_error(tmp_path: Path) -> None:
     words = ("train", "configs/presets/demo.yaml", f"run.dir={tmp_path}")
     done = maxpo(*words, RAY_ADDRESS="127.0.0.1:1", RAY_AUTH_TOKEN="abc")
@@ -118,8 +119,8 @@ class _Head(grpc.GenericRpcHandler):
     def __init__(self, token: str | None) -> None:
         self._token = token
 
-    def service(self, call: Any) -> Any:
-        headers = dict(call.invocation_metadata)
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        headers: dict[str, Any] = dict(handler_call_details.invocation_metadata)
         let_in = self._token is None or headers.get("authorization") == f"Bearer {self._token}"
 
         def answer(request: bytes, context: Any) -> bytes:

@@ -226,7 +226,7 @@ class Job:
     ) -> None:
         self.streams, self.states, self.code = iter(streams), iter(states), code
 
-    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str | int]:
         pieces = next(self.streams)
         if isinstance(pieces, Exception):
             raise pieces

@@ -170,7 +170,7 @@ def test_a_run_folder_that_is_lost_comes_back_from_the_remote_copy(tmp_path: Pat
     assert sorted(p.name for p in (tmp_path / "bucket" / "demo").iterdir()) == ["LATEST", "step_000002", "step_000003"]
     shutil.rmtree(folder)
     folder, source, _ = _open(settings_for(tmp_path, "checkpoint.resume=auto"), out)
-    assert source == folder / "checkpoints" / "step_000003"
+    assert source is not None and source == folder / "checkpoints" / "step_000003"
     assert (source / "w").read_text() == "weights"
     assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
     assert "fetched step_000003 from file://" in said(out)
