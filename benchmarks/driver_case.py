@@ -178,7 +178,7 @@ def pool_type(meter: Meter) -> Any:
         def __init__(self, config: Config, hosts: Sequence[Any], workers: int) -> None:
             none = replace(config, rollout=replace(config.rollout, workers=0))
             super().__init__(none, "cpu", "gloo", lambda number: {})
-            self._fleet = Fleet(lambda i: Worker(hosts[i % len(hosts)], i), workers, config.rollout, None)
+            self._fleet = Fleet(lambda i: Worker(hosts[i % len(hosts)], i), config, None, workers)
 
         def generate(
             self,

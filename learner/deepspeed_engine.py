@@ -1,4 +1,4 @@
-"""DeepSpeed, and nothing else of the learner: initialise, accumulate gradients, step, read full parameters."""
+"""DeepSpeed behind a small interface: initialise, accumulate gradients, step, read full parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -18,14 +18,68 @@ from torch import Tensor, nn
 from maxpo.config import LearnerConfig
 
 
-def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, Any]:
-    """The DeepSpeed settings of a run: the user's JSON file below, what this framework relies on above."""
-    extra: dict[str, Any] = json.loads(Path(config.deepspeed).read_text()) if config.deepspeed else {}
-    # It must look at the gradients before each step, and leave the step out where they are not finite.
+class ZeroOptimizer(Protocol):
+    """DeepSpeed's optimizer: AdamW itself or a wrapper around AdamW, with the attributes of the ZeRO stage."""
+
+    param_groups: list[dict[str, object]]
+    averaged_gradients: dict[int, list[Tensor]]
+    """Stages 1 and 2: gradients of the step that follows."""
+    grad_partitions_flat_buffer: Tensor
+    """Stage 3: gradients of the step that follows."""
+    fp32_partitioned_groups_flat: list[Tensor]
+    """Stage 3: this rank's master weights."""
+    _hp_optimizer_states_linked: bool
+
+    def _lazy_init_hp_params_optimizer_state(self) -> None: ...
+
+    def update_lp_params(self) -> None:
+        """Stages 1 and 2: copy the master weights into the weights of the forward pass."""
+        ...
+
+
+class DeepSpeedEngine(Protocol):
+    """The part of DeepSpeed's engine that the learner uses."""
+
+    module: nn.Module
+    optimizer: ZeroOptimizer
+
+    def __call__(self, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        """Run the model's forward pass."""
+        ...
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
+        """Announce if a step follows the next backward pass."""
+        ...
+
+    def backward(self, loss: Tensor, *, scale_wrt_gas: bool) -> Tensor:
+        """Add the gradient of the loss."""
+        ...
+
+    def step(self) -> None:
+        """Apply the gradients, unless they are not finite at ZeRO stage 1 or above."""
+        ...
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        ...
+
+    def was_step_applied(self) -> bool:
+        """Return True if the last step changed the weights."""
+        ...
+
+    def get_global_grad_norm(self) -> float:
+        """Return the norm of the last step's gradient before clipping."""
+        ...
+
+
+def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, object]:
+    """Return the DeepSpeed settings of a run. Those that this framework relies on replace those of the user's file."""
+    extra = json.loads(Path(config.deepspeed).read_text()) if config.deepspeed else {}
+    # DeepSpeed must look at the gradients before each step, and leave out a step whose gradients are not finite.
     zero = extra.pop("zero_optimization", {}) | {"stage": config.zero_stage, "compute_grad_norm": True}
     return extra | {
-        # Microbatches are counted by tokens and their number changes from step to step: this framework marks the
-        # last one itself and divides by global counts, so DeepSpeed must neither count nor divide.
+        # Microbatches are cut by tokens, so their number changes from step to step. This framework marks the last one
+        # itself and divides by global counts: DeepSpeed must neither count nor divide.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "train_batch_size": world_size,
@@ -48,12 +102,12 @@ class TrainEngine:
         import deepspeed.comm
 
         if device.type == "cpu":
-            # Compiles for more than a minute an all-reduce kernel for inference that training never calls.
+            # Without this, DeepSpeed compiles for over a minute a kernel for inference that training never calls.
             sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
         deepspeed.init_distributed(dist_backend=dist.get_backend(), dist_init_required=False)
         settings = deepspeed_config(config, dist.get_world_size())
         if config.zero_stage == 3:
-            # Shard on the host, parameter by parameter: the whole model never stands on one device.
+            # Shard on the host, parameter by parameter, so that no device must hold the full model.
             deepspeed.zero.Init(module=model, config_dict_or_path=settings)
         optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
@@ -64,19 +118,20 @@ class TrainEngine:
         )
         self._ds = deepspeed
         self.world_size = dist.get_world_size()
-        self._engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+        engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+        self._engine: DeepSpeedEngine = engine
         self._optimizer = optimizer
         self._stage = config.zero_stage
         self.device = device
 
     @property
-    def deepspeed(self) -> Any:
+    def deepspeed(self) -> DeepSpeedEngine:
         """DeepSpeed's own engine."""
         return self._engine
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The AdamW that DeepSpeed was given; it has one parameter group."""
+        """AdamW under DeepSpeed, with one parameter group."""
         return self._optimizer
 
     @property
@@ -86,33 +141,35 @@ class TrainEngine:
 
     @property
     def module(self) -> nn.Module:
-        """The model; under ZeRO-3 its parameters are empty outside `forward` and `full_parameters`."""
+        """The model. Under ZeRO-3 its parameters are empty outside `forward` and `full_parameters`."""
         return self._engine.module
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward pass, with DeepSpeed's hooks."""
+    def forward(self, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        """Run the model's forward pass with DeepSpeed's hooks. See `Policy.forward`."""
         return self._engine(*args, **kwargs)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradient of `loss` to that of the step; the sum over ranks and calls is what is applied.
+        """Add the gradient of `loss` to that of the step. The step applies the sum over ranks and calls.
 
         Args:
             loss: this rank's share of the global loss.
             last: True for the last microbatch before `step`.
         """
         self._engine.set_gradient_accumulation_boundary(last)
-        # DeepSpeed averages over ranks; the loss is a share of a global sum.
+        # DeepSpeed averages over ranks, but the loss is a share of a global sum.
         self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
 
     def step(self, lr: float) -> float | None:
-        """One optimizer step with this learning rate; the norm of the gradient before clipping.
+        """Take an optimizer step with this learning rate.
 
-        None: the gradient was not finite. It is dropped, and nothing else has changed.
+        Returns:
+            The norm of the gradient before clipping. None: the gradient was not finite and was dropped. Nothing else
+            has changed then.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         if self._stage == 0:
-            # Stage 0 keeps whole, already reduced gradients and reports no norm in float32.
+            # Stage 0 keeps full, already reduced gradients and reports no norm in float32.
             grads = [p.grad for p in self.module.parameters() if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(grads))
             if not math.isfinite(norm):
@@ -122,10 +179,10 @@ class TrainEngine:
             return norm
         self._engine.step()
         if not self._engine.was_step_applied():
-            optimizer: Any = self._engine.optimizer
-            if self._stage == 3:  # a parameter that the next step does not use would take its gradient from here
+            optimizer = self._engine.optimizer
+            if self._stage == 3:  # else a parameter that the next step does not use would take its gradient from here
                 optimizer.grad_partitions_flat_buffer.zero_()
-            elif hasattr(optimizer, "averaged_gradients"):  # not so at stage 1 with bfloat16 added up in float32
+            elif hasattr(optimizer, "averaged_gradients"):  # absent at stage 1 with bfloat16 added up in float32
                 # With an offloaded optimizer DeepSpeed would add the next gradients to these.
                 optimizer.averaged_gradients.clear()
             return None
@@ -133,12 +190,12 @@ class TrainEngine:
 
     @contextmanager
     def full_parameters(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-        """Inside, these parameters are whole on this rank. All ranks must enter together under ZeRO-3."""
+        """Gather these parameters on this rank for the time of the block. Collective under ZeRO-3."""
         with self._ds.zero.GatheredParameters(list(parameters), enabled=self._stage == 3):
             yield
 
     def full_gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        """The reduced gradient of one parameter, whole, between `backward` and `step`; for tests and probes."""
+        """Return the full reduced gradient of one parameter, between `backward` and `step`. For tests and probes."""
         from deepspeed.utils import safe_get_full_grad
 
         return safe_get_full_grad(parameter)

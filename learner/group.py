@@ -3,73 +3,90 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import ray
+from ray import ObjectRef
 
 from learner.worker import LearnerWorker
 from maxpo.config import Config
 from maxpo.errors import LateError, LearnerLostError, RemoteError
-from maxpo.runtime.ray_calls import actor_is_lost, told, wait_for
+from maxpo.runtime.ray_calls import RemoteMethod, actor_is_lost, ready_of, told, wait_for
 from maxpo.types import Receiver, StepBatch, StepResult, WeightManifest
+
+R = TypeVar("R")
+
+
+class LearnerActor(Protocol):
+    """The handle of a `LearnerWorker` in an actor."""
+
+    serve_rendezvous: RemoteMethod[tuple[str, int]]
+    start: RemoteMethod[tuple[int, int]]
+    ping: RemoteMethod[None]
+    update: RemoteMethod[dict[str, float]]
+    publish: RemoteMethod[WeightManifest | None]
+    save: RemoteMethod[None]
+    saved: RemoteMethod[bool]
+    load: RemoteMethod[None]
+    export: RemoteMethod[None]
 
 
 class LearnerGroup:
-    """Owns the learner actors; each call goes to all ranks and has a deadline."""
+    """The learner's actors. Each call goes to all ranks and has a deadline."""
 
     def __init__(
         self,
         config: Config,
         device: str,
         sync_backend: str,
-        options: Callable[[int], dict[str, Any]],
+        options: Callable[[int], Mapping[str, object]],
         log_folder: Path | None = None,
     ) -> None:
-        """Create `learner.ranks` actors; `begin_start` and `finish_start` make them ready.
+        """Create `learner.ranks` actors, which `begin_start` and `finish_start` make ready.
 
         Args:
             config: a checked configuration.
             device: cpu or cuda.
             sync_backend: gloo, nccl or ipc.
-            options: Ray options of a rank's actor, asked for again when it is restarted.
-            log_folder: where the actors' output is found after the run, for messages.
+            options: Ray options of a rank's actor, called again when the rank is restarted.
+            log_folder: folder of the actors' output after the run, for messages.
         """
         self._config, self._log_folder = config, log_folder
-        remote: Any = ray.remote(LearnerWorker)
-        self._create = lambda: {
+        remote: Any = ray.remote(LearnerWorker)  # Ray's types know no handles
+        self._new_actors: Callable[[], dict[str, LearnerActor]] = lambda: {
             f"learner rank {rank}": remote.options(**options(rank)).remote(config, rank, device, sync_backend)
             for rank in range(config.learner.ranks)
         }
-        self._actors: dict[str, Any] = self._create()
+        self._actors = self._new_actors()
         self._pids: dict[str, int] = {}
         self.version = -1
 
     def begin_start(self) -> None:
         """Start all ranks without waiting, so that engines can start meanwhile."""
-        timeout = self._config.learner.start_timeout_s
+        timeout = self._config.run.start_timeout_s
         first = next(iter(self._actors))
         rendezvous = {first: self._actors[first].serve_rendezvous.remote()}
         host, port = wait_for(rendezvous, timeout_s=timeout, doing="opening the rendezvous")[first]
         self._starting = {name: actor.start.remote(host, port) for name, actor in self._actors.items()}
 
     def finish_start(self) -> int:
-        """Wait until all ranks are ready; the number of parameters of the model."""
-        timeout = self._config.learner.start_timeout_s
+        """Wait until all ranks are ready, and return the number of parameters of the model."""
+        timeout = self._config.run.start_timeout_s
         started = wait_for(self._starting, timeout_s=timeout, doing="starting")
         self._pids = {name: pid for name, (pid, _) in started.items()}
         return max(parameters for _, parameters in started.values())
 
     def restart(self) -> None:
-        """Replace all ranks, whatever state they are in, by new ones that hold the model as it was at first.
+        """Replace all ranks, in whatever state, by new ones that hold the model before its first step.
 
         Raises:
-            LearnerLostError: they did not start.
+            LearnerLostError: the new ranks did not start.
         """
         self.shutdown()
-        self._actors = self._create()
+        self._actors = self._new_actors()
         self.version = -1
         try:
             self.begin_start()
@@ -78,37 +95,49 @@ class LearnerGroup:
             raise LearnerLostError(str(error)) from error
 
     def update(self, batch: StepBatch) -> StepResult:
-        """One training step on all ranks."""
+        """Run one training step on all ranks."""
         shared = ray.put(batch)
-        results = self._call("update", self._config.learner.step_timeout_s, f"step {batch.step}", shared)
+        limit = self._config.learner.step_timeout_s
+        results = self._call(lambda rank: rank.update.remote(shared), limit, f"step {batch.step}")
         return StepResult(metrics=results["learner rank 0"])
 
     def publish(self, receivers: Sequence[Receiver], *, again: bool = False) -> WeightManifest:
-        """Send the current weights to the engines under the next version; `again`: under the version they had."""
+        """Send the current weights to the engines.
+
+        Args:
+            receivers: the engines.
+            again: send under the version of the last call instead of the next version.
+        """
         started = time.perf_counter()
         self.version += not again
-        # The senders have deadlines of their own that name the engine; this one only catches a lost sender.
-        # It comes before the limit of the ranks' own collectives, so that a rank that hangs is seen to hang.
+        # The senders have deadlines of their own, whose errors name the engine. This one only catches a lost sender.
+        # It is shorter than that of the ranks' own collectives, so that a hanging rank is reported as such.
         limit = min(4 * self._config.sync.timeout_s, 0.9 * self._config.learner.step_timeout_s)
-        results = self._call("publish", limit, "sending weights", self.version, list(receivers))
-        manifest: WeightManifest = results["learner rank 0"]
+        version, engines = self.version, list(receivers)
+        results = self._call(lambda rank: rank.publish.remote(version, engines), limit, "sending weights")
+        manifest = results["learner rank 0"]
+        assert manifest is not None
         return replace(manifest, metrics={"time/sync_s": time.perf_counter() - started})
 
     def save(self, folder: Path, *, policy: bool) -> Callable[[], None]:
-        """Copy what an optimizer step changes; the function returned ends when `folder` has it.
+        """Copy everything that an optimizer step changes.
 
         Args:
-            folder: exists, and every rank must see it.
+            folder: an existing folder that every rank sees.
             policy: also write the policy, as a Hugging Face folder.
+
+        Returns:
+            A function that waits until the copy is written to `folder`.
         """
         doing, limit = "writing a checkpoint", self._config.learner.step_timeout_s
         (folder / "learner").mkdir()
-        self._call("save", limit, doing, str(folder.resolve()), policy)
+        path = str(folder.resolve())
+        self._call(lambda rank: rank.save.remote(path, policy), limit, doing)
 
         def written() -> None:
-            # Asked again and again instead of once: a call that waits would keep the ranks from training meanwhile.
+            # Many short calls instead of one that waits, which would keep the ranks from training meanwhile.
             end = time.monotonic() + limit
-            while not all(self._call("saved", limit, doing).values()):
+            while not all(self._call(lambda rank: rank.saved.remote(), limit, doing).values()):
                 if time.monotonic() > end:
                     raise LateError(f"the learner did not finish {doing} within {limit:g} s")
                 time.sleep(0.05)
@@ -116,41 +145,43 @@ class LearnerGroup:
         return written
 
     def load(self, folder: Path, version: int) -> None:
-        """Go on from what `save` wrote; the next `publish` sends it as `version`."""
-        self._call("load", self._config.learner.start_timeout_s, "reading a checkpoint", str(folder.resolve()))
+        """Continue from the files that `save` wrote. The next `publish` sends these weights as `version`."""
+        path, limit = str(folder.resolve()), self._config.run.start_timeout_s
+        self._call(lambda rank: rank.load.remote(path), limit, "reading a checkpoint")
         self.version = version - 1
 
     def export(self, target: Path) -> None:
         """Write the policy as a Hugging Face folder."""
-        self._call("export", self._config.learner.step_timeout_s, "writing the model", str(target.resolve()))
+        path, limit = str(target.resolve()), self._config.learner.step_timeout_s
+        self._call(lambda rank: rank.export.remote(path), limit, "writing the model")
 
     def shutdown(self) -> None:
         """End the actors."""
         for actor in self._actors.values():
-            ray.kill(actor)
+            ray.kill(actor)  # pyright: ignore[reportArgumentType]
 
-    def _call(self, method: str, timeout_s: float, doing: str, *args: Any) -> dict[str, Any]:
-        """Call all ranks.
+    def _call(self, call: Callable[[LearnerActor], ObjectRef[R]], timeout_s: float, doing: str) -> dict[str, R]:
+        """Call all ranks and return their results by name.
 
         Raises:
             LearnerLostError: a rank died or does not answer.
             RemoteError: a rank raised.
         """
-        refs = {name: getattr(actor, method).remote(*args) for name, actor in self._actors.items()}
+        refs = {name: call(actor) for name, actor in self._actors.items()}
         try:
             return wait_for(refs, timeout_s=timeout_s, doing=doing)
         except LateError as error:
             raise LearnerLostError(str(error)) from error
         except RemoteError as error:
-            # The first to complain may be a neighbour of the one that died.
+            # The first rank with an error may be a neighbour of the rank that died.
             if dead := self._dead():
                 raise LearnerLostError("\n".join(self._death(name, doing, dead[name]) for name in dead)) from error
             raise
 
     def _dead(self) -> dict[str, Exception]:
-        """The ranks whose process is gone, and what Ray says of it; one that is busy does not count."""
+        """Return Ray's error for each rank whose process is gone. A busy rank does not answer, but is not gone."""
         refs = {name: actor.ping.remote() for name, actor in self._actors.items()}
-        ready, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=5.0)
+        ready, _ = ready_of(list(refs.values()), num_returns=len(refs), timeout=5.0)
         dead: dict[str, Exception] = {}
         for name, ref in refs.items():
             if ref in ready:

@@ -28,19 +28,19 @@ if TYPE_CHECKING:  # deepspeed must be imported after the environment is set, to
 
 
 class LearnerWorker:
-    """Holds one DeepSpeed rank. Every method but `serve_rendezvous` is collective over the ranks."""
+    """One DeepSpeed rank. `start`, `update`, `publish`, `save`, `load` and `export` are collective over the ranks."""
 
     def __init__(self, config: Config, rank: int, device: str, sync_backend: str) -> None:
-        """Remember the configuration; `start` does the work."""
+        """Remember the configuration. `start` does the work."""
         print_stacks_on_signal()
         self._config, self._rank, self._device_type, self._backend = config, rank, device, sync_backend
         self._host = use_interface(ray.util.get_node_ip_address(), config.cluster.interface)
 
     def serve_rendezvous(self) -> tuple[str, int]:
-        """Open the rendezvous of all ranks on this worker (rank 0); its host and port."""
+        """Open the rendezvous of all ranks on this worker (rank 0), and return its host and port."""
         from maxpo.weights.rendezvous import serve_store
 
-        self._store, port = serve_store(self._host, self._config.learner.start_timeout_s)
+        self._store, port = serve_store(self._host, self._config.run.start_timeout_s)
         return self._host, port
 
     def start(self, host: str, port: int) -> tuple[int, int]:
@@ -93,7 +93,7 @@ class LearnerWorker:
         os.environ.update(RANK=str(self._rank), WORLD_SIZE=str(learner.ranks), LOCAL_RANK="0")
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=self._store if self._rank == 0 else join_store(host, port, learner.start_timeout_s),
+            store=self._store if self._rank == 0 else join_store(host, port, self._config.run.start_timeout_s),
             rank=self._rank,
             world_size=learner.ranks,
             timeout=timedelta(seconds=learner.step_timeout_s),
@@ -130,10 +130,10 @@ class LearnerWorker:
         )
 
     def ping(self) -> None:
-        """Answers while the process lives and is not busy."""
+        """Return at once. A dead process raises, a busy process does not answer."""
 
     def update(self, batch: StepBatch) -> dict[str, float]:
-        """One training step; metrics, equal on all ranks but for this process's memory."""
+        """Run one training step and return its metrics, equal on all ranks except for the memory of this process."""
         import psutil
 
         metrics = self._updater.update(batch)
@@ -144,13 +144,16 @@ class LearnerWorker:
         return metrics | {"memory/learner_rss_mib": psutil.Process().memory_info().rss / 2**20}
 
     def publish(self, version: int, receivers: Sequence[Receiver]) -> WeightManifest | None:
-        """Send the weights to the engines as `version`; rank 0 returns the manifest."""
+        """Send the weights to the engines as `version`. Rank 0 returns the manifest."""
         return self._sender.publish(version, receivers)
 
     def save(self, folder: str, policy: bool) -> None:
-        """Copy what an optimizer step changes, and where it is wanted the policy; written to `folder` from now on.
+        """Copy everything that an optimizer step changes, and start to write the copy in the background.
 
-        See `saved`."""
+        Args:
+            folder: folder of the checkpoint. `saved` returns True when the files are there.
+            policy: also write the policy.
+        """
         from learner.state.policy_folder import adapter_of, policy_shards
 
         write_state = self._training_state().copy(
@@ -167,17 +170,17 @@ class LearnerWorker:
         self._writing = Background(write)
 
     def saved(self) -> bool:
-        """Whether the files of the last `save` are written; raises what went wrong."""
+        """Return True if the files of the last `save` are written. Raise the error of writing, if any."""
         if not self._writing.done:
             return False
         self._writing.result()
         return True
 
     def load(self, folder: str) -> None:
-        """Take over what `save` wrote, also with other ranks or another ZeRO stage.
+        """Continue from the files that `save` wrote, maybe with other ranks or another ZeRO stage.
 
         Raises:
-            InputError: an adapter was trained on another base.
+            InputError: the adapter was trained on another base.
         """
         from learner.model.lora import check_base
 

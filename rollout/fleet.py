@@ -11,7 +11,7 @@ from typing import NamedTuple
 import ray
 from ray import ObjectRef
 
-from maxpo.config import RolloutConfig
+from maxpo.config import Config
 from maxpo.errors import RunError
 from maxpo.runtime.ray_calls import actor_is_lost, failure, ready_of, told, wait_for
 from maxpo.runtime.waits import waiting
@@ -49,18 +49,24 @@ class Fleet:
     """
 
     def __init__(
-        self, create: Callable[[int], WorkerHandle], count: int, config: RolloutConfig, log_folder: Path | None
+        self,
+        create: Callable[[int], WorkerHandle],
+        config: Config,
+        log_folder: Path | None,
+        count: int | None = None,
     ) -> None:
         """Create the actors. `begin_start` and `finish_start` make them ready.
 
         Args:
             create: Creates the actor of the worker with this number.
-            count: Number of actors.
-            config: Section with the timeouts and the allowed number of losses.
+            config: Settings. The timeouts and the allowed number of losses are used.
             log_folder: Folder that has the actors' output after the run, for messages.
+            count: Number of actors. None: `rollout.workers`.
         """
-        self._create, self._config, self._log_folder = create, config, log_folder
-        self._numbers = {f"rollout worker {i}": i for i in range(count)}
+        self._create, self._config, self._log_folder = create, config.rollout, log_folder
+        self._start_timeout_s = config.run.start_timeout_s
+        self._health_interval_s = config.rollout.health_timeout_s / 6
+        self._numbers = {f"rollout worker {i}": i for i in range(config.rollout.workers if count is None else count)}
         self.serving = {name: create(i) for name, i in self._numbers.items()}
         self.ready: dict[str, WorkerHandle] = {}
         self.restarts = 0
@@ -83,7 +89,7 @@ class Fleet:
 
     def finish_start(self) -> None:
         """Wait until all engines are ready. A worker that dies meanwhile is not replaced, because it never worked."""
-        limit = self._config.start_timeout_s
+        limit = self._start_timeout_s
         self._pids |= wait_for(self._first, timeout_s=limit, doing="starting its engine")
 
     def lost(self, name: str, actor: WorkerHandle, cause: BaseException) -> None:
@@ -113,7 +119,7 @@ class Fleet:
         self.serving.pop(name, None)
         self.ready.pop(name, None)
         actor = self._create(self._numbers[name])
-        deadline = time.monotonic() + self._config.start_timeout_s
+        deadline = time.monotonic() + self._start_timeout_s
         self._pids.pop(name, None)
         self._health.pop(name, None)
         self._starting[name] = _Start(actor, actor.start.remote(self._version), deadline)
@@ -128,7 +134,7 @@ class Fleet:
         """Take in the replacements that have started. Waits at most `timeout_s` seconds for the first of them.
 
         Raises:
-            RunError: See `lost`. A start that fails, or takes longer than `rollout.start_timeout_s`, is a loss.
+            RunError: See `lost`. A start that fails, or takes longer than `run.start_timeout_s`, is a loss.
         """
         refs = [start.pid for start in self._starting.values()]
         if not refs:
@@ -139,7 +145,7 @@ class Fleet:
             if start.pid in done:
                 self._finish(name, start)
             elif time.monotonic() > start.deadline:
-                limit = self._config.start_timeout_s
+                limit = self._start_timeout_s
                 self.lost(name, start.actor, TimeoutError(f"it did not start its engine within {limit:g} s"))
 
     def _finish(self, name: str, start: _Start) -> None:
@@ -163,13 +169,13 @@ class Fleet:
             RunError: See `lost`.
         """
         config, now = self._config, time.monotonic()
-        if now - self._checked < min(1.0, config.health_interval_s):
+        if now - self._checked < min(1.0, self._health_interval_s):
             return
         # After a pause of this process an answer may have been on time and not yet seen.
         paused = now - self._checked > config.health_timeout_s
         self._checked = now
         for name, actor in list(self.serving.items()):
-            check = self._health.setdefault(name, _Check(None, now + config.health_grace_s))
+            check = self._health.setdefault(name, _Check(None, now + config.health_timeout_s))
             if check.answer is None:
                 if now >= check.since:
                     self._health[name] = _Check(actor.sign_of_life.remote(), now)
@@ -189,13 +195,13 @@ class Fleet:
                 raise failure(name, "giving a sign of life", error) from error
             self.lost(name, actor, error)
         else:
-            self._health[name] = _Check(None, now + self._config.health_interval_s)
+            self._health[name] = _Check(None, now + self._health_interval_s)
 
     def wait_for_one(self) -> None:
         """Wait until an engine runs, with weights or without.
 
         Raises:
-            RunError: No engine does within `rollout.start_timeout_s`. See also `lost`.
+            RunError: No engine does within `run.start_timeout_s`. See also `lost`.
         """
         self._wait(lambda: bool(self.started))
 
@@ -204,13 +210,13 @@ class Fleet:
         self._wait(lambda: not self._starting)
 
     def _wait(self, enough: Callable[[], bool]) -> None:
-        limit = self._config.start_timeout_s
+        limit = self._start_timeout_s
         end = time.monotonic() + limit
         with waiting("starting its engine again", lambda: self._starting, limit):
             while not enough():
                 if time.monotonic() > end:
                     raise RunError(
-                        f"{', '.join(self._starting)} did not start within rollout.start_timeout_s = {limit:g} s; "
+                        f"{', '.join(self._starting)} did not start within run.start_timeout_s = {limit:g} s; "
                         f"if a node was lost, its resources may be missing:\n{self._losses_in_words()}"
                     )
                 self.poll(1.0)

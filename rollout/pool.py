@@ -51,7 +51,7 @@ class RolloutPool:
         self._backend = sync_backend
         self._seed = config.run.seed
         create = _actor_factory(config, device, sync_backend, options)
-        self._fleet = Fleet(create, config.rollout.workers, config.rollout, log_folder)
+        self._fleet = Fleet(create, config, log_folder)
         self._rewards = RewardPool(config.reward)
         self._resampled = 0
         self._syncing = False

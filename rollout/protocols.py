@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from ray import ObjectRef
-
+from maxpo.runtime.ray_calls import RemoteMethod
 from maxpo.types import Group
 
-R = TypeVar("R")
 WeightsState = tuple[int | None, list[dict[str, int]]]
 """Version of an engine's weights, and for each of its processes the checksum of each tensor received."""
-
-
-class RemoteMethod(Protocol[R]):
-    """A method of an actor."""
-
-    def remote(self, *args: object, **kwargs: object) -> ObjectRef[R]:
-        """Call the method without waiting for its result."""
-        ...
 
 
 class WorkerHandle(Protocol):

@@ -20,9 +20,8 @@ def config_of_run(run: Path, overrides: Sequence[str]) -> LoadedConfig:
     if not file.is_file():
         raise InputError(f"{run} is no run folder: it has no config.yaml")
     place = run.resolve()
-    return load_config(
-        [file], ["checkpoint.resume=must", *overrides, f"run.dir={place.parent}", f"run.name={place.name}"]
-    )
+    here = [f"run.dir={place.parent}", f"run.name={place.name}"]
+    return load_config([file], ["checkpoint.resume=must", *overrides, *here], earlier_run=True)
 
 
 def train_command(loaded: LoadedConfig, console: Console) -> int:

@@ -1,4 +1,4 @@
-"""LoRA: a peft adapter in the linear layers, the only thing that trains, and the policy that it makes with its base."""
+"""LoRA: a peft adapter in the linear layers, which alone is trained, and the checksum of its base."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:  # these take seconds to import
     from transformers import PreTrainedModel
 
 ADAPTER_FOLDER = "adapter"
-"""Where the adapter lies in the folder of a policy."""
+"""Name of the adapter's folder in the folder of a policy."""
 
 
 def require_peft() -> None:
-    """Look for peft and what it needs.
+    """Raise unless peft and its requirements are installed.
 
     Raises:
-        InputError: it is not installed; says what to install.
+        InputError: a package is missing; says how to install the package.
     """
     if missing := [name for name in ("peft", "accelerate") if find_spec(name) is None]:
         raise InputError(f'learner.lora.rank needs {" and ".join(missing)}: pip install "maxpo[lora]"')
 
 
 def linear_layers(lm: PreTrainedModel) -> dict[str, list[nn.Linear]]:
-    """The linear layers of a language model by the last part of their names, without the head."""
+    """Return the linear layers of a language model by the last part of their names, without the head."""
     found: dict[str, list[nn.Linear]] = {}
     for name, module in lm.base_model.named_modules():
         if isinstance(module, nn.Linear):
@@ -44,10 +44,10 @@ def linear_layers(lm: PreTrainedModel) -> dict[str, list[nn.Linear]]:
 
 
 def target_layers(lm: PreTrainedModel, lora: LoraConfig) -> dict[str, list[nn.Linear]]:
-    """The layers that get an adapter, by the last part of their names.
+    """Return the layers that get an adapter, by the last part of their names.
 
     Raises:
-        InputError: the model has no such layers; names those that it has.
+        InputError: the model has no such layers; names the layers that exist.
     """
     found = linear_layers(lm)
     wanted = lora.targets or list(found)
@@ -62,18 +62,18 @@ def target_layers(lm: PreTrainedModel, lora: LoraConfig) -> dict[str, list[nn.Li
 
 
 def adapter_parameters(lm: PreTrainedModel, lora: LoraConfig) -> int:
-    """How many parameters an adapter has."""
+    """Return the number of parameters of an adapter."""
     layers = [layer for same in target_layers(lm, lora).values() for layer in same]
     return lora.rank * sum(layer.in_features + layer.out_features for layer in layers)
 
 
 def add_adapter(lm: PreTrainedModel, lora: LoraConfig, *, seed: int) -> None:
-    """Put an adapter into the model, in place, and freeze the rest; B is 0, so the policy is the base at first.
+    """Put an adapter into the model, in place, and freeze the rest. B is 0, so the policy equals the base at first.
 
     Args:
-        lm: the language model, whole.
+        lm: the language model, not sharded.
         lora: rank, alpha, targets.
-        seed: of A; the same on every rank.
+        seed: seed of A, the same on every rank.
 
     Raises:
         InputError: peft is not installed, or the model has no such layers.
@@ -91,7 +91,7 @@ def add_adapter(lm: PreTrainedModel, lora: LoraConfig, *, seed: int) -> None:
 
 
 def peft_config(lora: LoraConfig, targets: list[str], model_path: str | None = None) -> PeftLoraConfig:
-    """The adapter's settings as peft has them."""
+    """Return the adapter's settings in peft's form."""
     from peft import LoraConfig as PeftLoraConfig
 
     return PeftLoraConfig(
@@ -123,16 +123,18 @@ def write_adapter(tensors: dict[str, Tensor], lora: LoraConfig, model_path: str,
 
 
 def base_digest(lm: PreTrainedModel) -> str:
-    """Checksum of a language model without an adapter, in the number format that it was loaded in."""
+    """Return the checksum of a language model without an adapter, in the number format of its parameters."""
     digests = [(name, int(tensor_digest(parameter))) for name, parameter in lm.named_parameters()]
     return f"{lm.dtype}:{derive_seed(*digests):x}"
 
 
 def check_base(recorded: str | None, now: str, model_path: str) -> None:
-    """Compare the base that an adapter was trained on, as its checkpoint says, with the one that is there now.
+    """Compare the checksum of the base in an adapter's checkpoint with that of the loaded base.
+
+    Checksums of different number formats cannot be compared, and pass.
 
     Raises:
-        InputError: it is another one. What was loaded in another number format cannot be compared, and passes.
+        InputError: the base is another one.
     """
     if recorded is not None and recorded != now and recorded.partition(":")[0] == now.partition(":")[0]:
         raise InputError(

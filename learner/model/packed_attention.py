@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,29 +18,31 @@ PACKED_ATTENTION = "maxpo_packed"
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
-    """Where the sequences of a packed row lie, for attention.
+    """Positions of the sequences in a packed row, for attention.
 
-    Sequences whose lengths share a power of two are attended to together, padded to the longest of them, so
-    that padding at most doubles the work whatever the mixture of lengths.
+    Sequences whose lengths round up to the same power of two are one block, padded to the longest of them. So padding
+    at most doubles the work, whatever the mixture of lengths.
     """
 
     blocks: tuple[Tensor, ...]
-    """Index tensors [S, L] into the row; past the end of a sequence its last token repeats."""
+    """Index tensors [S, L] into the row. Past the end of a sequence its last token repeats."""
     inverse: Tensor
-    """[T] index of each token of the row in the flattened blocks."""
+    """[T] index of each token of the row in the flattened and joined blocks."""
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> RowLayout:
-        """The layout of a row of sequences of these lengths."""
+        """Return the layout of a row of sequences of these lengths."""
         starts = torch.tensor([0, *lengths]).cumsum(0)[:-1]
         sizes = torch.tensor(lengths)
         blocks: list[Tensor] = []
         inverse = torch.empty(int(sizes.sum()), dtype=torch.long)
         offset = 0
+        # Computed on the host, so that no step waits for the device. Only the finished index tensors are moved.
         classes = torch.tensor([int(n - 1).bit_length() for n in lengths])
         for size_class in classes.unique().tolist():
             members = (classes == size_class).nonzero().squeeze(1)
             steps = torch.arange(int(sizes[members].max()))
+            # Padding may repeat any token: causal attention keeps it from the real tokens, and `inverse` leaves it out.
             block = starts[members, None] + torch.minimum(steps, sizes[members, None] - 1)
             real = steps < sizes[members, None]
             inverse[block[real]] = offset + real.flatten().nonzero().squeeze(1)
@@ -59,11 +61,11 @@ def packed_attention(
     dropout: float = 0.0,
     row: RowLayout | None = None,
     sequence: SequenceGroup | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each sequence of a packed row; nothing leaks from one sequence to another.
+    """Compute causal attention within each sequence of a packed row. No sequence sees another.
 
-    Same result as one sequence at a time, without a [T, T] mask and without a kernel of its own.
+    The result equals that of one sequence at a time, without a [T, T] mask and without a special kernel.
 
     Args:
         module: the attention layer.
@@ -73,9 +75,12 @@ def packed_attention(
         attention_mask: must be None.
         scaling: factor of the scores before the softmax.
         dropout: attention dropout.
-        row: where the sequences lie.
-        sequence: the ranks that share the row; T is then this rank's part of it.
-        **kwargs: what else the model hands down; sliding windows, soft caps and attention sinks are refused.
+        row: positions of the sequences.
+        sequence: the ranks that share the row. T is then the length of this rank's part.
+        **kwargs: further arguments of the model. Sliding windows, soft caps and attention sinks are refused.
+
+    Raises:
+        ValueError: the model asks for something else than plain causal attention, or the row has no layout.
     """
     unsupported = [name for name in ("sliding_window", "softcap", "s_aux") if kwargs.get(name) is not None]
     if row is None or attention_mask is not None or unsupported:
@@ -83,8 +88,10 @@ def packed_attention(
             f"packed attention is plain causal attention of a laid-out row; the model asks for {unsupported}"
         )
     if sequence is not None:
+        # `Policy.forward` compares the count with the layers: a layer that mixes tokens otherwise would go unnoticed.
         sequence.attended += 1
         query, key, value = (sequence.gather_tokens(x) for x in (query, key, value))
+    # In grouped-query attention, several query heads share one head of keys and values.
     grouped = query.shape[1] != key.shape[1]
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     pieces: list[Tensor] = []

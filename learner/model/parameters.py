@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 ADAPTER = "default"
-"""peft's name of an adapter that has none."""
+"""peft's name of an adapter without a name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A tensor of the policy: a parameter, and what an adapter adds to it."""
+    """A tensor of the policy: a parameter, and the low-rank product that an adapter adds to the parameter."""
 
     base: nn.Parameter
     low_rank: tuple[nn.Parameter, nn.Parameter] | None = None
@@ -24,21 +24,26 @@ class Weight:
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
-        """What must be whole for `copy`."""
+        """Parameters that must be gathered before `copy`."""
         return (self.base, *(self.low_rank or ()))
 
     def copy(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-        """W, or W + scaling B A computed in float32; nothing that is trained or frozen changes. None: where W is."""
+        """Return W, or W + scaling B A computed in float32, as a new tensor.
+
+        Args:
+            dtype: number format of the copy.
+            device: device of the copy. None: the device of W.
+        """
         base = self.base.detach()
         if self.low_rank is None:
             return base.to(device=device or base.device, dtype=dtype, copy=True)
         a, b = (p.detach().float() for p in self.low_rank)
-        # In place: a float32 tensor of the weight's size is all that this needs.
+        # In place, so that one float32 tensor of the size of the weight is all the memory needed.
         return (b @ a).mul_(self.scaling).add_(base).to(device=device or base.device, dtype=dtype)
 
 
 def policy_weights(model: nn.Module) -> dict[str, Weight]:
-    """All weights of the policy under the names of the model without an adapter; a tied one appears once."""
+    """Return all weights of the policy under the names of the model without an adapter. Tied weights appear once."""
     parameters = parameters_by_name(model)
     modules = {name.removeprefix("lm."): module for name, module in model.named_modules()}
     weights: dict[str, Weight] = {}
@@ -56,16 +61,16 @@ def policy_weights(model: nn.Module) -> dict[str, Weight]:
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What the optimizer changes, by name: all parameters, or those of the adapter under peft's names in files."""
+    """Return the trained parameters by name: all, or those of the adapter under the names in peft's files."""
     parameters = parameters_by_name(model)
     return {re.sub(rf"(\.lora_[AB])\.{ADAPTER}\.", r"\1.", n): p for n, p in parameters.items() if p.requires_grad}
 
 
 def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters under their Hugging Face names, without the policy's prefix; a tied one appears once."""
+    """Return the parameters under their Hugging Face names, without `lm.`. Tied parameters appear once."""
     return {name.removeprefix("lm."): parameter for name, parameter in model.named_parameters()}
 
 
 def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """Shape of the whole parameter, also while ZeRO-3 has it sharded."""
+    """Return the shape of the gathered parameter, also while ZeRO-3 has sharded the parameter."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))

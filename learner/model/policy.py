@@ -21,10 +21,10 @@ AttentionInterface.register(PACKED_ATTENTION, packed_attention)
 
 
 class Policy(nn.Module):
-    """A language model that answers with log-probabilities instead of logits."""
+    """A language model whose output is log-probabilities instead of logits."""
 
     def __init__(self, lm: PreTrainedModel, sequence: SequenceGroup | None = None) -> None:
-        """Wrap `lm`; its parameters keep their names under the prefix `lm.`. `sequence`: ranks that share rows."""
+        """Wrap `lm`, whose parameters keep their names under the prefix `lm.`. `sequence`: ranks that share rows."""
         super().__init__()
         self.lm = lm
         self._sequence = sequence
@@ -32,12 +32,12 @@ class Policy(nn.Module):
     def forward(
         self, batch: TrainBatch, *, temperature: float, chunk: int, entropy_grad: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """[T] log-probabilities and entropies in nats, 0 where the loss mask is False.
+        """Return [T] log-probabilities and [T] entropies in nats, 0 for tokens outside the loss mask.
 
-        Where ranks share the row, the mask is True for tokens that this rank predicts only, see `batching.own_part`.
+        If ranks share the row, the mask is True only for tokens that this rank predicts, see `packing.own_part`.
 
         Raises:
-            ValueError: the row is shared, and a layer of the model mixes tokens otherwise than by attention.
+            ValueError: the row is shared, and a layer of the model is not attention.
         """
         lm = self.lm
         tokens, sequence = batch.token_ids.shape[0], self._sequence
@@ -56,8 +56,8 @@ class Policy(nn.Module):
                 f"learner.sequence_parallel = {sequence.size}: {sequence.attended} of the model's "
                 f"{lm.config.num_hidden_layers} layers are attention; all must be: set it to 1"
             )
-        # The head as a function of its weight, not as a module: under ZeRO-3 a module call gathers its parameters
-        # together with all ranks, and ranks need not have equally many chunks.
+        # The head is a function of its weight, not a module: under ZeRO-3 the call of a module gathers its parameters
+        # on all ranks together, but ranks may have different numbers of chunks.
         head = lm.get_output_embeddings()
         assert head is not None
         judged = slice(start, min(end + 1, tokens))  # the last state predicts the first token of the next rank's part

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from safetensors import safe_open
 from torch import Tensor
 
+
+class Extra(TypedDict):
+    """Values beside the tensors of a training state."""
+
+    optimizer_steps: int
+    base: NotRequired[str | None]
+    """Checksum of the weights under an adapter. None or absent: no adapter, or a checkpoint of an older version."""
+
+
 META = "meta.json"
-"""The file of a training state that is no tensors."""
+"""Name of the JSON file of a training state."""
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
-"""A parameter's tensors in the files are called `<name>/master` and so on."""
+"""Endings of the names of a parameter's tensors in the files: `<name>/master` and so on."""
 
 
 def read_masters(folder: Path) -> dict[str, Tensor]:
-    """The master weights of a training state by parameter name, on the CPU."""
+    """Return the master weights of a training state by parameter name, on the CPU."""
     masters: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:

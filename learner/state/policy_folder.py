@@ -1,4 +1,4 @@
-"""The policy as a Hugging Face folder that transformers and vLLM load."""
+"""The policy as a Hugging Face folder, which transformers and vLLM load."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ from maxpo.weights.buckets import TensorMeta, cut_into_buckets
 
 SHARD_BYTES = 4 << 30
 SINGLE = "model.safetensors"
-"""The file of a model that fits into one."""
+"""Name of the file of a model that fits into one file."""
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
-"""Endings of files that hold weights or list them; everything else of the model folder is copied as it is."""
+"""Endings of files with weights or lists of weights. All other files of the model folder are copied."""
 
 
 Shard = tuple[str, dict[str, Tensor]]
-"""Name of a file and what belongs into it; empty on ranks that do not write."""
+"""Name of a file and its tensors. There are no tensors on ranks that do not write."""
 
 
 def policy_shards(engine: TrainEngine, *, rank: int, shard_bytes: int = SHARD_BYTES) -> Iterator[Shard]:
-    """The policy's weights, copied to the host of rank 0 shard by shard. Collective: every rank goes through all."""
+    """Yield the policy's weights, copied to the host of rank 0 shard by shard.
+
+    Collective: every rank must iterate to the end.
+    """
     weights = policy_weights(engine.module)
     metas = [TensorMeta(name, w.base.dtype, full_shape(w.base)) for name, w in weights.items()]
     shards = list(cut_into_buckets(metas, shard_bytes))
@@ -44,7 +47,7 @@ def policy_shards(engine: TrainEngine, *, rank: int, shard_bytes: int = SHARD_BY
 
 
 def adapter_of(engine: TrainEngine) -> dict[str, Tensor]:
-    """The tensors of the adapter, on the host of every rank. Collective."""
+    """Return the tensors of the adapter, on the host of every rank. Collective."""
     parameters = trained_parameters(engine.module)
     with torch.no_grad(), engine.full_parameters(list(parameters.values())):
         return {name: _on_host(Weight(parameter)) for name, parameter in parameters.items()}
@@ -58,17 +61,17 @@ def write_policy(
     shards: Iterable[Shard] | None = None,
     adapter: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write weights, configuration and tokenizer to the new folder `target`, which appears when it is complete.
+    """Write weights, configuration and tokenizer to the folder `target`, which appears when complete.
 
-    An adapter is merged into the weights, and written in peft's form to a folder within.
+    An adapter is merged into the weights, and also written in peft's form to a folder inside.
 
     Args:
-        lm: the language model; its configuration is written.
-        model_path: the folder it came from; everything but weights is copied from there.
+        lm: the language model, whose configuration is written.
+        model_path: folder of the original model; everything but weights is copied from there.
         target: the folder to write.
-        lora: the adapter's settings; with rank 0 there is none.
-        shards: the weights, written as they come; None: those of `lm`, which is whole in this process.
-        adapter: its tensors; None: those of `lm`.
+        lora: the adapter's settings; rank 0 means no adapter.
+        shards: the weights, written one after the other. None: those of `lm`, which is not sharded.
+        adapter: tensors of the adapter. None: those of `lm`.
     """
     if shards is None:
         shards = [(SINGLE, {name: _on_host(weight) for name, weight in policy_weights(lm).items()})]

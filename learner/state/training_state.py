@@ -1,7 +1,7 @@
 """Master weights and Adam moments by parameter name: the same files for every ZeRO stage and number of ranks.
 
-DeepSpeed's own checkpoints are pickles, and can be loaded only with the ranks and the stage that wrote them; its
-universal format goes neither from nor to stage 0, nor between 3 and the others. Here each parameter has three whole
+DeepSpeed's own checkpoints are pickles, and can be loaded only with the ranks and the stage that wrote them. Its
+universal format goes neither from nor to stage 0, nor between stage 3 and the others. Here each parameter has three
 float32 tensors in safetensors files, which any layout writes and reads, bit for bit.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,29 +28,30 @@ from torch import Tensor, nn
 
 from learner.deepspeed_engine import TrainEngine
 from learner.model.parameters import full_shape
-from learner.state.files import MASTER, META, MOMENTS
+from learner.state.files import MASTER, META, MOMENTS, Extra
 
 
 class TrainingState:
-    """Reads and writes what an optimizer step changes, on all ranks together."""
+    """Everything that an optimizer step changes, read and written by all ranks together."""
 
     def __init__(self, engine: TrainEngine, parameters: dict[str, nn.Parameter]) -> None:
-        """Look at an engine and its trained parameters, by name."""
+        """Remember an engine and its trained parameters, by name."""
         self._engine, self._adam, self._stage = engine.deepspeed, engine.optimizer, engine.stage
         self._parameters = parameters
         self._master: dict[str, Tensor] = {}
-        if self._stage == 0:  # in float32 the parameters themselves
+        if self._stage == 0:  # AdamW's own tensors, which in float32 are the parameters themselves
             own: list[Tensor] = [p for group in self._adam.param_groups for p in group["params"]]
             self._master = dict(zip(parameters, own, strict=True))
 
-    def copy(self, extra: dict[str, Any]) -> Callable[[Path], None]:
+    def copy(self, extra: Extra) -> Callable[[Path], None]:
         """Copy the state to the host; each rank takes its share of the names. Collective.
 
         Args:
-            extra: plain JSON values that `load` returns.
+            extra: values beside the tensors, which `load` returns.
 
         Returns:
-            Writes this rank's share to a folder that exists and that all ranks see; not collective.
+            A function that writes this rank's share to an existing folder that all ranks see. The function is not
+            collective.
         """
         rank, world = dist.get_rank(), dist.get_world_size()
         mine: dict[str, Tensor] = {}
@@ -68,18 +68,20 @@ class TrainingState:
 
         return write
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Take over a state that was written, whatever layout wrote it; returns its `extra`.
+    def load(self, folder: Path) -> Extra:
+        """Restore a state that any layout wrote, and return its `extra`. Collective.
 
         Raises:
-            ValueError: the checkpoint is of a model, or of an adapter, with other parameters.
+            ValueError: the checkpoint is of a model or of an adapter with other parameters.
         """
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         if set(meta["names"]) != set(self._parameters):
             odd = sorted(set(meta["names"]) ^ set(self._parameters))
             raise ValueError(f"{folder}: the checkpoint is of another model: {len(odd)} names differ, first {odd[0]}")
+        # Each rank wrote a share of the names, and the number of ranks may have changed, so every rank opens all files.
         files = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
         where = {key: file for file in files for key in file.keys()}  # noqa: SIM118
+        # All shapes are compared first, so that a wrong checkpoint changes nothing.
         for name, parameter in self._parameters.items():
             there = tuple(where[f"{name}/{MASTER}"].get_slice(f"{name}/{MASTER}").get_shape())
             here = full_shape(parameter)
@@ -98,7 +100,10 @@ class TrainingState:
         return meta["extra"]
 
     def _whole(self, name: str) -> dict[str, Tensor]:
-        """Master weight and moments of one parameter, whole on every rank; zeros before the first step. Collective."""
+        """Return master weight and moments of one parameter, gathered on every rank. Collective.
+
+        The moments are zeros before the first step.
+        """
         parameter = self._parameters[name]
         if self._stage == 0:
             master = self._master[name]
@@ -112,14 +117,14 @@ class TrainingState:
         return {MASTER: master, **{key: torch.zeros_like(master) if m is None else m for key, m in moments.items()}}
 
     def _adam_step(self) -> float:
-        """Adam's step count, 0 before the first."""
+        """Return Adam's step count, 0 before the first step."""
         steps = {float(state["step"]) for state in self._adam.state.values() if "step" in state}
         if len(steps) > 1:
             raise RuntimeError(f"parameters differ in their number of Adam steps: {sorted(steps)}")
         return steps.pop() if steps else 0.0
 
     def _make_moments(self, step: float) -> None:
-        """Optimizer state as after `step` steps, the moments still zero: DeepSpeed has none before the first step."""
+        """Create the optimizer state of `step` steps with zero moments, because none exists before the first step."""
         group = self._adam.param_groups[0]
         owners = self._engine.optimizer.fp32_partitioned_groups_flat if self._stage == 3 else group["params"]
         for owner in owners:
@@ -129,11 +134,12 @@ class TrainingState:
                 **{key: torch.zeros_like(owner).detach() for key in MOMENTS},
             }
         if self._stage in (1, 2):
-            # DeepSpeed finds the moments of a parameter by links that it makes once, in its first step.
+            # DeepSpeed finds the moments of a parameter by links. It makes the links once, in its first step.
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _put(self, name: str, values: dict[str, Tensor]) -> None:
+        """Store the full tensors of one parameter in this rank's layout. Collective."""
         parameter = self._parameters[name]
         if self._stage == 0:
             master = self._master[name]
@@ -143,7 +149,7 @@ class TrainingState:
             return
         for key, value in values.items():
             if self._stage == 3:
-                # Not the setters of whole tensors: at stage 3 they fail where the ranks do not divide a parameter.
+                # Not the setters of full tensors: at stage 3 they fail if the ranks do not divide a parameter.
                 share = _share_of(value, parameter.ds_tensor.numel())  # type: ignore[attr-defined]
                 if key == MASTER:
                     safe_set_local_fp32_param(parameter, share)
@@ -155,7 +161,7 @@ class TrainingState:
                 safe_set_full_optimizer_state(parameter, value, key)
 
     def _refresh(self, read: Callable[[str], dict[str, Tensor]]) -> None:
-        """The weights of forward and backward from the master weights. Collective."""
+        """Copy the master weights into the weights of forward and backward. Collective."""
         if self._stage == 0:
             for name, parameter in self._parameters.items():
                 if parameter is not self._master[name]:
@@ -170,7 +176,7 @@ class TrainingState:
 
 
 def _share_of(whole: Tensor, size: int) -> Tensor:
-    """This rank's part of a flattened tensor, padded with zeros to `size`."""
+    """Return this rank's part of a flattened tensor, padded with zeros to `size`."""
     first = size * dist.get_rank()
     share = torch.zeros(size, dtype=torch.float32)
     mine = whole.flatten()[first : first + size]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ray import ObjectRef
 
 from maxpo.errors import RemoteError
 from maxpo.runtime.ray_calls import wait_for
@@ -11,22 +13,30 @@ from maxpo.types import Receiver
 
 
 class EngineClient:
-    """Calls every engine at once. Has the four methods that vLLM's trainer engines expect of a client."""
+    """Client that calls every engine at once. Has the four methods that vLLM's trainer engines expect of a client."""
 
     def __init__(self, receivers: Sequence[Receiver], timeout_s: float) -> None:
-        """`receivers` in the order of their ranks; every call has `timeout_s` seconds."""
+        """Remember the engines.
+
+        Args:
+            receivers: engines in the order of their ranks.
+            timeout_s: deadline of every call in seconds.
+        """
         self.receivers = receivers
         self.version = -1
+        """Version of the weights that are being sent."""
         self.failure: RemoteError | None = None
+        """First error of an engine. vLLM calls this client in a thread whose errors are seen late."""
         self._timeout_s = timeout_s
 
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Let every engine meet the learner, each with its own rank in the group."""
+    def init_weight_transfer_engine(self, init_info: Mapping[str, object]) -> None:
+        """Connect every engine with the learner, each with its own ranks in the group."""
         offset = 1
-        refs: dict[str, Any] = {}
+        refs: dict[str, ObjectRef[object]] = {}
         for receiver in self.receivers:
-            own = init_info | ({"rank_offset": offset} if "rank_offset" in init_info else {})
-            refs[receiver.name] = receiver.actor.init_weight_transfer.remote(own)
+            # vLLM's client has one server of consecutive ranks. Here every engine is a server of its own.
+            own = {"rank_offset": offset} if "rank_offset" in init_info else {}
+            refs[receiver.name] = receiver.actor.init_weight_transfer.remote({**init_info, **own})
             offset += receiver.workers
         self._wait(refs, "joining the weight-sync group")
 
@@ -35,10 +45,10 @@ class EngineClient:
         self._call("start_weight_update", "preparing to receive weights")
 
     def update_weights(self, update_info: Any) -> None:
-        """Receive; returns when all engines have loaded everything.
+        """Have all engines receive, and return when all have loaded everything.
 
-        CUDA IPC handles come with classes in them, which no serializer but pickle takes, so they go as plain data:
-        the size of the buffer and the arguments behind the fixed ones (see `IpcReceiver.parse_update_info`).
+        CUDA IPC handles contain classes, which only pickle can serialize. So they travel as plain data: the size of
+        the buffer and the arguments behind the fixed ones (see `IpcReceiver.parse_update_info`).
         """
         if handles := update_info.get("ipc_handles"):
             plain = {gpu: (args[1][0], args[6:]) for gpu, args in handles.items()}
@@ -49,14 +59,14 @@ class EngineClient:
         """Close the update under the version of this sync and resume generation."""
         self._call("finish_weight_update", "finishing the weight update", self.version)
 
-    def begin_update_weights(self, update_info: Any) -> dict[str, Any]:
-        """Start receiving without waiting; the pending calls by engine name."""
+    def begin_update_weights(self, update_info: Mapping[str, object]) -> dict[str, ObjectRef[object]]:
+        """Have all engines start to receive, and return the pending calls by engine name."""
         return {r.name: r.actor.update_weights.remote(update_info) for r in self.receivers}
 
-    def _call(self, method: str, doing: str, *args: Any) -> None:
+    def _call(self, method: str, doing: str, *args: object) -> None:
         self._wait({r.name: getattr(r.actor, method).remote(*args) for r in self.receivers}, doing)
 
-    def _wait(self, refs: dict[str, Any], doing: str) -> None:
+    def _wait(self, refs: dict[str, ObjectRef[object]], doing: str) -> None:
         try:
             wait_for(refs, timeout_s=self._timeout_s, doing=doing)
         except RemoteError as error:

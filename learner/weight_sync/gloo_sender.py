@@ -14,7 +14,7 @@ from maxpo.weights.rendezvous import gloo_group, serve_store
 
 
 class GlooSender:
-    """Sends buckets with gloo broadcasts."""
+    """Sender of buckets by gloo broadcasts."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class GlooSender:
         timeout_s: float,
         bucket_bytes: int,
     ) -> None:
-        """Meet the engines (rank 0 only)."""
+        """Connect with the engines (rank 0 only)."""
         self._source, self._client, self._rank, self._timeout_s = source, client, rank, timeout_s
         if rank:
             return
@@ -41,23 +41,24 @@ class GlooSender:
             "timeout_s": timeout_s,
         }
         with ThreadPoolExecutor(max_workers=1) as side:
-            # The engines block until the learner joins, so both happen at once.
+            # The engines block until the learner joins, so both must happen at once.
             joined = side.submit(client.init_weight_transfer_engine, info)
             try:
                 self._group = gloo_group(self._store, 0, world_size, timeout_s)
             finally:
-                joined.result()  # what an engine says names it; gloo's own error does not
+                joined.result()  # the error of an engine names the engine, gloo's own error does not
 
     def send_weights(self) -> None:
-        """Push all parameters. Called on every rank; only rank 0 talks to the engines."""
+        """Send all weights. Collective over the ranks, of which rank 0 alone talks to the engines."""
         if self._rank:
+            # Gathering a bucket is collective, so the other ranks go through all of them too.
             for _ in self._source.buckets():
                 pass
             return
         self._client.start_weight_update()
         pending = self._client.begin_update_weights(self._source.update_info())
         for bucket in self._source.buckets():
-            # An engine that failed never joins the broadcast: say so now, not after gloo's time-out.
+            # An engine that failed never joins the broadcast: raise now, not after gloo's timeout.
             failed, _ = ray.wait(list(pending.values()), timeout=0)
             if failed:
                 break
@@ -65,6 +66,6 @@ class GlooSender:
             try:
                 self._group.broadcast(buffer, 0).wait()
             except RuntimeError:
-                break  # an engine is gone: its own error says which
+                break  # an engine is gone; its own error below names the engine
         wait_for(pending, timeout_s=self._timeout_s, doing="receiving weights")
         self._client.finish_weight_update()

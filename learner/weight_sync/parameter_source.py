@@ -1,9 +1,9 @@
-"""The weights of the policy as they go on the wire: gathered bucket by bucket, each with a checksum."""
+"""Weights of the policy on the wire: gathered bucket by bucket, each tensor with a checksum."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -14,11 +14,28 @@ from maxpo.weights.buckets import TensorMeta, cut_into_buckets
 from maxpo.weights.checksum import tensor_digest
 
 
+class UpdateInfo(TypedDict):
+    """Tensors of a sync, in the form of vLLM's weight-transfer API."""
+
+    names: list[str]
+    dtype_names: list[str]
+    """Without the prefix `torch.`."""
+    shapes: list[list[int]]
+
+
 class ParameterSource:
-    """The weights of a training engine on the wire, in buckets, under Hugging Face names, an adapter merged."""
+    """Weights of a training engine in buckets, under Hugging Face names, with an adapter merged into them."""
 
     def __init__(self, engine: TrainEngine, dtype: torch.dtype, bucket_bytes: int, *, keep: bool) -> None:
-        """`keep`: this rank sends, or hands its copy to an engine on its GPU; the others only join the gathering."""
+        """Look at the weights; nothing is copied yet.
+
+        Args:
+            engine: the engine of the policy.
+            dtype: number format on the wire.
+            bucket_bytes: most bytes of a bucket, unless one tensor alone is larger.
+            keep: True if this rank sends, or hands its copy to an engine on its GPU. The other ranks only take part
+                in the gathering.
+        """
         self._engine = engine
         self._weights = policy_weights(engine.module)
         self.metas = [TensorMeta(name, dtype, full_shape(w.base)) for name, w in self._weights.items()]
@@ -28,15 +45,18 @@ class ParameterSource:
         self.begin()
 
     def begin(self) -> None:
-        """Get ready for one more pass over the parameters."""
+        """Begin a new pass over the weights."""
         self._pass = self._gather()
 
     def buckets(self) -> Iterator[list[tuple[str, Tensor]]]:
-        """Whole tensors, one bucket at a time; empty buckets on ranks that do not send. Collective."""
+        """Return the rest of the pass: whole tensors by name, one bucket at a time. Collective.
+
+        The buckets are empty on ranks that do not send.
+        """
         return self._pass
 
     def finish(self) -> None:
-        """Go through the rest of the pass, where sending was given up: the other ranks gather to the end."""
+        """Go through the rest of the pass after sending has failed, because the other ranks gather to the end."""
         for _ in self._pass:
             pass
 
@@ -49,7 +69,7 @@ class ParameterSource:
             with torch.no_grad(), self._engine.full_parameters([p for w in weights for p in w.parameters]):
                 if self._keep:
                     for meta, weight in zip(bucket, weights, strict=True):
-                        # A copy: the gathered tensor is gone after the bucket, and training may go on.
+                        # A copy: the gathered tensor is gone after the bucket, and training may change the weight.
                         tensor = weight.copy(meta.dtype)
                         self.digests[meta.name] = tensor_digest(tensor)
                         tensors.append((meta.name, tensor))
@@ -57,20 +77,20 @@ class ParameterSource:
             yield tensors
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """The same, tensor by tensor (the form of vLLM's trainer engines)."""
+        """Yield the tensors of `buckets` one by one, as vLLM's trainer engines expect."""
         for bucket in self.buckets():
             for name, tensor in bucket:
                 if tensor.is_cuda:
-                    # vLLM packs on streams of its own: the memory must not be used again before they are done.
+                    # vLLM packs on streams of its own. The memory must not be used again before they are done.
                     tensor.record_stream(torch.cuda.current_stream())
                 yield name, tensor
 
     def metadata(self) -> list[TensorMeta]:
-        """Name, dtype and shape of everything that iteration yields."""
+        """Return name, dtype and shape of every tensor that iteration yields."""
         return self.metas
 
-    def update_info(self) -> dict[str, Any]:
-        """The description of a sync that receivers get."""
+    def update_info(self) -> UpdateInfo:
+        """Return the description of a sync that receivers get."""
         return {
             "names": [meta.name for meta in self.metas],
             "dtype_names": [str(meta.dtype).removeprefix("torch.") for meta in self.metas],
@@ -79,6 +99,9 @@ class ParameterSource:
 
 
 def _finish_cuda_work() -> None:
-    """Wait for the GPU: the optimizer's work before copies are made, the copies before another stream reads them."""
+    """Wait for the GPU.
+
+    The optimizer must be done before its weights are copied, and the copies before another stream reads them.
+    """
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()

@@ -1,8 +1,8 @@
 """The learner's end of the weight-sync channel: buckets of new parameters to every engine.
 
-gloo is spoken here; nccl and ipc are vLLM's own trainer engines, imported when they are asked for. Either way
-one `update_weights` call per engine and sync, parameters gathered bucket by bucket on all ranks together, and
-a checksum of every tensor for the manifest.
+gloo is implemented here. nccl and ipc are vLLM's own trainer engines, imported when they are asked for. All of them
+make one `update_weights` call per engine and sync, and gather the weights bucket by bucket on all ranks together. A
+checksum of every tensor goes into the manifest.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -25,8 +25,16 @@ from maxpo.types import Receiver, WeightManifest
 T = TypeVar("T")
 
 
+class Transport(Protocol):
+    """Connection to the engines: `GlooSender`, or a trainer engine of vLLM."""
+
+    def send_weights(self) -> None:
+        """Send all weights."""
+        ...
+
+
 class WeightSender:
-    """Publishes versions of the policy to whichever engines there are."""
+    """Sender of versions of the policy to the engines that exist at the time."""
 
     def __init__(
         self,
@@ -39,17 +47,17 @@ class WeightSender:
         rank: int,
         host: str,
     ) -> None:
-        """Nothing is connected before the first `publish`."""
+        """Remember the settings. Nothing is connected before the first `publish`."""
         self._source = ParameterSource(engine, dtype, bucket_bytes, keep=rank == 0 or backend == "ipc")
         self._backend, self._bucket_bytes, self._timeout_s = backend, bucket_bytes, timeout_s
         self._rank, self._host = rank, host
-        self._members: list[Any] | None = None
-        self._transport: Any = None
+        self._members: list[object] | None = None
+        self._transport: Transport | None = None
 
     def publish(self, version: int, receivers: Sequence[Receiver]) -> WeightManifest | None:
-        """Send the parameters as `version`; on rank 0 the manifest to compare with. Collective.
+        """Send the weights as `version` and return the manifest to compare with, None except on rank 0. Collective.
 
-        The group is built anew when the set of receivers has changed.
+        The group is built anew when the receivers have changed.
 
         Raises:
             RemoteError: an engine failed. Over gloo other receivers may be published to then, over nccl and ipc
@@ -63,10 +71,11 @@ class WeightSender:
                 self._client = EngineClient(receivers, self._timeout_s)
                 self._transport = self._connect()
                 self._members = members
+            assert self._transport is not None
             self._client.version = version
             self._transport.send_weights()
         except Exception:
-            # Without its end of the connections the engines that wait for the rest fail at once.
+            # The engines that wait for the rest fail at once when this end of the connections is gone.
             self._members = self._transport = None
             if self._backend == "gloo":
                 self._source.finish()
@@ -82,7 +91,7 @@ class WeightSender:
             digests=tuple(int(digests[name]) for name in info["names"]),
         )
 
-    def _connect(self) -> Any:
+    def _connect(self) -> Transport:
         if self._backend == "gloo":
             return GlooSender(
                 self._source,
@@ -92,14 +101,18 @@ class WeightSender:
                 timeout_s=self._timeout_s,
                 bucket_bytes=self._bucket_bytes,
             )
+        return Limited(self._within_deadline(self._connect_vllm), self._within_deadline)
+
+    def _connect_vllm(self) -> Transport:
+        """Return vLLM's trainer engine for nccl or ipc, connected."""
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
         if self._backend == "ipc":
-            # One buffer holds whole tensors, so the largest must fit.
+            # One buffer holds whole tensors, so the largest tensor must fit.
             size = max(self._bucket_bytes, *(meta.nbytes for meta in self._source.metas))
-            info: Any = IPCTrainerInitInfo(rank=self._rank, packed=True, packed_buffer_size_bytes=size)
+            info = IPCTrainerInitInfo(rank=self._rank, packed=True, packed_buffer_size_bytes=size)
         else:
             info = NCCLTrainerInitInfo(
                 rank=self._rank,
@@ -108,18 +121,16 @@ class WeightSender:
                 world_size=1 + sum(receiver.workers for receiver in self._client.receivers),
                 packed_buffer_size_bytes=self._bucket_bytes,
             )
-        source: Any = self._source
-        transport = self._bounded(
-            lambda: WeightTransferTrainerFactory.trainer_init(info, client=self._client, source=source)
-        )
-        return _Bounded(transport, self._bounded)
+        source: Any = self._source  # has the methods of vLLM's WeightSource, but must not import vLLM to inherit
+        return WeightTransferTrainerFactory.trainer_init(info, client=self._client, source=source)
 
-    def _bounded(self, work: Callable[[], T]) -> T:
+    def _within_deadline(self, work: Callable[[], T]) -> T:
         """Run vLLM's side of a transfer with a deadline, which NCCL itself does not have.
 
         Raises:
             RemoteError: an engine failed meanwhile, or `sync.timeout_s` is over.
         """
+        # A new thread starts on GPU 0, whatever the current device of its parent is.
         device = torch.cuda.current_device() if torch.cuda.is_available() else None
 
         def on_device() -> T:
@@ -127,11 +138,12 @@ class WeightSender:
                 torch.cuda.set_device(device)
             return work()
 
-        # If an engine is gone, the thread may stay in NCCL for ever.
+        # In the background, because the thread may stay in NCCL for ever if an engine is gone.
         running = Background(on_device)
         end = time.monotonic() + self._timeout_s
         while not running.done:
             running.wait(0.05)
+            # The engine's own error names the engine. NCCL would only wait for the engine until the deadline.
             if self._client.failure is not None:
                 raise self._client.failure
             if time.monotonic() > end:
@@ -140,14 +152,15 @@ class WeightSender:
         return running.result()
 
 
-class _Bounded:
+class Limited:
     """A trainer engine of vLLM whose `send_weights` has a deadline."""
 
-    def __init__(self, transport: Any, run: Callable[[Callable[[], Any]], Any]) -> None:
+    def __init__(self, transport: Transport, run: Callable[[Callable[[], None]], None]) -> None:
+        """Call `transport` by `run`."""
         self._transport, self._run = transport, run
 
     def send_weights(self) -> None:
-        """Push all parameters."""
+        """Send all weights."""
         self._run(self._transport.send_weights)
 
 

@@ -14,10 +14,10 @@ import shutil
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from maxpo import __version__
-from maxpo.checkpoints.manifest import FORMAT, MANIFEST, STATE, describe, read_manifest, verify
+from maxpo.checkpoints.manifest import FORMAT, MANIFEST, STATE, Manifest, describe, read_manifest, verify
 from maxpo.errors import CheckpointError, RunError
 from maxpo.files import hidden, put_in_place, replacing, step_name, step_of, write_json
 from maxpo.runtime.background import Background
@@ -87,7 +87,7 @@ class Checkpoints:
     def write(
         self,
         step: int,
-        state: Mapping[str, Any],
+        state: Mapping[str, object],
         metrics: Mapping[str, float],
         fill: Callable[[Path], Callable[[], None]],
     ) -> None:
@@ -159,7 +159,7 @@ class Checkpoints:
                 raise
             raise RunError(f"the checkpoint of step {step} could not be written to {self.folder}: {error}") from error
 
-    def _complete(self, step: int, partial: Path, state: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    def _complete(self, step: int, partial: Path, state: Mapping[str, object], metrics: Mapping[str, float]) -> None:
         """From a folder with the learner's files to a checkpoint."""
         final = self.folder / step_name(step)
         for name, content in self._attached.items():
@@ -169,8 +169,8 @@ class Checkpoints:
                 shutil.copyfile(content, partial / name)
         write_json(partial / STATE, state)
         files = {str(p.relative_to(partial)): describe(p) for p in sorted(partial.rglob("*")) if p.is_file()}
-        about = {"format": FORMAT, "maxpo": __version__, "step": step, "metrics": dict(metrics), "files": files}
-        write_json(partial / MANIFEST, about)
+        manifest = Manifest(format=FORMAT, maxpo=__version__, step=step, metrics=dict(metrics), files=files)
+        write_json(partial / MANIFEST, manifest)
         # There may be an old one of the same step, written before a resume from an earlier step.
         put_in_place(partial, final)
         with replacing(self.folder / LATEST) as pointer:

@@ -1,63 +1,82 @@
-"""The files of one checkpoint: listed with their checksums, verified, read."""
+"""Files of one checkpoint: listed with their checksums, verified, read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from maxpo.errors import CheckpointError
 
 MANIFEST, STATE = "manifest.json", "state.json"
 FORMAT = 2
-"""Version of the layout; a checkpoint of another one is refused."""
+"""Version of the layout. A checkpoint of another version is refused."""
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint.
+class FileEntry(TypedDict):
+    """Size and checksum of one file."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """Content of `manifest.json`."""
+
+    format: int
+    maxpo: str
+    """Version of this framework that wrote the checkpoint."""
+    step: int
+    metrics: dict[str, float]
+    files: dict[str, FileEntry]
+    """By path inside the checkpoint."""
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest of a checkpoint.
 
     Raises:
-        CheckpointError: there is none, it cannot be read, or it is of another layout.
+        CheckpointError: the manifest is missing, cannot be read, or is of another layout.
     """
     manifest = _read_json(folder / MANIFEST)
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{folder / MANIFEST}: format {manifest.get('format')}, this version reads {FORMAT}")
-    return manifest
+    return cast("Manifest", manifest)
 
 
-def verify(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files are all there, unchanged, and no more.
+def verify(folder: Path) -> Manifest:
+    """Return the manifest of a checkpoint after comparing every file with the manifest.
 
     Raises:
-        CheckpointError: naming the first file that is not as the manifest says.
+        CheckpointError: a file is missing, changed or not in the manifest; names the first one.
     """
     manifest = read_manifest(folder)
     there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
-    listed = cast("dict[str, dict[str, Any]]", manifest["files"])
+    listed = manifest["files"]
     for name in sorted(there ^ set(listed)):
         raise CheckpointError(f"{folder / name}: {'not in the manifest' if name in there else 'missing'}")
     for name, expected in listed.items():
         try:
-            found = describe(folder / name)
+            actual = describe(folder / name)
         except OSError as error:
             raise CheckpointError(f"{folder / name}: cannot be read ({error.strerror})") from error
-        if found != expected:
-            raise CheckpointError(f"{folder / name}: {found['bytes']} bytes, changed since it was written")
+        if actual != expected:
+            raise CheckpointError(f"{folder / name}: {actual['bytes']} bytes, changed since it was written")
     return manifest
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What `write` was given as `state`.
+    """Return the `state` that `Checkpoints.write` was given.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: the state cannot be read.
     """
     return _read_json(folder / STATE)
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Size and checksum of a file, as the manifest has them."""
+def describe(path: Path) -> FileEntry:
+    """Return the manifest's entry for a file."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 

@@ -49,7 +49,7 @@ class RemoteStore:
     goes wrong, and wherever this process ends, the other checkpoints there can still be loaded.
     """
 
-    def __init__(self, url: str, options: Mapping[str, Any], wait: Callable[[float], object] = time.sleep) -> None:
+    def __init__(self, url: str, options: Mapping[str, object], wait: Callable[[float], object] = time.sleep) -> None:
         """Nothing is read or written yet.
 
         Args:

@@ -6,7 +6,7 @@ at once, each with the place where it is written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_origin
@@ -23,7 +23,7 @@ from maxpo.config import Config
 from maxpo.configure.checking import check
 from maxpo.configure.fields import leaf_of, schema, sections
 from maxpo.configure.problems import ConfigError, Problem, Setting, problem
-from maxpo.configure.reading import COMMAND_LINE, read_file, read_override
+from maxpo.configure.reading import COMMAND_LINE, from_earlier_version, read_file, read_override
 from maxpo.configure.rules.general import allowed
 from maxpo.wording import parts
 
@@ -40,39 +40,35 @@ class LoadedConfig:
     """Where each key was set last; a key that is not there has its default."""
 
 
-def load_config(files: Sequence[Path], overrides: Sequence[str], *, files_here: bool = True) -> LoadedConfig:
-    """Merges defaults, YAML files in their order and `key=value` overrides, later ones over earlier ones.
+def load_config(
+    files: Sequence[Path], overrides: Sequence[str], *, files_here: bool = True, earlier_run: bool = False
+) -> LoadedConfig:
+    """Merge defaults, YAML files in their order, and `key=value` overrides; later values win.
 
-    A file may name another one, relative to itself, with the top-level key `base`; that one is merged before it.
-    Sections and mappings such as `data.task_args` are merged key by key, lists are replaced. With `files_here` off,
-    what the settings name is on another machine and is not looked for: the model, the data and a checkpoint.
+    A file may name another file with the top-level key `base`, relative to itself. That file is merged first. Sections
+    and mappings such as `data.task_args` are merged key by key. Lists are replaced.
+
+    Args:
+        files: YAML files.
+        overrides: Settings of the command line.
+        files_here: False if model, data and checkpoint are on another machine. They are not looked for then.
+        earlier_run: True if the files may be from an earlier version of MaxPO. Removed keys are translated then.
 
     Raises:
-        ConfigError: With everything that is wrong. After a file that can not be read, missing values and ranges are
-            not reported: they may be what that file sets.
+        ConfigError: With every problem. Missing values and ranges are not reported after a file that cannot be read,
+            because this file may set them.
     """
+    items = [item for file in files for item in read_file(Path(file), COMMAND_LINE)]
+    if earlier_run:
+        items = [new for item in items for new in from_earlier_version(item)]
+    items += [item for override in overrides for item in read_override(override)]
     tree: DictConfig = OmegaConf.structured(Config)
-    origin: dict[str, Setting] = {}
-    problems: list[Problem] = []
-    found = [item for file in files for item in read_file(Path(file), COMMAND_LINE)]
-    found += [item for override in overrides for item in read_override(override)]
-    for item in found:
-        if isinstance(item, Setting):
-            origin[leaf_of(item.key)] = item
-        wrong = _set(tree, item) if isinstance(item, Setting) else item
-        # A base that two files share is read twice; its problems are not worth saying twice.
-        if wrong is not None and wrong not in problems:
-            problems.append(wrong)
+    origin, problems = _merge(tree, items)
     if any(not wrong.key for wrong in problems):
         raise ConfigError(problems)
-
-    values: dict[str, Any] = {}
+    values, unresolved = _resolve_all(tree, origin)
     reported = {leaf_of(wrong.key) for wrong in problems}
-    for key in schema():
-        setting = origin.get(key) or Setting(key=key, where="not set")
-        values[key], wrong = _resolve(tree, key, setting)
-        if wrong is not None and key not in reported:
-            problems.append(wrong)
+    problems += [wrong for wrong in unresolved if wrong.key not in reported]
     config = _build(values)
     problems += check(config, origin, files_here=files_here)
     if problems:
@@ -80,8 +76,33 @@ def load_config(files: Sequence[Path], overrides: Sequence[str], *, files_here: 
     return LoadedConfig(config=config, tree=tree, origin=origin)
 
 
+def _merge(tree: DictConfig, items: Iterable[Setting | Problem]) -> tuple[dict[str, Setting], list[Problem]]:
+    """Set every value in the tree; return the last setting of each key, and all problems."""
+    origin: dict[str, Setting] = {}
+    problems: list[Problem] = []
+    for item in items:
+        if isinstance(item, Setting):
+            origin[leaf_of(item.key)] = item
+        wrong = _set(tree, item) if isinstance(item, Setting) else item
+        # A base that two files share is read twice. Its problems are reported once.
+        if wrong is not None and wrong not in problems:
+            problems.append(wrong)
+    return origin, problems
+
+
+def _resolve_all(tree: DictConfig, origin: Mapping[str, Setting]) -> tuple[dict[str, Any], list[Problem]]:
+    """Return the value of every key, MISSING if it has none, and the problems."""
+    values: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for key in schema():
+        values[key], wrong = _resolve(tree, key, origin.get(key) or Setting(key=key, where="not set"))
+        if wrong is not None:
+            problems.append(wrong)
+    return values, problems
+
+
 def _set(tree: DictConfig, setting: Setting) -> Problem | None:
-    """Sets one value; one of the wrong type becomes MISSING, so that no check is made on a default in its place."""
+    """Set one value. A value of the wrong type becomes MISSING, so the default is not checked in its place."""
     leaf, value = leaf_of(setting.key), setting.value
     hint = schema()[leaf].type
     message = f"Must be {allowed(leaf)}."
@@ -103,13 +124,13 @@ def _set(tree: DictConfig, setting: Setting) -> Problem | None:
 
 
 def value_of(tree: DictConfig, key: str) -> Any:
-    """Reads a leaf with every interpolation in it resolved."""
+    """Return the value of a key with every interpolation resolved."""
     value = OmegaConf.select(tree, key, throw_on_missing=True)
     return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if OmegaConf.is_config(value) else value
 
 
 def _resolve(tree: DictConfig, key: str, setting: Setting) -> tuple[Any, Problem | None]:
-    """Reads the value of a key, MISSING if there is none, and what is wrong with it."""
+    """Return the value of a key, MISSING if it has none, and its problem."""
     try:
         value, kinds = value_of(tree, key), [get_origin(part) for part in parts(schema()[key].type)]
         if not isinstance(value, str) or not {list, dict} & set(kinds):
@@ -130,7 +151,7 @@ def _resolve(tree: DictConfig, key: str, setting: Setting) -> tuple[Any, Problem
 
 
 def _build(values: dict[str, Any]) -> Config:
-    """Makes the dataclasses from typed values by dotted key."""
+    """Return the dataclasses of typed values by dotted key."""
     whole: dict[str, dict[str, Any]] = {section: {} for section in ("", *sections())}
     for key, value in values.items():
         section, _, name = key.rpartition(".")

@@ -1,9 +1,10 @@
-"""Reads YAML files and command line overrides into single settings, each with the place where it is written."""
+"""Single settings from YAML files and from the command line, each with the place where it is written."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_origin
 
@@ -14,11 +15,22 @@ from maxpo.configure.problems import Problem, Setting, problem
 from maxpo.wording import describe, nearest, parts
 
 COMMAND_LINE = "command line"
+REMOVED: Mapping[str, tuple[str | None, str]] = {
+    "rollout.start_timeout_s": ("run.start_timeout_s", "Use run.start_timeout_s."),
+    "learner.start_timeout_s": ("run.start_timeout_s", "Use run.start_timeout_s."),
+    "rollout.health_interval_s": (None, "It is a sixth of rollout.health_timeout_s."),
+    "rollout.health_grace_s": (None, "It equals rollout.health_timeout_s."),
+    "rollout.top_p": (None, "Sampling is always from the full distribution."),
+    "rollout.top_k": (None, "Sampling is always from the full distribution."),
+}
+"""Settings of earlier versions -> the setting that has the value now, if any, and a sentence for the error."""
 _untyped = cast(Any, yaml)  # For what PyYAML's stubs leave without types.
 
 
 def unknown_key(key: str, where: str, text: str = "") -> Problem:
-    """Says that there is no such key, with the nearest ones or else all that the section has."""
+    """Return the problem of a key that does not exist, with the nearest keys or else all keys of the section."""
+    if key in REMOVED:
+        return problem(f"There is no such key any more. {REMOVED[key][1]}", key=key, where=where, text=text)
     section = key.partition(".")[0]
     known = [k for k in schema() if k.startswith(section + ".")] or list(sections())
     near = nearest(key, (*sections(), *schema()))
@@ -27,7 +39,7 @@ def unknown_key(key: str, where: str, text: str = "") -> Problem:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: 1e-6 is a number, while yes, 1:30 and 2024-01-01 are text (YAML 1.2's core schema)."""
+    """Loader of YAML 1.2's core schema: 1e-6 is a number; yes, 1:30 and 2024-01-01 are text."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML's own class attribute, emptied of YAML 1.1's rules)
 
@@ -43,7 +55,7 @@ for _tag, _pattern, _first in (
 
 
 def _compose(text: str) -> yaml.Node | None:
-    """Parses YAML into nodes, which know their lines; None when there is nothing but comments."""
+    """Parse YAML into nodes, which have line numbers; return None for an empty document."""
     for token in _untyped.scan(text):
         if isinstance(token, yaml.AliasToken):
             # A value that is written elsewhere has no line of its own, and may even hold itself.
@@ -53,13 +65,13 @@ def _compose(text: str) -> yaml.Node | None:
 
 
 def _source(node: yaml.Node) -> str:
-    """Cuts out how a value was written, on one line."""
+    """Return the text of a value as written, on one line."""
     start, end = node.start_mark, node.end_mark
     return " ".join((start.buffer or "")[start.pointer : end.pointer].split())
 
 
 def _value(node: yaml.Node, hint: Any) -> object:
-    """Reads a value. Text stays as it is written, so that the name 007 is not the number 7."""
+    """Return the value of a node. Text stays as written, so the name 007 is not the number 7."""
     text = any(part is str or get_origin(part) is Literal for part in parts(hint))
     if text and isinstance(node, yaml.ScalarNode) and not node.tag.endswith(":null"):
         return node.value
@@ -72,7 +84,7 @@ def _yaml_problem(error: yaml.YAMLError | ValueError, where: str, *, key: str = 
 
 
 def _leaves(key: str, node: yaml.Node, where: str, locate: Callable[[yaml.Node], str]) -> Iterator[Setting | Problem]:
-    """Splits a YAML node into one setting per leaf. `locate` says where a key below `node` is written."""
+    """Yield one setting for each leaf of a YAML node. `locate` returns the place of a key below `node`."""
     leaf = leaf_of(key)
     field = schema().get(leaf)
     if field is not None and (key == leaf or get_origin(field.type) is dict):
@@ -102,7 +114,7 @@ def _leaves(key: str, node: yaml.Node, where: str, locate: Callable[[yaml.Node],
 
 
 def _repeated(key: str, node: yaml.Node, locate: Callable[[yaml.Node], str]) -> Iterator[Problem]:
-    """Finds keys that one mapping holds twice: YAML forbids it, PyYAML takes the last."""
+    """Yield a problem for each key that a mapping has twice. YAML forbids this, PyYAML takes the last one."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             yield from _repeated(key, item, locate)
@@ -118,7 +130,7 @@ def _repeated(key: str, node: yaml.Node, locate: Callable[[yaml.Node], str]) -> 
 
 
 def read_file(file: Path, named_in: str, chain: tuple[Path, ...] = ()) -> Iterator[Setting | Problem]:
-    """Reads a YAML file after its `base`. `chain` holds the files whose base it is."""
+    """Yield the settings of a YAML file, those of its `base` first. `chain` holds the files that lead to this one."""
     if file.resolve() in chain:
         yield problem(f"base: {file} leads back to a file that is based on it.", where=named_in)
         return
@@ -153,8 +165,18 @@ def read_file(file: Path, named_in: str, chain: tuple[Path, ...] = ()) -> Iterat
     yield from _leaves("", yaml.MappingNode(root.tag, own), str(file), locate)
 
 
+def from_earlier_version(item: Setting | Problem) -> Iterator[Setting | Problem]:
+    """Translate a removed key of an earlier run to the setting that has its value now, or to nothing."""
+    if not isinstance(item, Problem) or item.key not in REMOVED:
+        yield item
+    elif new_key := REMOVED[item.key][0]:
+        old = item.settings[0]
+        for new in read_override(f"{new_key}={old.text}"):
+            yield replace(new, where=old.where) if isinstance(new, Setting) else new
+
+
 def read_override(override: str) -> Iterator[Setting | Problem]:
-    """Reads one `key=value` of the command line."""
+    """Yield the settings of one `key=value` of the command line."""
     key, equals, text = override.partition("=")
     if not equals:
         yield problem(

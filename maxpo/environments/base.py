@@ -1,4 +1,4 @@
-"""What an environment is and returns."""
+"""Types of environments."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What an environment says to one turn of the policy."""
+    """The reply of an environment to one turn of the policy."""
 
     observation: str = ""
-    """What the policy reads next; nothing where the episode is over."""
+    """Text that the policy reads next. Empty if the episode is over."""
     reward: float = 0.0
     """Rewards of an episode are added up."""
     done: bool = False
-    """The episode is over."""
+    """True if the episode is over."""
     parts: Mapping[str, float] = field(default_factory=dict[str, float])
     """Named numbers for the log, added up over an episode, such as the calls of a tool."""
 
@@ -28,13 +28,13 @@ class Environment(Protocol):
         """Begin an episode.
 
         Args:
-            prompt: What the policy has read.
-            reference: Of the prompt's row, as a verifier gets it.
-            seed: The same for all completions of a group, which must have the same problem to be compared; another
-                one in each step of the training, and the same in all evaluations.
+            prompt: Text that the policy has read.
+            reference: Reference of the prompt's row, as for a verifier.
+            seed: The same for all completions of a group, which must have the same problem to be compared. Different
+                in each training step, and the same in all evaluations.
         """
         ...
 
     def step(self, completion: str) -> Step:
-        """Answer the text of the policy's turn. What it raises masks the completion, and is counted."""
+        """Answer the text of the policy's turn. An exception masks the completion, and is counted."""
         ...

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import Any
 
 from maxpo.environments.base import Step
 
@@ -30,14 +29,14 @@ class Calculator:
         """Set up how a request begins and ends, and how its result is written."""
         self._opening, self._closing, self._reply = opening, closing, reply
 
-    def reset(self, prompt: str, reference: Any, seed: int) -> None:
-        """Nothing to do: it keeps nothing."""
+    def reset(self, prompt: str, reference: object, seed: int) -> None:
+        """Do nothing, because a calculator has no state."""
 
     def step(self, completion: str) -> Step:
-        """The result of the request, or the end."""
-        _, found, rest = completion.rpartition(self._opening)
+        """Return the result of the request, or the end."""
+        _, opened, rest = completion.rpartition(self._opening)
         expression, closed, _ = rest.partition(self._closing)
-        if not found or not closed:
+        if not opened or not closed:
             return Step(done=True, parts={"calls": 0.0, "errors": 0.0})
         value = calculate(expression)
         parts = {"calls": 1.0, "errors": float(value is None)}
@@ -45,7 +44,7 @@ class Calculator:
 
 
 def calculate(expression: str) -> str | None:
-    """The value of an expression of decimal numbers, + - * / and parentheses; None where it has none.
+    """Return the value of an expression of decimal numbers, + - * / and parentheses, or None if it has none.
 
     Exact, and written as a whole number or, if it is none, as a decimal of 10 significant digits.
     """

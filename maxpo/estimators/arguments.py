@@ -131,4 +131,4 @@ def _check_k(name: str, k: GroupK, groups: int, width: int) -> None:
     low, high = (k, k) if isinstance(k, int) else (int(k.min()), int(k.max()))
     if low < 1 or high > largest:
         wrong = low if low < 1 else high
-        raise ValueError(f"{name}: k = {wrong} with groups of N = {width}; allowed is 1 <= k <= {largest}")
+        raise ValueError(f"{name}: k = {wrong} with groups of N = {width}. Allowed is 1 <= k <= {largest}")

@@ -1,8 +1,8 @@
 """Exact or sampled mean and variance of an estimator's gradient on a softmax bandit.
 
 The policy is a softmax over V arms with fixed rewards. A group is N independent draws, and an estimator's gradient with
-respect to the logits is g = (1/N) sum_i A_i (e_{a_i} - p). The gradient of the objective is exact, so the bias is
-measured exactly too. Small cases are enumerated over all multisets of arms.
+respect to the logits is g = (1/N) sum_i A_i (e_{a_i} - p). The gradient of the objective is always exact. The
+expectation over groups is exact for small cases, which are enumerated over all multisets of arms.
 """
 
 from __future__ import annotations

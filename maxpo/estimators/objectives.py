@@ -77,7 +77,7 @@ def parse(objective: str) -> tuple[str, float]:
                 f"objective {objective}: Q must be a number, 0 {'<' * (name != 'quantile') or '<='} Q <= 1"
             )
         return name, q
-    raise ValueError(f"there is no objective {objective!r}; there are {', '.join(OBJECTIVES)}")
+    raise ValueError(f"there is no objective {objective!r}. Known objectives: {', '.join(OBJECTIVES)}")
 
 
 def _quantile(q: float, k: int) -> list[float]:

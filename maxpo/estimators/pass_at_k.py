@@ -21,7 +21,7 @@ def max_at_k(
         ValueError: k is outside 1 .. N.
     """
     if not 1 <= k <= rewards.shape[1]:
-        raise ValueError(f"max@{k} of groups of {rewards.shape[1]} samples; allowed is 1 <= k <= {rewards.shape[1]}")
+        raise ValueError(f"max@{k} of groups of {rewards.shape[1]} samples. Allowed is 1 <= k <= {rewards.shape[1]}")
     if valid is None:
         valid = torch.ones_like(rewards, dtype=torch.bool)
     n = valid.sum(1)

@@ -13,7 +13,7 @@ from maxpo.evaluation.figures import Estimate, JsonObject, PromptResult
 from maxpo.evaluation.report import bootstrap, is_graded, per_prompt, usable
 from maxpo.evaluation.result_file import Evaluation
 
-SAME = ("eval.samples", "rollout.max_new_tokens", "rollout.temperature", "rollout.top_k", "rollout.top_p")
+SAME = ("eval.samples", "rollout.max_new_tokens", "rollout.temperature")
 """Settings that must be equal because each changes the meaning of the figures. `different_settings` adds sections."""
 FREE = {"workers"}
 """Settings of the sections `reward` and `environment` that change only the time, and so may differ."""

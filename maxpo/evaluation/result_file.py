@@ -55,7 +55,7 @@ def read_evaluation(path: Path) -> Evaluation:
         document: object = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(
-            f"{path}: there is no {EVAL_FILE}; `maxpo evaluate MODEL FILE.yaml --out DIR` makes one"
+            f"{path}: there is no {EVAL_FILE}. `maxpo evaluate MODEL FILE.yaml --out DIR` writes one."
         ) from error
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error

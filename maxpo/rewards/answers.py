@@ -1,7 +1,7 @@
-"""What the answer of a completion is, for the majority vote `maj@n` of an evaluation.
+"""Answers of completions, for the majority vote `maj@n` of an evaluation.
 
-Only of verifiers that look for one. There is none for those that judge a text as a whole, or where many different texts
-are right: a vote on raw text would say nothing.
+Only verifiers that look for an answer have them. Others score the full text, or accept many different texts, so a vote
+would mean nothing.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ FindAnswer = Callable[[str], str | None]
 
 
 def find_answer(reward: RewardConfig, source: str) -> FindAnswer | None:
-    """What finds the answers to prompts of a source; None where their verifier does not say what an answer is.
+    """Return the function that finds the answers to prompts of a source. None: their verifier does not define answers.
 
-    Of `combined` it is the one part that says it; None where none or several do.
+    For `combined` exactly one part must define answers.
     """
     name = reward.by_source.get(source, reward.verifier)
     names = [part for part in reward.parts if part in ANSWERS] if name == COMBINED else [name]
@@ -39,7 +39,7 @@ def find_answer(reward: RewardConfig, source: str) -> FindAnswer | None:
 
 
 def answers_of(reward: RewardConfig) -> Callable[[Prompt, str], str | None]:
-    """The answer of a completion, for the prompts of every source for which there is one to be found."""
+    """Return a function that finds the answer of a completion, for prompts of every source."""
 
     def answer(prompt: Prompt, text: str) -> str | None:
         find = find_answer(reward, prompt.source)

@@ -1,15 +1,14 @@
-"""What a verifier is and returns."""
+"""Types of verifiers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """The verdict on one answer."""
+    """The score of one answer."""
 
     reward: float
     parts: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -17,9 +16,9 @@ class Score:
 
 
 Verifier = Callable[..., Score]
-"""Called with text and reference, and settings by name."""
+"""Scores an answer. Arguments: text, reference, and settings by name."""
 
 
-def environment_reward(text: str, reference: Any) -> Score:
-    """Reward 0 for any text: the rewards of an episode are those that its environment gave."""
+def environment_reward(text: str, reference: object) -> Score:
+    """Return reward 0 for any text, so that the rewards of an episode are those of its environment."""
     return Score(reward=0.0)

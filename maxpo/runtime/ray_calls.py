@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from maxpo.errors import LateError, RemoteError
 from maxpo.runtime.waits import SIGNAL_S, waiting
 
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+R = TypeVar("R")
+
+
+class RemoteMethod(Protocol[R]):
+    """A method of an actor handle."""
+
+    def remote(self, *args: object, **kwargs: object) -> ObjectRef[R]:
+        """Call the method without waiting for its result."""
+        ...
+
 
 def failure(name: str, doing: str, error: Exception) -> RemoteError:
-    """The error of a remote call, with the worker's name and, where ray wrapped it, the worker's own exception."""
+    """Return the error of a remote call, with the worker's name and, if ray wrapped one, the worker's own exception."""
     return RemoteError(f"{name} failed while {doing}: {getattr(error, 'cause', None) or error}")
 
 
 def actor_is_lost(error: BaseException | None) -> bool:
-    """Whether a remote call failed because its actor's process is gone; Ray has an error of its own for one that it
-    killed because the node ran out of memory.
+    """Return True if a remote call failed because the process of its actor is gone.
+
+    Ray has an error of its own for a process that Ray killed because the node ran out of memory.
     """
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
 
@@ -27,31 +41,36 @@ def actor_is_lost(error: BaseException | None) -> bool:
 
 
 def told(cause: BaseException, log_folder: Path | None, pid: int | None) -> str:
-    """What is said of the death of a worker: the cause, cut short, and where the worker's output will be."""
+    """Return the text about the death of a worker: the cause, cut short, and the path of the worker's output."""
     log = f"worker-*-{pid or '*'}.*"
     where = log_folder / log if log_folder else f"{log} in Ray's logs on its node"
     return f"{textwrap.shorten(str(cause), 400)} (its output: {where})"
 
 
-def ready_of(refs: list[Any], **options: Any) -> tuple[list[Any], list[Any]]:
-    """`ray.wait`; what a signal handler raises meanwhile comes out as it is, where Ray makes a SystemError of it."""
+def ready_of(
+    refs: Sequence[ObjectRef[R]], *, num_returns: int = 1, timeout: float | None = None
+) -> tuple[list[ObjectRef[R]], list[ObjectRef[R]]]:
+    """Call `ray.wait` and return the references that are ready and the others.
+
+    Ray makes a SystemError of what a signal handler raises meanwhile. Here the handler's own exception is raised.
+    """
     import ray
 
     try:
-        return cast(Any, ray).wait(refs, **options)  # its stub leaves types open
+        return ray.wait(list(refs), num_returns=num_returns, timeout=timeout)  # pyright: ignore
     except SystemError as error:
         if error.__cause__ is None:
             raise
         raise error.__cause__ from None
 
 
-def wait_for(refs: Mapping[str, Any], *, timeout_s: float, doing: str) -> dict[str, Any]:
-    """The results of remote calls by worker name, as soon as all are there or one has failed.
+def wait_for(refs: Mapping[str, ObjectRef[R]], *, timeout_s: float, doing: str) -> dict[str, R]:
+    """Return the results of remote calls by worker name, once all are there. Raise as soon as one has failed.
 
     Args:
         refs: worker name -> object reference.
         timeout_s: seconds for all of them together.
-        doing: what the workers do, for the message: "<name> did not finish <doing> within ...".
+        doing: activity of the workers, for the message "<name> did not finish <doing> within ...".
 
     Raises:
         RemoteError: a call raised or its worker died (the cause is chained).
@@ -62,10 +81,11 @@ def wait_for(refs: Mapping[str, Any], *, timeout_s: float, doing: str) -> dict[s
     deadline = time.monotonic() + timeout_s
     names = {ref: name for name, ref in refs.items()}
     pending = list(refs.values())
-    results: dict[str, Any] = {}
+    results: dict[str, R] = {}
     with waiting(doing, lambda: [names[ref] for ref in pending], timeout_s):
         while pending:
             left = deadline - time.monotonic()
+            # In short pieces, because no signal reaches this process inside `ray.wait`.
             ready, pending = ready_of(pending, timeout=max(0.0, min(left, SIGNAL_S)))
             for ref in ready:
                 try:

@@ -1,4 +1,4 @@
-"""Waits that can be listed, and the stacks of those who wait."""
+"""A list of the waits that go on in this process, and the stacks of its threads on a signal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 
 SIGNAL_S = 1.0
-"""Longest single call of `ray.wait`: while it waits, no signal reaches this process."""
+"""Longest single call of `ray.wait` in seconds. No signal reaches this process during the call."""
 
 
 _waits: dict[int, tuple[str, Callable[[], Iterable[str]], float, float]] = {}
@@ -17,12 +17,12 @@ _waits: dict[int, tuple[str, Callable[[], Iterable[str]], float, float]] = {}
 
 @contextmanager
 def waiting(doing: str, names: Callable[[], Iterable[str]], limit_s: float) -> Generator[None]:
-    """Makes a wait known to `who_waits`.
+    """List this wait in `who_waits` for the time of the block.
 
     Args:
-        doing: what is waited for.
-        names: of those who are waited for, asked when somebody wants to know.
-        limit_s: seconds after which the wait ends by itself.
+        doing: activity of the workers.
+        names: returns the names of the workers that have not answered yet.
+        limit_s: deadline of the wait in seconds.
     """
     wait = doing, names, time.monotonic(), limit_s
     _waits[id(wait)] = wait
@@ -33,7 +33,7 @@ def waiting(doing: str, names: Callable[[], Iterable[str]], limit_s: float) -> G
 
 
 def who_waits() -> list[str]:
-    """A line for each wait of this process that goes on now."""
+    """Return a line for each wait of this process that goes on now."""
     now = time.monotonic()
     return [
         f"for {', '.join(sorted(set(names()))) or 'nobody'}, {doing}: {now - since:.0f} s of at most {limit:g} s"
@@ -42,5 +42,5 @@ def who_waits() -> list[str]:
 
 
 def print_stacks_on_signal() -> None:
-    """Have this process print the stacks of all its threads when it gets SIGUSR2, whatever it is doing."""
+    """Make this process print the stacks of all its threads on SIGUSR2, even inside a call that hangs."""
     faulthandler.register(signal.SIGUSR2, all_threads=True)

@@ -1,1 +1,1 @@
-"""Weights on their way to the engines: buckets, rendezvous, checksums."""
+"""Transfer of weights to the engines: buckets, rendezvous, checksums."""

@@ -1,4 +1,4 @@
-"""What both ends of a weight transfer must agree on: rendezvous, process group, cut into buckets."""
+"""Buckets of tensors, which both ends of a weight transfer cut in the same way."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TensorMeta:
 
 
 def cut_into_buckets(metas: Sequence[TensorMeta], bucket_bytes: int) -> Iterator[list[TensorMeta]]:
-    """Consecutive runs of tensors of at most `bucket_bytes` together; a larger tensor stands alone."""
+    """Yield buckets of consecutive tensors of at most `bucket_bytes`. A larger tensor is a bucket of its own."""
     bucket: list[TensorMeta] = []
     size = 0
     for meta in metas:
@@ -38,12 +38,12 @@ def cut_into_buckets(metas: Sequence[TensorMeta], bucket_bytes: int) -> Iterator
 
 
 def unpack_bucket(buffer: torch.Tensor, metas: Sequence[TensorMeta]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Views of the tensors that lie one after the other in the uint8 `buffer`."""
+    """Yield name and view of each tensor in the uint8 `buffer`, which holds one after the other."""
     offset = 0
     for meta in metas:
         piece = buffer[offset : offset + meta.nbytes]
         offset += meta.nbytes
-        # A view needs an aligned start; after a tensor of odd size only a copy has one.
+        # A view needs an aligned start. After a tensor of odd size only a copy has an aligned start.
         if piece.storage_offset() % meta.dtype.itemsize:
             piece = piece.clone()
         yield meta.name, piece.view(meta.dtype).view(meta.shape)

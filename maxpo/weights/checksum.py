@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 CPU_CHUNK, GPU_CHUNK = 1 << 17, 1 << 24
-"""Words summed at once; the sum does not depend on it. On CPU their products take 1 MiB: they stay in the cache, and
-the allocator hands the same memory out again, where larger blocks are fresh pages. A GPU wants few launches."""
+"""Number of words summed at once, without effect on the sum. On a CPU their products take 1 MiB: they stay in the
+cache, and the allocator reuses the memory, whereas larger blocks are fresh pages. A GPU wants few launches."""
 
 
 def tensor_digest(tensor: Tensor) -> Tensor:
-    """64-bit checksum of the bytes of `tensor`, as an int64 scalar on its device.
+    """Return the 64-bit checksum of the bytes of `tensor`, as an int64 scalar on its device.
 
     The bytes are read as n words w_i and summed as `n + sum_i w_i * (2 i + 1)` modulo 2^64. Integer addition is
     exact in any order, so CPU and CUDA agree. Below 2^31 words, changing one word or swapping two different ones
     always changes the sum: neither an odd factor nor `(w_i - w_j) * 2 (i - j)`, less than 2^64 in size, can make it
-    vanish. It guards against transport mistakes, not against an attacker.
+    vanish. The checksum detects mistakes of the transport, not attacks.
 
     Args:
         tensor: any shape and dtype. Words have 4 bytes where the size in bytes allows it, else 2 or 1. Empty gives 0.

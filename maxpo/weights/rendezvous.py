@@ -1,4 +1,4 @@
-"""How processes that exchange weights meet."""
+"""Rendezvous of the processes that exchange weights."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.distributed import PrefixStore, ProcessGroupGloo, Store, TCPStore  # 
 
 
 def serve_store(host: str, timeout_s: float) -> tuple[TCPStore, int]:
-    """A rendezvous store on a free port of the address `host` alone, and that port.
+    """Return a rendezvous store that listens on a free port of `host` only, and that port.
 
-    The socket is bound before the store sees it: torch itself would listen on every interface.
+    The socket is bound here, because torch itself would listen on every interface.
     """
     listener = socket.create_server((host, 0))
     port = listener.getsockname()[1]
@@ -28,14 +28,14 @@ def serve_store(host: str, timeout_s: float) -> tuple[TCPStore, int]:
 
 
 def join_store(host: str, port: int, timeout_s: float) -> TCPStore:
-    """A client of the store that listens at `host:port`."""
+    """Return a client of the store that listens at `host:port`."""
     return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
 
 
 def gloo_group(store: Store, rank: int, world_size: int, timeout_s: float) -> Any:
-    """A gloo group of its own, apart from the process's default group. Blocks until all ranks are there.
+    """Return a gloo group apart from the default group of the process. Block until all ranks have joined.
 
     Raises:
-        RuntimeError: a rank is missing after `timeout_s` seconds; every later operation has the same limit.
+        RuntimeError: a rank is missing after `timeout_s` seconds. Every later operation has the same deadline.
     """
     return ProcessGroupGloo(PrefixStore("maxpo", store), rank, world_size, timedelta(seconds=timeout_s))

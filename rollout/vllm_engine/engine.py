@@ -99,8 +99,6 @@ class Engine:
             max_tokens=config.max_new_tokens if max_tokens is None else max_tokens,
             stop=list(stop) or None,
             temperature=0.0 if greedy else config.temperature,
-            top_p=1.0 if greedy else config.top_p,
-            top_k=0 if greedy else config.top_k,
             logprobs=0,
             flat_logprobs=True,
             detokenize=bool(stop),

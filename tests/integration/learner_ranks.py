@@ -62,6 +62,115 @@ def adapt(lm: Any, lora: LoraConfig) -> None:
                 parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
+class RankJob:
+    """What one rank does for one job: the real parts of the learner, with eyes and poison in them."""
+
+    def __init__(self, job: dict[str, Any], model: str, rank: int, world: int) -> None:
+        from learner.deepspeed_engine import TrainEngine
+        from learner.model.loading import enable_gradient_checkpointing, load_language_model
+        from learner.model.parameters import trained_parameters
+        from learner.model.policy import Policy
+        from learner.model.sequence_parallel import SequenceGroup
+        from learner.state.training_state import TrainingState
+
+        self.job, self.rank = job, rank
+        learner: LearnerConfig = job["learner"]
+        lm: Any = load_language_model(job.get("model", model), getattr(torch, learner.dtype), trust_remote_code=False)
+        if learner.lora.rank:
+            adapt(lm, learner.lora)
+        if learner.gradient_checkpointing:
+            enable_gradient_checkpointing(lm)
+        self.forward_calls = 0
+        lm.model.layers[0].mlp.register_forward_pre_hook(self._count)
+        self.sequence = SequenceGroup.of(learner)
+        self.engine: Any = TrainEngine(Policy(lm, self.sequence), learner, torch.device("cpu"))
+        self.poison = Poison(lm, active=rank == world - 1)
+        self.updater = self._updater(model)
+        self.gradients: dict[str, torch.Tensor] = {}
+        self._step, self.engine.step = self.engine.step, self._step_with_gradients
+        self.state = TrainingState(self.engine, trained_parameters(self.engine.module))
+        if "load" in job:
+            self.updater.optimizer_steps = self.state.load(Path(job["load"]))["optimizer_steps"]
+
+    def run(self) -> tuple[Any, Any, Any]:
+        """Gradients of the first optimizer step, weights at the end, metrics."""
+        self._save_numbered(0)
+        metrics: list[dict[str, float]] = []
+        for i, batch in enumerate(self.job["batches"]):
+            self.poison.use(self.job.get("poison", {}).get(i, ""))
+            try:
+                metrics.append(self.updater.update(batch))
+            except FloatingPointError as error:
+                if str(error) != self.job.get("raises", {}).get(i):
+                    raise
+            self._save_numbered(i + 1)
+        if "save" in self.job:
+            self._save(Path(self.job["save"]))
+        weights = self._weights()
+        if metrics:
+            metrics[0]["forward_calls"] = float(self.forward_calls)
+        return self.gradients, weights, metrics
+
+    def _updater(self, model: str) -> Any:
+        from learner.update.updater import Updater
+
+        return Updater(
+            self.engine,
+            self._reference(model),
+            self.job["learner"],
+            self.job["algorithm"],
+            rank=self.rank,
+            temperature=self.job.get("temperature", 1.0),
+            aggregation_constant=20.0,
+            total_steps=10,
+        )
+
+    def _reference(self, model: str) -> Any:
+        """`reference_policy`, and on request a second model for an adapter too."""
+        from learner.model.loading import load_language_model
+        from learner.model.policy import Policy
+        from learner.update.reference import base_of
+
+        if not self.job["algorithm"].kl_coef:
+            return None
+        if self.job["learner"].lora.rank and not self.job.get("reference_model"):
+            return base_of(self.engine)
+        frozen = Policy(load_language_model(model, torch.float32, trust_remote_code=False), self.sequence)
+        return frozen.requires_grad_(False)
+
+    def _count(self, *_: Any) -> None:
+        self.forward_calls += 1
+
+    def _step_with_gradients(self, lr: float) -> Any:
+        from learner.model.parameters import trained_parameters
+
+        if not self.gradients:
+            for name, parameter in trained_parameters(self.engine.module).items():
+                self.gradients[name] = self.engine.full_gradient(parameter).clone()
+        return self._step(lr)
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        from learner.model.parameters import parameters_by_name
+
+        weights: dict[str, torch.Tensor] = {}
+        for name, parameter in parameters_by_name(self.engine.module).items():
+            with torch.no_grad(), self.engine.full_parameters([parameter]):
+                weights[name] = parameter.detach().float().clone()
+        return weights
+
+    def _save(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True, parents=True)
+        self.state.copy({"optimizer_steps": self.updater.optimizer_steps})(folder)
+        dist.barrier()
+
+    def _save_numbered(self, i: int) -> None:
+        if into := self.job.get("save_each", ""):
+            self._save(Path(into, str(i)))
+            forward = {f"{name}/forward": w for name, w in self._weights().items()}
+            if self.rank == 0:
+                save_file(forward, Path(into, str(i), "forward.safetensors"))
+
+
 def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str, Any]], out: Any) -> None:
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", DS_ACCELERATOR="cpu", GLOO_SOCKET_IFNAME="lo"
@@ -69,95 +178,7 @@ def _rank(rank: int, world: int, port: int, model: str, jobs: Sequence[dict[str,
     torch.set_num_threads(1)
     store = join_store("127.0.0.1", port, 60)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    from learner.deepspeed_engine import TrainEngine
-    from learner.model.loading import enable_gradient_checkpointing, load_language_model
-    from learner.model.parameters import parameters_by_name, trained_parameters
-    from learner.model.policy import Policy
-    from learner.model.sequence_parallel import SequenceGroup
-    from learner.state.training_state import TrainingState
-    from learner.update.reference import base_of
-    from learner.update.updater import Updater
-
-    results = []
-    for job in jobs:
-        learner: LearnerConfig = job["learner"]
-        algorithm: AlgorithmConfig = job["algorithm"]
-        lm: Any = load_language_model(job.get("model", model), getattr(torch, learner.dtype), trust_remote_code=False)
-        if learner.lora.rank:
-            adapt(lm, learner.lora)
-        calls: list[int] = []
-        if learner.gradient_checkpointing:
-            enable_gradient_checkpointing(lm)
-        lm.model.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        shared = learner.sequence_parallel
-        sequence = SequenceGroup(shared, learner.step_timeout_s) if shared > 1 else None
-        engine = TrainEngine(Policy(lm, sequence), learner, torch.device("cpu"))
-        reference = None
-        if algorithm.kl_coef and learner.lora.rank and not job.get("reference_model"):
-            reference = base_of(engine)
-        elif algorithm.kl_coef:
-            reference = Policy(load_language_model(model, torch.float32, trust_remote_code=False), sequence)
-            reference.requires_grad_(False)
-        poison = Poison(lm, active=rank == world - 1)
-        updater = Updater(
-            engine,
-            reference,
-            learner,
-            algorithm,
-            rank=rank,
-            temperature=job.get("temperature", 1.0),
-            aggregation_constant=20.0,
-            total_steps=10,
-        )
-        gradients: dict[str, torch.Tensor] = {}
-        step = engine.step
-
-        def capture(lr: float, engine: Any = engine, step: Any = step, gradients: dict[str, Any] = gradients) -> Any:
-            if not gradients:
-                for name, parameter in trained_parameters(engine.module).items():
-                    gradients[name] = engine.full_gradient(parameter).clone()
-            return step(lr)
-
-        engine.step = capture
-        state = TrainingState(engine, trained_parameters(engine.module))
-        if "load" in job:
-            updater.optimizer_steps = state.load(Path(job["load"]))["optimizer_steps"]
-
-        def read_weights(engine: Any = engine) -> dict[str, torch.Tensor]:
-            weights: dict[str, torch.Tensor] = {}
-            for name, parameter in parameters_by_name(engine.module).items():
-                with torch.no_grad(), engine.full_parameters([parameter]):
-                    weights[name] = parameter.detach().float().clone()
-            return weights
-
-        def save(folder: Path, state: Any = state, updater: Any = updater) -> None:
-            folder.mkdir(exist_ok=True, parents=True)
-            state.copy({"optimizer_steps": updater.optimizer_steps})(folder)
-            dist.barrier()
-
-        def save_numbered(i: int, into: str = job.get("save_each", "")) -> None:
-            if into:
-                save(Path(into, str(i)))
-                forward = {f"{name}/forward": w for name, w in read_weights().items()}
-                if rank == 0:
-                    save_file(forward, Path(into, str(i), "forward.safetensors"))
-
-        save_numbered(0)
-        metrics: list[dict[str, float]] = []
-        for i, batch in enumerate(job["batches"]):
-            poison.use(job.get("poison", {}).get(i, ""))
-            try:
-                metrics.append(updater.update(batch))
-            except FloatingPointError as error:
-                if str(error) != job.get("raises", {}).get(i):
-                    raise
-            save_numbered(i + 1)
-        if "save" in job:
-            save(Path(job["save"]))
-        weights = read_weights()
-        if metrics:
-            metrics[0]["forward_calls"] = float(len(calls))
-        results.append((gradients, weights, metrics))
+    results = [RankJob(job, model, rank, world).run() for job in jobs]
     if rank == 0:
         # Through a file: tensors in a queue would travel by descriptors that die with this process.
         torch.save(results, out)
@@ -181,10 +202,10 @@ def job(batches: list[StepBatch], *, budget: int = 10_000, stage: int = 2, **alg
         )
         if key in algorithm
     }
+    learner: dict[str, Any] = {"lr": 1e-3, "dtype": "float32", "warmup_steps": 0} | extra
+    settings: dict[str, Any] = {"k": 2, "group_size": 4} | algorithm
     return {
         "batches": batches,
-        "learner": LearnerConfig(
-            **({"lr": 1e-3, "dtype": "float32", "warmup_steps": 0} | extra), token_budget=budget, zero_stage=stage
-        ),
-        "algorithm": AlgorithmConfig(**({"k": 2, "group_size": 4} | algorithm)),
+        "learner": LearnerConfig(**learner, token_budget=budget, zero_stage=stage),
+        "algorithm": AlgorithmConfig(**settings),
     }

@@ -1,4 +1,4 @@
-r"""Finds the last `\boxed{...}` of a text, which is not worth a LaTeX parser."""
+r"""Find the last `\boxed{...}` of a text, which is not worth a LaTeX parser."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _OPENING = "\\boxed{"
 
 
 def last_boxed(text: str, longest: int) -> str | None:
-    r"""What is in the last `\boxed{...}`, braces matched, a backslash keeping its next character from counting.
+    r"""Return the content of the last `\boxed{...}`, braces matched, ignoring characters after a backslash.
 
     Args:
         text: Any string.
@@ -15,10 +15,10 @@ def last_boxed(text: str, longest: int) -> str | None:
     Returns:
         The content; None if there is no box, or the last one does not end within `longest` characters.
     """
-    found = text.rfind(_OPENING)
-    if found < 0:
+    opening = text.rfind(_OPENING)
+    if opening < 0:
         return None
-    start = found + len(_OPENING)
+    start = opening + len(_OPENING)
     depth, escaped = 1, False
     for position, character in enumerate(text[start : start + longest + 1], start):
         if escaped:

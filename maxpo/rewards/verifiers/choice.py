@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from maxpo.rewards.base import Score
 from maxpo.rewards.verifiers.boxed import last_boxed
@@ -19,15 +18,15 @@ _LETTER = re.compile(
 _PHRASE = re.compile(r"(?:[Aa]nswer|ANSWER)(?: is\b|:)")
 
 
-def choice(text: str, reference: Any, *, boxed: bool = False) -> Score:
-    r"""Reward 1 if the letter chosen is the reference, otherwise 0.
+def choice(text: str, reference: object, *, boxed: bool = False) -> Score:
+    r"""Return reward 1 if the letter chosen is the reference, otherwise 0.
 
     The letter, A to J in either case, is what the last `\boxed{}` holds; without a box what follows the last
     "answer is" or "answer:", to the end of that line; without either the whole text. Nothing else may stand there
     but parentheses, stars, dollar signs, `\text{}` and a full stop, so "A or B" is no choice.
 
     Args:
-        text: The answer; any string.
+        text: Any text.
         reference: A letter, such as `"B"` or `"(b)"`.
         boxed: Only a letter in `\boxed{}` counts.
 
@@ -45,7 +44,7 @@ def choice(text: str, reference: Any, *, boxed: bool = False) -> Score:
 
 
 def answer(text: str, *, boxed: bool = False) -> str | None:
-    """The letter chosen, for `maj@n`; None where there is none."""
+    """Return the chosen letter, for `maj@n`, or None."""
     return _letter(_candidate(text, boxed))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TypedDict
 
 from maxpo.rewards.base import Score
 
@@ -13,15 +13,22 @@ _STEP = re.compile(rf"{_NUMBER}([-+*]){_NUMBER}={_NUMBER}")
 _LONGEST_STEP = len("99*99=99,")
 
 
-def countdown(text: str, reference: Any) -> Score:
-    """Replays the steps of an answer such as `3*2=6,7+6=13`.
+class CountdownReference(TypedDict):
+    """Numbers and target of a problem."""
+
+    numbers: list[int]
+    target: int
+
+
+def countdown(text: str, reference: CountdownReference) -> Score:
+    """Replay the steps of an answer such as `3*2=6,7+6=13`.
 
     The reward is 1 if every step is legal, all numbers are used and the last result is the target, otherwise 0.
     A step is legal if it is written exactly as above (no spaces, signs or leading zeros), its arithmetic is
     right, its result lies in 0..99, and it takes its operands from the numbers and results not used before.
 
     Args:
-        text: The answer; any string.
+        text: Any text.
         reference: `{"numbers": [3, 7, 2], "target": 13}`.
 
     Returns:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from maxpo.rewards.base import Score
 
 
-def exact(text: str, reference: Any) -> Score:
-    """Reward 1 if the text equals `str(reference)`, white space at both ends aside, otherwise 0."""
+def exact(text: str, reference: object) -> Score:
+    """Return reward 1 if the text equals `str(reference)`, white space at both ends aside, otherwise 0."""
     return Score(reward=float(text.strip() == str(reference).strip()))
 
 
 def answer(text: str) -> str | None:
-    """The text itself, for `maj@n`: it is all answer; None where it is blank."""
+    """Return the text itself, for `maj@n`, or None if it is blank."""
     return text.strip() or None

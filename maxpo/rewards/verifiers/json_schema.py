@@ -13,14 +13,14 @@ from maxpo.rewards.base import Score
 _FENCE = re.compile(r"^```(json)?[ \t\r]*$", re.MULTILINE)
 
 
-def json_schema(text: str, reference: Any) -> Score:
-    """Reward 1 if the text, or its last fenced json block, is JSON that is valid against the schema, otherwise 0.
+def json_schema(text: str, reference: object) -> Score:
+    """Return reward 1 if the text, or its last fenced json block, is JSON that fits the schema, otherwise 0.
 
     NaN and Infinity are not JSON. The schema's `format` is not checked, and `$ref` finds only what is in the schema:
     nothing is fetched.
 
     Args:
-        text: The answer; any string.
+        text: Any text.
         reference: A JSON schema, as a mapping or as its text; draft 2020-12 where it names no other.
 
     Returns:

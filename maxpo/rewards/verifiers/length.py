@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from maxpo.rewards.base import Score
 
 CAP = 20000
 """As `reward.max_chars`."""
 
 
-def length(text: str, reference: Any, *, start: int = 16000, cap: int = CAP) -> Score:
+def length(text: str, reference: object, *, start: int = 16000, cap: int = CAP) -> Score:
     """Reward 0 up to `start` characters, then falling in a straight line to -1 at `cap`, and -1 beyond.
 
     DAPO counts tokens. A verifier sees text alone, and a tokenizer in every verifier process would make a reward
@@ -18,8 +16,8 @@ def length(text: str, reference: Any, *, start: int = 16000, cap: int = CAP) -> 
     has about four) to compare with `rollout.max_new_tokens`, and keep `cap` below where that cuts.
 
     Args:
-        text: The answer; any string.
-        reference: Not looked at.
+        text: Any text.
+        reference: Not used.
         start: Characters that cost nothing.
         cap: Characters that cost everything; at most `reward.max_chars`, beyond which nothing is read.
     """

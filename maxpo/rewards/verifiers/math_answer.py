@@ -16,13 +16,13 @@ from maxpo.rewards.base import Score
 from maxpo.rewards.verifiers.boxed import last_boxed
 
 _LONGEST_REFERENCE = 2000
-"""Characters of a reference; whoever wrote the data means them, so more than of an answer."""
+"""Most characters of a reference. More than of an answer, because references are trusted."""
 _DEEPEST = 11
-"""Brackets around brackets, those of the box included."""
+"""Deepest nesting of brackets, including those of the box."""
 
 
-def math_answer(text: str, reference: Any, *, boxed: bool = True, longest: int = 300) -> Score:
-    r"""Reward 1 if the last boxed answer equals the reference, otherwise 0.
+def math_answer(text: str, reference: object, *, boxed: bool = True, longest: int = 300) -> Score:
+    r"""Return reward 1 if the last boxed answer equals the reference, otherwise 0.
 
     Equal is what math-verify 0.9 says with its strict comparison: 1/2, 0.5 and `\frac12`; sets in any order; intervals;
     expressions that simplify to the same. Numbers with a decimal point are compared to 6 digits after it. Units are
@@ -33,7 +33,7 @@ def math_answer(text: str, reference: Any, *, boxed: bool = True, longest: int =
     process. At most `longest` characters are parsed.
 
     Args:
-        text: The answer; any string.
+        text: Any text.
         reference: LaTeX or a number, with or without dollar signs or a box.
         boxed: Only an answer in `\boxed{}` counts. Otherwise one that follows the words "answer" or "final answer is"
             within the last `longest` characters counts too, where the text has no box at all.
@@ -53,9 +53,9 @@ def math_answer(text: str, reference: Any, *, boxed: bool = True, longest: int =
 
 
 def answer(text: str, *, boxed: bool = True, longest: int = 300) -> str | None:
-    r"""The answer in one spelling, for `maj@n`; None where none could be parsed.
+    r"""Return the answer in one spelling, for `maj@n`, or None if none could be parsed.
 
-    It is what the parser understood, written as text: 1/2, `\frac12`, 0.5 and 3/6 are the same, sets have no order, x+1
+    The parsed answer is written as text: 1/2, `\frac12`, 0.5 and 3/6 are the same, sets have no order, x+1
     is 1+x. Decimals become the nearest fraction with a denominator of at most a million. Nothing is worked out or
     simplified further, since that has no bound: 2+3 is not 5 here.
     """
@@ -68,7 +68,7 @@ def answer(text: str, *, boxed: bool = True, longest: int = 300) -> str | None:
 
 
 def _parsed(text: str, boxed: bool, longest: int) -> list[Any]:
-    """The answer as math-verify has it; empty where there is none."""
+    """Return the answer as parsed by math-verify. Empty if there is none."""
     content = last_boxed(text, longest)
     if content is not None:
         return _parse(content)
@@ -78,7 +78,7 @@ def _parsed(text: str, boxed: bool, longest: int) -> list[Any]:
 
 
 def _depth(text: str) -> int:
-    """How deep brackets of any kind are nested, whether or not they match."""
+    """Return the depth of nested brackets of any kind, even if they do not match."""
     depth = deepest = 0
     for character in text:
         if character in "([{":
@@ -90,8 +90,8 @@ def _depth(text: str) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _gold(reference: str) -> list[Any]:
-    """The parsed reference, once for the N answers of a group and for every later epoch."""
+def _gold(reference: str) -> list[object]:
+    """Return the parsed reference, cached for the N answers of a group and for later epochs."""
     content = last_boxed(reference, _LONGEST_REFERENCE) if "\\boxed{" in reference else reference.strip()
     gold = _parse(content) if content and len(content) <= _LONGEST_REFERENCE else []
     if not gold:
@@ -101,14 +101,14 @@ def _gold(reference: str) -> list[Any]:
 
 @cache
 def _library() -> Any:
-    """math-verify, which has no types and pulls in sympy: loaded when it is needed."""
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of its time limit, which is off
+    """Return math-verify, which has no types and imports sympy, so it is loaded when needed."""
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # math-verify warns that its time limit is off
     return importlib.import_module("math_verify")
 
 
 @cache
 def _latex() -> Any:
-    r"""What is read as LaTeX: a box, or what an anchor introduces; never just any formula of the text."""
+    r"""Return the configuration that reads LaTeX in a box or after an anchor, and no other formula."""
     normalization: Any = importlib.import_module("latex2sympy2_extended").NormalizationConfig
     return _library().LatexExtractionConfig(
         try_extract_without_anchor=False,
@@ -120,16 +120,16 @@ def _latex() -> Any:
     )
 
 
-def _parse(content: str) -> list[Any]:
+def _parse(content: str) -> list[object]:
     return _extract("\\boxed{" + content + "}", [_latex()])
 
 
-def _parse_anchored(tail: str) -> list[Any]:
+def _parse_anchored(tail: str) -> list[object]:
     return _extract(tail, [_latex(), _library().ExprExtractionConfig(try_extract_without_anchor=False)])
 
 
-def _extract(text: str, targets: list[Any]) -> list[Any]:
-    """The rightmost match of the first kind that there is, if it can be parsed; never its text instead."""
+def _extract(text: str, targets: list[object]) -> list[object]:
+    """Return the rightmost match of the first kind that occurs, if it can be parsed. Never returns plain text."""
     if _depth(text) > _DEEPEST:
         return []
     return _library().parse(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 from maxpo.rewards.base import Score
 
@@ -10,13 +10,20 @@ MOVES = {"U": (-1, 0), "D": (1, 0), "L": (0, -1), "R": (0, 1)}
 """Rows down and columns to the right of each move."""
 
 
-def maze(text: str, reference: Any) -> Score:
-    """Follows the moves in the last line of an answer that is not blank.
+class MazeReference(TypedDict):
+    """Grid of a problem, and the fewest moves from S to G."""
+
+    grid: list[str]
+    moves: int
+
+
+def maze(text: str, reference: MazeReference) -> Score:
+    """Follow the moves in the last line of an answer that is not blank.
 
     The reward is 1 if they lead from S to G, through no wall and not out of the grid, in the fewest moves, otherwise 0.
 
     Args:
-        text: The answer; any string. Spaces and commas between moves do no harm.
+        text: Any text. Spaces and commas between moves do no harm.
         reference: `{"grid": ["S.", "#G"], "moves": 2}`, with the fewest moves.
 
     Returns:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
 
 from maxpo.rewards.base import Score
 
@@ -20,14 +19,14 @@ _LONGEST = 64
 """Characters of the longest number that is read."""
 
 
-def numeric(text: str, reference: Any, *, tolerance: float = 1e-6) -> Score:
-    """Reward 1 if the last number in the text equals the reference, otherwise 0.
+def numeric(text: str, reference: object, *, tolerance: float = 1e-6) -> Score:
+    """Return reward 1 if the last number in the text equals the reference, otherwise 0.
 
     Numbers are ASCII decimals: `42`, `-1.5`, `.5`, `1,234`, `2e3`; a full stop or unit after it does no harm.
     Equal means |number - reference| <= tolerance |reference|, so a reference of 0 must be met exactly.
 
     Args:
-        text: The answer; any string. A last number of more than 64 characters is not read.
+        text: Any text. A last number of more than 64 characters is not read.
         reference: A finite number, or its text (`"1,234"`).
         tolerance: Relative to the reference.
 
@@ -48,9 +47,7 @@ def numeric(text: str, reference: Any, *, tolerance: float = 1e-6) -> Score:
 
 
 def answer(text: str, *, tolerance: float = 1e-6) -> str | None:
-    """The last number, for `maj@n`: 12, 12.0 and 1.2e1 are the same; `tolerance` is for the reference alone.
-
-    None where there is no number that could be read."""
+    """Return the last number, for `maj@n`, or None. 12, 12.0 and 1.2e1 are the same, and `tolerance` is not used."""
     got = _value(text)
     return None if got is None else str(got + 0.0)  # -0.0 becomes 0.0
 

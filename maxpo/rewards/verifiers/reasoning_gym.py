@@ -12,13 +12,13 @@ from maxpo.rewards.base import Score
 
 
 def reasoning_gym(text: str, reference: Any) -> Score:
-    """The dataset's score of an answer, which may be partial.
+    """Return the dataset's score of an answer, which may be partial.
 
-    Judged is what stands between the last `<answer>` and `</answer>`, and where there is no such pair the whole text,
-    white space at both ends aside.
+    The answer is the text between the last `<answer>` and `</answer>`, or the full text without such a pair. White
+    space at both ends does not count.
 
     Args:
-        text: The answer; any string.
+        text: Any text.
         reference: `{"dataset": "gcd", "settings": {}, "entry": {...}}`, with a problem as the dataset made it.
 
     Returns:
@@ -28,19 +28,19 @@ def reasoning_gym(text: str, reference: Any) -> Score:
         ValueError: There is no such package or dataset.
         Exception: The dataset's scoring cannot cope with the answer; the sample is then masked.
     """
-    judged, tagged = _judged(text)
+    extracted, tagged = _extract(text)
     made = _dataset(reference["dataset"], json.dumps(reference["settings"], sort_keys=True))
-    score = made.score_answer(judged, reference["entry"])
+    score = made.score_answer(extracted, reference["entry"])
     return Score(reward=float(score), parts={"format": float(tagged)})
 
 
 def answer(text: str) -> str | None:
-    """What is judged, for `maj@n`: between the tags or, without them, the whole text; None where it is blank."""
-    return _judged(text)[0] or None
+    """Return the text between the tags or, without them, the full text, for `maj@n`. None if it is blank."""
+    return _extract(text)[0] or None
 
 
-def _judged(text: str) -> tuple[str, bool]:
-    """What the dataset gets to see, and whether it stood between tags."""
+def _extract(text: str) -> tuple[str, bool]:
+    """Return the text that the dataset scores, and True if it stood between tags."""
     _, opening, rest = text.rpartition("<answer>")
     inside, closing, _ = rest.partition("</answer>")
     tagged = bool(opening and closing)
@@ -53,7 +53,7 @@ def _dataset(name: str, settings: str) -> Any:
 
 
 def make_dataset(name: str, settings: Mapping[str, Any], *, seed: int, size: int) -> Any:
-    """A dataset of the package; some make all their `size` problems at once.
+    """Return a dataset of the package. Some datasets make all their `size` problems at once.
 
     Raises:
         ValueError: There is no such package, dataset or setting.

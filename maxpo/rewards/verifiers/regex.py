@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from maxpo.rewards.base import Score
 
 
 def regex(
-    text: str, reference: Any, *, pattern: str | None = None, mode: Literal["fullmatch", "search"] = "fullmatch"
+    text: str, reference: object, *, pattern: str | None = None, mode: Literal["fullmatch", "search"] = "fullmatch"
 ) -> Score:
-    """Reward 1 if the pattern matches, otherwise 0. Python's `re`; a slow pattern is killed with its process.
+    """Return reward 1 if the pattern matches, otherwise 0. Python's `re`; a slow pattern is killed with its process.
 
     Args:
-        text: The answer; any string.
+        text: Any text.
         reference: The pattern, where `pattern` is null; otherwise not looked at.
         pattern: One pattern for every answer.
         mode: `fullmatch`: the whole text, white space at its ends included; `search`: anywhere in it.
@@ -29,5 +29,5 @@ def regex(
         compiled = re.compile(source)  # re keeps the last 512 itself
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"regex: the reference must be a pattern, got {source[:80]!r}: {error}") from error
-    found = compiled.search(text) if mode == "search" else compiled.fullmatch(text)
-    return Score(reward=float(found is not None))
+    match = compiled.search(text) if mode == "search" else compiled.fullmatch(text)
+    return Score(reward=float(match is not None))

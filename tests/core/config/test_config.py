@@ -357,8 +357,6 @@ OUT_OF_RANGE = [
     "learner.lora.targets=[self_attn.q_proj]",
     "learner.lora.targets=[q_proj,q_proj]",
     "rollout.temperature=0",
-    "rollout.top_p=0.99",
-    "rollout.top_k=1",
     "rollout.gpu_memory_utilization=0",
     "rollout.gpu_memory_utilization=1.01",
     "algorithm.clip_low=1",
@@ -907,3 +905,22 @@ def test_nothing_heavy_is_imported() -> None:
     code = f"import sys, maxpo.configure.loading; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == ""
+
+
+class TestSettingsOfEarlierVersions:
+    OLD = "base: good.yaml\nrollout: {start_timeout_s: 7, health_grace_s: 3, top_p: 1.0}\n"
+
+    def test_a_removed_key_is_an_error_that_names_its_replacement(self, here: Path) -> None:
+        (here / "old.yaml").write_text(self.OLD)
+        with pytest.raises(ConfigError) as error:
+            load_config([Path("old.yaml")], [])
+        said = str(error.value)
+        assert "rollout.start_timeout_s = 7   (old.yaml:2)" in said
+        assert "There is no such key any more. Use run.start_timeout_s." in said
+        assert "There is no such key any more. It equals rollout.health_timeout_s." in said
+
+    def test_in_a_run_folder_it_is_translated(self, here: Path) -> None:
+        (here / "old.yaml").write_text(self.OLD)
+        loaded = load_config([Path("old.yaml")], [], earlier_run=True)
+        assert loaded.config.run.start_timeout_s == 7.0
+        assert loaded.origin["run.start_timeout_s"].where == "old.yaml:2"

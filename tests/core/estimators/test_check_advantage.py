@@ -156,7 +156,7 @@ def test_command_prints_json_of_a_file(tmp_path: Path, capsys: pytest.CaptureFix
     [
         (["--estimator", "ppo"], "--estimator ppo: there is none"),
         (["--n", "4", "--k", "5"], "--n 4 --k 5: allowed is"),
-        (["--n", "4", "--k", "4"], "k = 4 with groups of N = 4; allowed is 1 <= k <= 3"),
+        (["--n", "4", "--k", "4"], "k = 4 with groups of N = 4. Allowed is 1 <= k <= 3"),
         (["--bernoulli", "1"], "--bernoulli 1: allowed is 0 < P < 1"),
         (["--objective", "best"], "there is no objective 'best'"),
         (["--objective", "min", "--estimator", "rloo"], "only maxpo knows"),

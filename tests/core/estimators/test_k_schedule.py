@@ -68,7 +68,7 @@ def test_coefficients_by_hand(objective: str, k: int, expected: list[float]) -> 
 @pytest.mark.parametrize(
     ("objective", "match"),
     [
-        ("best", "there is no objective 'best'; there are max, min"),
+        ("best", r"there is no objective 'best'\. Known objectives: max, min"),
         ("max:2", "there is no objective"),
         ("top_m", "M must be a whole number"),
         ("top_m:0", "M must be a whole number"),

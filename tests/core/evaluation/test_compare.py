@@ -190,4 +190,4 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert result["overall"]["figures"]["pass@1"]["difference"] == {"value": 0.5, "low": 0.5, "high": 0.5}
     assert result["sources"]["source 0"]["figures"]["pass@1"]["excludes_zero"] is True
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "c")]) == 2
-    assert "there is no eval.json; `maxpo evaluate MODEL FILE.yaml --out DIR` makes one" in capsys.readouterr().err
+    assert "there is no eval.json. `maxpo evaluate MODEL FILE.yaml --out DIR` writes one." in capsys.readouterr().err

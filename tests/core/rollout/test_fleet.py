@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 import rollout.fleet
-from maxpo.config import RolloutConfig
+from maxpo.config import Config, RolloutConfig, RunConfig
 from maxpo.errors import RunError
 from rollout.fleet import Fleet, is_loss
 from rollout.slots import Slots
@@ -66,7 +66,11 @@ def fleet(version: int | None = None, **settings: Any) -> tuple[Fleet, list[Fake
         made.append(FakeActor(number))
         return made[-1]
 
-    workers = Fleet(create, 2, RolloutConfig(max_new_tokens=1, **settings), None)
+    config = Config(
+        run=RunConfig(start_timeout_s=settings.pop("start_timeout_s", 600.0)),
+        rollout=RolloutConfig(workers=2, max_new_tokens=1, **settings),
+    )
+    workers = Fleet(create, config, None)
     workers.begin_start(version)
     return workers, made
 
@@ -157,13 +161,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-HEALTH = {"health_interval_s": 10.0, "health_timeout_s": 60.0, "health_grace_s": 30.0}
+HEALTH = {"health_timeout_s": 60.0}
+"""The grace after a start is 60 s then, and the interval between two questions 10 s."""
 
 
 def test_workers_are_asked_after_their_grace_and_at_intervals(fake: FakeRay, clock: list[float]) -> None:
     workers, (first, second) = fleet(**HEALTH)
     asked: list[float] = []
-    for _ in range(100):
+    for _ in range(130):
         clock[0] += 1
         before = len(first.questions)
         workers.check_health()
@@ -173,14 +178,14 @@ def test_workers_are_asked_after_their_grace_and_at_intervals(fake: FakeRay, clo
         if second.questions and not second.questions[-1]:
             second.questions[-1].append(None)
     # The grace begins with the first look; then an interval after each answer is seen.
-    assert asked == [31, 42, 53, 64, 75, 86, 97]
+    assert asked == [61, 72, 83, 94, 105, 116, 127]
     assert workers.restarts == 0
 
 
 def test_a_worker_without_a_sign_of_life_is_lost(fake: FakeRay, clock: list[float]) -> None:
     workers, made = fleet(**HEALTH)
     lost_at = 0.0
-    for _ in range(120):
+    for _ in range(150):
         clock[0] += 1
         workers.check_health()
         if made[0].questions and not made[0].questions[-1]:
@@ -188,14 +193,14 @@ def test_a_worker_without_a_sign_of_life_is_lost(fake: FakeRay, clock: list[floa
         if fake.killed and not lost_at:
             lost_at = clock[0] - 1000
     assert fake.killed == [made[1]]
-    assert lost_at == 31 + 61
+    assert lost_at == 61 + 61
     assert "rollout worker 1: no sign of life for 61 s" in workers._losses[0][1]
     assert len(made[2].questions) == 0  # the replacement is not serving yet
 
 
 def test_a_driver_that_slept_gives_the_workers_their_time(fake: FakeRay, clock: list[float]) -> None:
     workers, made = fleet(**HEALTH)
-    for _ in range(40):
+    for _ in range(70):
         clock[0] += 1
         workers.check_health()
     assert all(actor.questions for actor in made)
@@ -212,7 +217,7 @@ def test_a_driver_that_slept_gives_the_workers_their_time(fake: FakeRay, clock: 
 
 def test_a_worker_whose_engine_is_dead_says_so(fake: FakeRay, clock: list[float]) -> None:
     workers, made = fleet(**HEALTH)
-    for _ in range(35):
+    for _ in range(65):
         clock[0] += 1
         workers.check_health()
         if made[0].questions:
@@ -263,7 +268,7 @@ def test_waiting_for_an_engine_that_never_starts_ends_and_names_it(fake: FakeRay
     workers, made = fleet(start_timeout_s=0.05)
     for i in range(2):
         workers.lost(f"rollout worker {i}", made[i], RayActorError())
-    message = r"(?s)rollout worker 0, rollout worker 1 did not start within rollout.start_timeout_s = 0.05 s; if"
+    message = r"(?s)rollout worker 0, rollout worker 1 did not start within run.start_timeout_s = 0.05 s; if"
     with pytest.raises(RunError, match=message):
         workers.wait_for_one()
 

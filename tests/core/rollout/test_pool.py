@@ -41,7 +41,7 @@ def pool(
     settings = {"workers": 0, "max_new_tokens": 1, "max_concurrent_sequences": 4} | settings
     config = Config(rollout=RolloutConfig(**settings), reward=RewardConfig(verifier="exact"))
     made = RolloutPool(config, "cpu", "gloo", lambda number: {})
-    made._fleet = Fleet(lambda number: FakeActor(number, answer), 2, config.rollout, None)
+    made._fleet = Fleet(lambda number: FakeActor(number, answer), config, None, 2)
     return made
 
 
@@ -101,7 +101,7 @@ def test_workers_that_are_late_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
         if number == 0:
             future.set_result(group(prompt))
 
-    rollouts = pool(monkeypatch, answer, generate_timeout_s=-29.7, health_grace_s=1000.0)
+    rollouts = pool(monkeypatch, answer, generate_timeout_s=-29.7, health_timeout_s=1000.0)
     with pytest.raises(RemoteError, match=r"^rollout worker 1 did not return a group within 0\.3 s"):
         rollouts.generate(PROMPTS, 2, "x")
 

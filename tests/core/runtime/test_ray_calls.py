@@ -16,7 +16,7 @@ class FakeRay:
     """References are plain values; 'late' never comes, an exception is raised on get."""
 
     @staticmethod
-    def wait(refs: list[object], timeout: float) -> tuple[list[object], list[object]]:
+    def wait(refs: list[object], num_returns: int, timeout: float) -> tuple[list[object], list[object]]:
         ready = [r for r in refs if r != "late"][:1]
         return ready, [r for r in refs if r not in ready]
 
@@ -52,7 +52,7 @@ def test_a_signal_reaches_a_wait_within_a_moment_and_the_wait_is_known(monkeypat
 
     class Never:
         @staticmethod
-        def wait(refs: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        def wait(refs: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
             limits.append(timeout)
             known.extend(who_waits())
             if len(limits) == 3:
@@ -70,7 +70,7 @@ def test_a_signal_reaches_a_wait_within_a_moment_and_the_wait_is_known(monkeypat
 def test_what_a_signal_handler_raises_inside_ray_comes_out_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupted:
         @staticmethod
-        def wait(refs: list[Any], timeout: float) -> None:
+        def wait(refs: list[Any], num_returns: int, timeout: float) -> None:
             try:
                 raise RunError("no progress")
             except RunError as error:  # as Python does it where C code returns a result in spite of an exception
