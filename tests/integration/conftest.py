@@ -17,7 +17,7 @@ from learner.group import LearnerGroup
 from maxpo.config import Config
 from maxpo.configure.loading import load_config
 from maxpo.errors import RemoteError
-from maxpo.types import Prompt
+from maxpo.types import Group, Prompt
 from rollout.pool import RolloutPool
 from tests.integration.commands import InProcess, maxpo, training
 from tests.integration.learner_ranks import run_ranks
@@ -34,6 +34,8 @@ class Stack:
     system: System
     train: list[Prompt]
     held_out: list[Prompt]
+    first_groups: list[Group]
+    """Samples of `train[:60]` with the draw "same" from the weights of the start."""
     before_weights: str
     """What generation said before any weights had a version."""
 
@@ -76,7 +78,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         with pytest.raises(RemoteError) as refusal:
             running.rollouts.generate(train[:1], 2, "early")
         running.rollouts.confirm(running.learner.publish(running.rollouts.receivers()))
-        yield Stack(config, running, train, held_out, str(refusal.value))
+        first = running.rollouts.generate(train[:60], 16, "same")
+        yield Stack(config, running, train, held_out, first, str(refusal.value))
 
 
 @dataclass(frozen=True)

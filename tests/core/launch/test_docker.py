@@ -233,6 +233,14 @@ def test_the_lock_files_satisfy_pyproject(extra: str) -> None:
     )
 
 
+def test_the_extras_are_pinned_and_change_no_other_pin() -> None:
+    more, extras = pins("extras.lock"), PROJECT["optional-dependencies"]
+    cpu = pins("cpu.lock")
+    assert more.keys() & cpu.keys() == set()
+    for requirement in map(Requirement, (*extras["data"], *extras["reasoning-gym"])):
+        assert requirement.specifier.contains((cpu | more)[canonicalize_name(requirement.name)]), requirement
+
+
 def test_both_images_have_the_same_versions_of_what_they_share() -> None:
     cpu, gpu = pins("cpu.lock"), pins("gpu.lock")
     differ = {name: (cpu[name], gpu[name]) for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]}
