@@ -12,6 +12,7 @@ from launch.commands.settings import Subparsers, add_settings
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.configure.loading import load_config
 from maxpo.errors import InputError
+from maxpo.files import recover
 
 
 def add_arguments(subparsers: Subparsers) -> None:
@@ -47,6 +48,7 @@ def policy_in(folder: Path) -> Path:
     Raises:
         InputError: the run folder has no exported policy; the message names the command that writes it.
     """
+    recover(folder / "policy")
     if (folder / "policy" / "config.json").is_file():
         return folder / "policy"
     if not (folder / "config.yaml").is_file() or (folder / "config.json").is_file():
