@@ -60,8 +60,8 @@ def replacing(path: Path) -> Generator[Path]:
 def put_in_place(partial: Path, path: Path) -> None:
     """Flush the file or the folder `partial` and rename it to `path`, which it replaces.
 
-    If the process dies, either the old or the new content is left whole. For a moment an old folder is not at `path` but
-    beside it, with the ending `old`, because no rename replaces a folder that has files. `recover` puts it back.
+    If the process dies, either the old or the new content is left whole. For a moment an old folder is not at `path`
+    but beside it, with the ending `old`, because no rename replaces a folder that has files. `recover` puts it back.
     """
     for part in (*partial.rglob("*"), partial):
         flush(part)
