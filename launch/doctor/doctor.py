@@ -44,7 +44,7 @@ from launch.doctor.checks import (
     wanted_packages,
 )
 from launch.doctor.node import facts
-from launch.limited import Ran, run_limited, within
+from launch.limited import Output, run_limited, within
 from maxpo.config import Config
 from maxpo.configure.loading import load_config
 from maxpo.configure.rules.data import local_sources
@@ -247,7 +247,7 @@ def reach(address: str, seconds: float = 3.0) -> Line:
         return Line("error", f"Ray at {address}: nobody listens there ({error.strerror}): {cure}")
 
 
-def ask_cluster(question: dict[str, Any], *, connect_s: int, task_s: int) -> Ran:
+def ask_cluster(question: dict[str, Any], *, connect_s: int, task_s: int) -> Output:
     """Ask a process apart, because a `ray.init` that hangs cannot be interrupted."""
     # By default Ray tries 20 times, once a second, also where the token is wrong.
     env = dict(os.environ) | {"RAY_gcs_server_port_wait_time_s": "3", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -256,7 +256,7 @@ def ask_cluster(question: dict[str, Any], *, connect_s: int, task_s: int) -> Ran
     return run_limited(command, connect_s + task_s + 20, given=given, env=env)
 
 
-def _why(ran: Ran, causes: list[str], address: str) -> str:
+def _why(ran: Output, causes: list[str], address: str) -> str:
     """Why there is no connection."""
     everything = "\n".join(causes)
     silent = "something listens, but it does not answer as Ray: is it the port of the head, and of the same version?"
