@@ -1,68 +1,43 @@
-"""The command `maxpo`. Imports nothing heavy before it knows that the configuration is right."""
+"""The command `maxpo`. Heavy libraries are imported only after the configuration was checked."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 
-from launch.commands.arguments import arguments
-from launch.commands.evaluate import evaluate_command
-from launch.commands.plan import plan_command
-from launch.commands.submit import submit_command
-from launch.commands.train import config_of_run, dry_run, train_command
+from launch.commands import (
+    check_advantage,
+    compare,
+    config,
+    doctor,
+    evaluate,
+    export,
+    fetch_model,
+    plan,
+    resume,
+    submit,
+    train,
+)
 from launch.terminal.printing import say
-from maxpo.configure.loading import load_config
+from maxpo import __version__
 from maxpo.configure.problems import ConfigError
-from maxpo.configure.writing import explain
 from maxpo.errors import InputError, RunError
+
+COMMANDS = (train, submit, resume, export, fetch_model, plan, evaluate, compare, check_advantage, doctor, config)
+"""Modules of the subcommands, in the order of `maxpo --help`. Each adds its arguments and names its function `run`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0 done, 2 wrong input, 1 failed, 130 Ctrl-C, 75 preempted."""
-    args = arguments(argv)
-    console, errors = Console(), Console(stderr=True)
+    """Run one command. Return its exit code: 0 done, 1 failed, 2 wrong input, 75 preempted, 130 Ctrl-C."""
+    args = _parse(sys.argv[1:] if argv is None else argv)
+    errors = Console(stderr=True)
     try:
-        if args.command == "config":
-            say(console, explain(args.key))
-            return 0
-        if args.command == "check-advantage":
-            from launch.commands.check_advantage import check_advantage
-
-            return check_advantage(args, console)
-        if args.command == "doctor":
-            from launch.doctor.doctor import run_doctor
-
-            return run_doctor(args.overrides, args.address, console)
-        if args.command == "fetch-model":
-            from launch.commands.fetch_model import fetch_model
-
-            say(console, f"{args.to}: {fetch_model(args.name, args.to)}")
-            return 0
-        if args.command == "evaluate":
-            return evaluate_command(args, console)
-        if args.command == "compare":
-            from launch.commands.compare import compare_evaluations
-
-            return compare_evaluations(args.a, args.b, console, as_json=args.json)
-        if args.command == "export":
-            from launch.commands.export import export_checkpoint
-
-            source = export_checkpoint(config_of_run(args.run, []).config, args.run, args.step, args.to)
-            say(console, f"{args.to}: the policy of {source}")
-            return 0
-        if args.command == "resume":
-            return train_command(config_of_run(args.run, args.overrides), console)
-        if args.command == "submit":
-            return submit_command(args, list(argv or sys.argv[1:]), console)
-        loaded = load_config([args.file], args.overrides)
-        if args.command == "plan":
-            return plan_command(loaded, args, console)
-        return dry_run(loaded, console) if args.dry_run else train_command(loaded, console)
+        return args.run(args, Console())
     except ConfigError as error:
-        say(errors, str(error))
-        errors.print("\n`maxpo config explain KEY` says what a setting means.", highlight=False, markup=False)
+        say(errors, f"{error}\n\n`maxpo config explain KEY` says what a setting means.")
         return 2
     except (InputError, FileExistsError) as error:
         say(errors, f"maxpo: {error}")
@@ -70,12 +45,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         from launch.run.signals import PREEMPTED, StopTooLateError
 
-        text = "\n".join([f"maxpo: {error}", *getattr(error, "__notes__", [])])
-        say(errors, text)
+        say(errors, "\n".join([f"maxpo: {error}", *getattr(error, "__notes__", [])]))
         return PREEMPTED if isinstance(error, StopTooLateError) else 1
     except KeyboardInterrupt:
-        errors.print("maxpo: stopped at once", highlight=False)
+        say(errors, "maxpo: stopped at once")
         return 130
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line. Overrides (key=value) may stand before and after options."""
+    parser = argparse.ArgumentParser(
+        prog="maxpo", description="Post-train a language model for pass@K and max@K with Leave-Two-Out advantages."
+    )
+    parser.add_argument("--version", action="version", version=f"maxpo {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for command in COMMANDS:
+        command.add_arguments(subparsers)
+    args, rest = parser.parse_known_args(words)
+    if rest and (any(word.startswith("-") for word in rest) or not hasattr(args, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    args.words = list(words)
+    return args
 
 
 if __name__ == "__main__":

@@ -1,31 +1,50 @@
-"""What a user can do something about, as opposed to mistakes of this code."""
+"""Expected errors. Any other exception is a bug, and keeps its traceback.
+
+    InputError                  an input is wrong, nothing was started: exit code 2
+        ConfigError             settings (maxpo/configure/problems.py)
+        DataError               rows
+        CheckpointError         a checkpoint
+        ResourceError           GPUs or other resources are missing (launch/cluster/placement.py)
+    RunError                    a run failed for a reason outside its process: exit code 1
+        RemoteError             a remote worker failed
+            LateError           ... or passed a deadline
+            LearnerLostError    ... or the learner is lost, and only a restart helps
+        EngineLostError         an engine's process died (rollout/worker.py)
+        VerifierError           the verifier pool failed (rollout/scoring/verifier_pool.py)
+        RemoteStoreError        an object store failed (maxpo/checkpoints/remote.py)
+        StalledError            no progress (launch/run/watchdog.py)
+        StopTooLateError        the run did not end in time after a signal: exit code 75 (launch/run/signals.py)
+
+Three errors never leave their package: `SandboxError` and `CaseError` of the code sandbox (maxpo/rewards/code/), and
+`StepError` of an environment (rollout/episodes/). Each ends as the outcome of one sample.
+"""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Something that was given is wrong: a setting, a file, a machine with too little. Nothing was started."""
+    """A wrong input: a setting, a file, or a machine with too few resources. Nothing was started."""
 
 
 class DataError(InputError):
-    """Rows that cannot be used; the message names file, line, field and what was expected."""
+    """Unusable rows of data. The message names file, line, field and the expected value."""
 
 
 class RunError(RuntimeError):
-    """A run failed for a reason outside this process; the message names who and what."""
+    """Failure of a run for a reason outside this process. The message names the worker or file and the reason."""
 
 
 class CheckpointError(InputError):
-    """A checkpoint cannot be used; the message names folder and file."""
+    """Unusable checkpoint. The message names folder and file."""
 
 
 class RemoteError(RunError):
-    """A remote worker failed or did not answer in time; the message names it."""
+    """Failure or timeout of a remote worker. The message names the worker."""
 
 
 class LateError(RemoteError):
-    """A remote worker did not answer in time."""
+    """Timeout of a remote worker."""
 
 
 class LearnerLostError(RemoteError):
-    """The learner is gone, in part or as a whole, and can only be started again, from a checkpoint."""
+    """Loss of a part or all of the learner. The learner must be started again from a checkpoint."""

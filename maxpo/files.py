@@ -46,6 +46,7 @@ def replacing(path: Path) -> Generator[Path]:
         A path beside `path` that does not exist yet. What is there at the end is moved to `path` by `put_in_place`.
         After an error it is removed, and `path` is as it was.
     """
+    recover(path)
     partial = hidden(path)
     remove(partial)
     try:
@@ -59,8 +60,8 @@ def replacing(path: Path) -> Generator[Path]:
 def put_in_place(partial: Path, path: Path) -> None:
     """Flush the file or the folder `partial` and rename it to `path`, which it replaces.
 
-    Whenever the process dies, either the old or the new content is left whole. For a moment an old folder is not at
-    `path` but beside it, under the ending `old`, because no rename replaces a folder that has files.
+    If the process dies, either the old or the new content is left whole. For a moment an old folder is not at `path`
+    but beside it, with the ending `old`, because no rename replaces a folder that has files. `recover` puts it back.
     """
     for part in (*partial.rglob("*"), partial):
         flush(part)
@@ -79,6 +80,13 @@ def put_in_place(partial: Path, path: Path) -> None:
             raise
     flush(path.parent)
     remove(hidden(path, "old"))
+
+
+def recover(path: Path) -> None:
+    """Put an old folder back to `path` if the process died in `put_in_place` between its two renames."""
+    old = hidden(path, "old")
+    if old.exists() and not path.exists():
+        old.rename(path)
 
 
 def remove(path: Path) -> None:

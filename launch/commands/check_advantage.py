@@ -1,31 +1,82 @@
-"""The command `maxpo check-advantage`: what each estimator is worth for the user's own N, K and rewards."""
+"""`maxpo check-advantage`: bias, variance and cost of each estimator for the user's own N, K and rewards."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
+from launch.commands.settings import Subparsers
 from launch.terminal.printing import say
 from maxpo.errors import InputError
-from maxpo.estimators.advantages import ADVANTAGES
-from maxpo.estimators.bandit import Bandit, Comparison, Measured, bernoulli, compare, empirical
-from maxpo.estimators.objectives import rank_coefficients
+
+if TYPE_CHECKING:
+    from maxpo.estimators.bandit import Bandit, Comparison
 
 
-def check_advantage(args: argparse.Namespace, console: Console) -> int:
-    """Print the comparison that the command line asks for; returns the exit code.
+def add_arguments(subparsers: Subparsers) -> None:
+    """Add the subcommand to the command line."""
+    parser = subparsers.add_parser(
+        "check-advantage",
+        help="bias, centring, variance and cost of every estimator for given N, K and rewards",
+        description="Measure every advantage estimator, side by side, for groups of N rewards from the distribution "
+        "given. Small cases are counted out exactly, larger ones are drawn.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--estimator", default="maxpo", help="the one that others are compared with (default: maxpo)")
+    parser.add_argument("--n", type=int, default=16, help="samples of a group, N (default: 16)")
+    parser.add_argument("--k", type=int, default=4, help="K of max@K (default: 4)")
+    parser.add_argument("--objective", default="max", help="statistic of K samples, as algorithm.objective")
+    rewards = parser.add_mutually_exclusive_group()
+    rewards.add_argument("--bernoulli", type=float, metavar="P", help="rewards 1 with probability P, else 0 (0.2)")
+    rewards.add_argument(
+        "--rewards",
+        type=Path,
+        metavar="FILE",
+        help="a number on each line, or JSON lines with `reward` (rollouts/*.jsonl); taken as one distribution",
+    )
+    parser.add_argument("--draws", type=int, default=20000, help="groups to draw in larger cases (default: 20000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Measure the estimators and print the comparison. Return the exit code.
 
     Raises:
         InputError: an argument or a line of the file cannot be used.
     """
+    from launch.terminal.estimators import estimator_table, estimators_as_json, legend
+
+    _check(args)
+    n, k, objective = args.n, args.k, args.objective
+    bandit, source = _rewards(args)
+    result = _measure(args, bandit)
+    if args.json:
+        print(json.dumps(estimators_as_json(result, n=n, k=k, objective=objective, rewards=source), indent=1))
+        return 0
+    how = f"all {result.groups} possible groups" if result.exact else f"{result.groups} groups drawn"
+    goal = f"max@{k}" if objective == "max" else f"{objective} of {k} samples"
+    say(console, f"{goal} with groups of N = {n}, rewards: {source}; {how}")
+    console.print(estimator_table(result))
+    for row in result.measured:
+        if row.refused:
+            say(console, f"left out   {row.refused}")
+    say(console, legend(goal, args.estimator))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse arguments that are out of range or contradict each other."""
+    from maxpo.estimators.advantages import ADVANTAGES
+    from maxpo.estimators.objectives import rank_coefficients
+
     name, n, k, objective = args.estimator, args.n, args.k, args.objective
     if name not in ADVANTAGES:
-        raise InputError(f"--estimator {name}: there is none of this name; there are {', '.join(ADVANTAGES)}")
+        raise InputError(f"--estimator {name}: no estimator has this name; known are {', '.join(ADVANTAGES)}")
     if n < 2 or not 1 <= k <= n:
         raise InputError(f"--n {n} --k {k}: allowed is N >= 2 and 1 <= K <= N")
     if args.draws < 2 or not 0 <= args.seed < 2**63:
@@ -36,41 +87,29 @@ def check_advantage(args: argparse.Namespace, console: Console) -> int:
         rank_coefficients(objective, k)
     except ValueError as error:
         raise InputError(f"--objective: {error}") from error
-    bandit, source = _rewards(args)
-    names = [name, *(other for other in ADVANTAGES if other != name)]
+
+
+def _measure(args: argparse.Namespace, bandit: Bandit) -> Comparison:
+    """Measure all estimators, the one of the command line first."""
+    from maxpo.estimators.advantages import ADVANTAGES
+    from maxpo.estimators.bandit import compare
+
+    names = [args.estimator, *(other for other in ADVANTAGES if other != args.estimator)]
     try:
-        result = compare(bandit, n, k, objective=objective, names=names, draws=args.draws, seed=args.seed)
+        result = compare(
+            bandit, args.n, args.k, objective=args.objective, names=names, draws=args.draws, seed=args.seed
+        )
     except ValueError as error:
         raise InputError(str(error)) from error
-    chosen = result.measured[0]
-    if chosen.refused:
-        raise InputError(f"--estimator {chosen.refused}")
-    if args.json:
-        print(json.dumps(_as_json(result, n=n, k=k, objective=objective, rewards=source), indent=1))
-        return 0
-    how = f"all {result.groups} possible groups" if result.exact else f"{result.groups} groups drawn"
-    goal = f"max@{k}" if objective == "max" else f"{objective} of {k} samples"
-    title = f"{goal} with groups of N = {n}, rewards: {source}; {how}"
-    say(console, title)
-    console.print(_table(result))
-    for row in result.measured:
-        if row.refused:
-            say(console, f"left out   {row.refused}")
-    console.print(
-        f"bias      |mean gradient - gradient of {goal}| / |gradient|; 0 is unbiased\n"
-        "scale     length of the mean gradient along the right one; angle: degrees between them\n"
-        "          (softmax over the different rewards: with two there is only one direction)\n"
-        "centred   every group's advantages add up to 0\n"
-        f"variance  of one group's gradient, total; ratio: to {name}'s, where both are unbiased\n"
-        "snr       |mean gradient|^2 / variance; non-0: samples whose advantage is not 0\n"
-        "us        time for one group, in a batch of 256 on this machine",
-        highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
-    return 0
+    if refused := result.measured[0].refused:
+        raise InputError(f"--estimator {refused}")
+    return result
 
 
 def _rewards(args: argparse.Namespace) -> tuple[Bandit, str]:
-    """The distribution of rewards, and how to call it."""
+    """Return the distribution of rewards, and its description."""
+    from maxpo.estimators.bandit import bernoulli, empirical
+
     if args.rewards is not None:
         values = read_rewards(args.rewards)
         return empirical(values), f"{args.rewards} ({len(values)} rewards, {len(set(values))} different)"
@@ -81,16 +120,16 @@ def _rewards(args: argparse.Namespace) -> tuple[Bandit, str]:
 
 
 def read_rewards(path: Path) -> list[float]:
-    """The rewards in a file, of all its prompts together; rows of a run's rollouts without a verdict are left out.
+    """Return the rewards in a file, of all its prompts together, without those of samples that have no verdict.
 
     Raises:
-        InputError: naming file, line and what is wrong there.
+        InputError: the file cannot be used; the message names the file, the line and the fault.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--rewards {path}: {error}") from error
-    found: list[float] = []
+    rewards: list[float] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -103,47 +142,8 @@ def read_rewards(path: Path) -> list[float]:
                 continue
             row = row.get("reward")
         if isinstance(row, bool) or not isinstance(row, int | float) or not -1e300 < row < 1e300:
-            raise InputError(f"{path}:{number}: {line[:60]!r} is no finite number and no object with `reward`")
-        found.append(float(row))
-    if len(set(found)) < 2:
-        raise InputError(f"--rewards {path}: {len(found)} rewards, {len(set(found))} different; at least 2 are needed")
-    return found
-
-
-def _table(result: Comparison) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("estimator", no_wrap=True)
-    for column in ("bias", "scale", "angle", "centred", "variance", "ratio", "snr", "non-0", "us"):
-        table.add_column(column, justify="right", no_wrap=True)
-    chosen = result.measured[0]
-    for row in result.measured:
-        if not row.refused:
-            table.add_row(*_cells(row, chosen, exact=result.exact), style="bold" if row is chosen else "")
-    return table
-
-
-def _cells(row: Measured, chosen: Measured, *, exact: bool) -> list[str]:
-    comparable = row.unbiased and chosen.unbiased
-    return [
-        row.estimator,
-        ("0" if exact else f"0±{row.bias_error:.1g}") if row.unbiased else f"{row.bias:.3g}",
-        f"{row.scale:.3g}",
-        f"{row.angle:.1f}",
-        "yes" if row.centred else "no",
-        f"{row.variance:.3g}",
-        f"{row.variance / chosen.variance:.2f}" if comparable else "",
-        f"{row.signal_to_noise:.3g}",
-        f"{100 * row.nonzero:.0f}%",
-        f"{row.microseconds:.2f}",
-    ]
-
-
-def _as_json(result: Comparison, **asked: object) -> dict[str, object]:
-    rows = [
-        {"estimator": row.estimator, "refused": row.refused}
-        if row.refused
-        else {name: value if value == value else None for name, value in asdict(row).items() if name != "refused"}
-        | {"centred": row.centred}
-        for row in result.measured
-    ]
-    return asked | {"exact": result.exact, "groups": result.groups, "estimators": rows}
+            raise InputError(f"{path}:{number}: {line[:60]!r} is neither a finite number nor an object with `reward`")
+        rewards.append(float(row))
+    if (different := len(set(rewards))) < 2:
+        raise InputError(f"--rewards {path}: {len(rewards)} rewards, {different} different; at least 2 are needed")
+    return rewards

@@ -1,53 +1,34 @@
-"""The command `maxpo export`: a checkpoint's policy as a Hugging Face folder, without starting anything."""
+"""`maxpo export`."""
 
 from __future__ import annotations
 
-import json
+import argparse
 from pathlib import Path
 
-import torch
+from rich.console import Console
 
-from learner.model.loading import load_language_model
-from learner.model.lora import add_adapter, base_digest, check_base
-from learner.model.parameters import trained_parameters
-from learner.state.files import META, read_masters
-from learner.state.policy_folder import write_policy
-from maxpo.checkpoints.local import Checkpoints
-from maxpo.checkpoints.manifest import verify
-from maxpo.config import Config
-from maxpo.errors import CheckpointError, InputError
-from maxpo.files import step_name
+from launch.commands.settings import Subparsers, settings_of_run
+from launch.terminal.printing import say
 
 
-def export_checkpoint(config: Config, run: Path, step: int | None, target: Path) -> Path:
-    """Write the policy of a checkpoint to the new folder `target`; returns the checkpoint.
+def add_arguments(subparsers: Subparsers) -> None:
+    """Add the subcommand to the command line."""
+    parser = subparsers.add_parser(
+        "export",
+        help="write the policy of a checkpoint",
+        description="Write the policy of a checkpoint of RUN_DIR as a Hugging Face folder.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("folder", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--step", type=int, help="of the checkpoint (default: the newest good one)")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write; must not exist")
 
-    Raises:
-        InputError: the target exists, or there is no such checkpoint, or it is damaged, or its adapter was trained on
-            another base.
-    """
-    if target.exists():
-        raise InputError(f"--to {target}: it exists already")
-    checkpoints = Checkpoints(run / "checkpoints")
-    if step is None:
-        source, wrong = checkpoints.newest_good()
-        if source is None:
-            raise CheckpointError("\n  ".join([f"{run} has no checkpoint that can be used", *wrong]))
-    elif step in checkpoints.steps():
-        source = checkpoints.folder / step_name(step)
-        verify(source)
-    else:
-        raise InputError(f"--step {step}: {run} has checkpoints of steps {checkpoints.steps()}")
-    dtype = getattr(torch, config.learner.dtype)
-    lm = load_language_model(config.model.path, dtype, trust_remote_code=config.model.trust_remote_code)
-    lora = config.learner.lora
-    if lora.rank:
-        extra = json.loads((source / "learner" / META).read_text(encoding="utf-8"))["extra"]
-        check_base(extra.get("base"), base_digest(lm), config.model.path)
-        add_adapter(lm, lora, seed=0)
-    masters = read_masters(source / "learner")
-    with torch.no_grad():
-        for name, parameter in trained_parameters(lm).items():
-            parameter.copy_(masters[name])
-    write_policy(lm, config.model.path, target, lora)
-    return source
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Write the policy of a checkpoint. Return the exit code."""
+    config = settings_of_run(args.folder, []).config
+    from launch.run.exporting import export_checkpoint
+
+    source = export_checkpoint(config, args.folder, args.step, args.to)
+    say(console, f"{args.to}: the policy of {source}")
+    return 0

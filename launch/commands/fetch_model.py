@@ -1,7 +1,8 @@
-"""The command `maxpo fetch-model`: small models to start from, as Hugging Face folders."""
+"""`maxpo fetch-model`: small models to start from, as Hugging Face folders."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import shutil
@@ -15,6 +16,10 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from launch.commands.settings import Subparsers
+from launch.terminal.printing import say
 from maxpo.errors import InputError, RunError
 from maxpo.files import put_in_place
 
@@ -43,6 +48,24 @@ MODELS = {
 
 NEEDS = ("gguf", "accelerate")
 """What transformers needs to read GGUF."""
+
+
+def add_arguments(subparsers: Subparsers) -> None:
+    """Add the subcommand to the command line."""
+    parser = subparsers.add_parser(
+        "fetch-model",
+        help="a small model to start from",
+        description="Write a small model as a Hugging Face folder: smollm2-135m (SmolLM2-135M-Instruct, Apache-2.0).",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("name", help="smollm2-135m")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write; must not exist")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Fetch a model. Return the exit code."""
+    say(console, f"{args.to}: {fetch_model(args.name, args.to)}")
+    return 0
 
 
 def fetch_model(name: str, target: Path) -> str:

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import argparse
 
 from rich.console import Console
 
 from launch.cluster.ray_environment import prepare_ray
+from launch.commands.settings import Subparsers, add_settings
 from launch.terminal.printing import say
 from maxpo.configure.loading import LoadedConfig, load_config
 from maxpo.configure.writing import to_yaml
-from maxpo.errors import InputError
 
 
-def config_of_run(run: Path, overrides: Sequence[str]) -> LoadedConfig:
-    """The settings of a run folder, to go on from its newest checkpoint."""
-    file = run / "config.yaml"
-    if not file.is_file():
-        raise InputError(f"{run} is no run folder: it has no config.yaml")
-    place = run.resolve()
-    here = [f"run.dir={place.parent}", f"run.name={place.name}"]
-    return load_config([file], ["checkpoint.resume=must", *overrides, *here], earlier_run=True)
+def add_arguments(subparsers: Subparsers) -> None:
+    """Add the subcommand to the command line."""
+    parser = subparsers.add_parser("train", help="train a model", description="Train as FILE.yaml says.")
+    parser.set_defaults(run=run)
+    add_settings(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print the configuration, start nothing"
+    )
 
 
-def train_command(loaded: LoadedConfig, console: Console) -> int:
-    """Run a training; the exit code."""
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Train, or only check everything. Return the exit code."""
+    loaded = load_config([args.file], args.overrides)
+    return dry_run(loaded, console) if args.dry_run else train(loaded, console)
+
+
+def train(loaded: LoadedConfig, console: Console) -> int:
+    """Train. Return the exit code."""
     prepare_ray(loaded.config.ray)
     from launch.run.training import run_training
 
@@ -33,7 +38,7 @@ def train_command(loaded: LoadedConfig, console: Console) -> int:
 
 
 def dry_run(loaded: LoadedConfig, console: Console) -> int:
-    """Check everything that can be checked without starting anything; the exit code."""
+    """Check everything that can be checked without starting anything. Return the exit code."""
     import torch
 
     from launch.cluster.placement import gpus_described, place
@@ -50,8 +55,6 @@ def dry_run(loaded: LoadedConfig, console: Console) -> int:
     say(console, to_yaml(loaded))
     for line in (*sources, banner(config, train_prompts)):
         say(console, line)
-    console.print(
-        f"{len(held_out)} held-out prompts x {config.eval.samples} completions per evaluation", highlight=False
-    )
-    console.print("dry run: everything checked, nothing started", highlight=False)
+    say(console, f"{len(held_out)} held-out prompts x {config.eval.samples} completions per evaluation")
+    say(console, "dry run: everything checked, nothing started")
     return 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from maxpo.errors import InputError
 from maxpo.wording import question
 
 DEFAULT = "default"
@@ -59,12 +60,12 @@ class Problem:
 
 
 def problem(message: str, *, where: str, key: str = "", text: str = "", nearest: tuple[str, ...] = ()) -> Problem:
-    """Makes a problem that is about one key, or without `key` about a file."""
+    """Return a problem of one key, or without `key` of a file."""
     return Problem(settings=(Setting(key=key, where=where, text=text),), message=message, nearest=nearest)
 
 
-class ConfigError(Exception):
-    """Everything that is wrong with the settings of a run, ready to be printed."""
+class ConfigError(InputError):
+    """All problems of the settings of a run. `str` gives the text for the user."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__(problems)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from launch.commands.export import export_checkpoint
+from launch.run.exporting import export_checkpoint
 from learner.model.parameters import trained_parameters
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.config import LoraConfig

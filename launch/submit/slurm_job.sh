@@ -1,0 +1,108 @@
+#!/bin/bash
+#@ options
+# shellcheck disable=SC2016 # a $ in a setting is text
+set -euo pipefail
+cd "$SLURM_SUBMIT_DIR"
+#@ variables
+
+attempt=$((${SLURM_RESTART_COUNT:-0} + 1))
+if [ "$attempt" -gt "$max_attempts" ]; then
+  echo "maxpo: attempt $attempt is more than launch.max_attempts = $max_attempts" >&2
+  exit 75
+fi
+logs=$log_dir/job-$SLURM_JOB_ID/attempt-$attempt
+mkdir -p "$logs"
+logs=$(cd "$logs" && pwd)
+echo "maxpo: attempt $attempt of $max_attempts on $SLURM_JOB_NUM_NODES node(s), logs in $logs"
+#@ files
+set +u # environments are seldom written for it
+# shellcheck source=/dev/null
+source "$logs/setup.sh"
+set -u
+export MAXPO_TMP=/tmp/maxpo-$SLURM_JOB_ID-$attempt
+steps=() driver='' asked='' interrupted=''
+
+# What runs node.sh once on each of some nodes; srun itself and no function, so that signals reach it.
+on_nodes=(srun --overlap --export=ALL --ntasks-per-node=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0
+  "--output=$logs/node-%N.log" --open-mode=append)
+
+end() { # ends the cluster and removes the token; also where a command above has failed
+  trap '' USR1 TERM
+  trap - EXIT
+  if [ -n "$driver" ]; then kill "$driver" 2>/dev/null || true; fi
+  if [ "${#steps[@]}" -gt 0 ]; then
+    kill "${steps[@]}" 2>/dev/null || true
+    for _ in {1..300}; do # Ray drains a node for up to 30 s
+      kill -0 "${steps[@]}" 2>/dev/null || break
+      sleep 0.2
+    done
+    kill -KILL "${steps[@]}" 2>/dev/null || true
+    timeout --signal=KILL 60 "${on_nodes[@]}" "--nodes=$SLURM_JOB_NUM_NODES" "--ntasks=$SLURM_JOB_NUM_NODES" \
+      bash "$logs/node.sh" sweep || true
+  fi
+  rm -f "$logs/token"
+}
+
+fail() {
+  echo "maxpo: $1" >&2
+  exit 1
+}
+
+# shellcheck disable=SC2329 # the traps call it
+forward() { # SIGNAL: the driver saves and exits with 75
+  if [ "$asked" != TERM ]; then asked=$1; fi
+  interrupted=1
+  if [ -n "$driver" ]; then kill -s "$1" "$driver" 2>/dev/null || true; fi
+}
+trap end EXIT
+trap 'forward USR1' USR1
+trap 'forward TERM' TERM
+
+# The token is in a file that only this user can read, never in a command line or a log.
+export RAY_AUTH_TOKEN_PATH=$logs/token
+unset RAY_AUTH_TOKEN
+rm -f "$RAY_AUTH_TOKEN_PATH" "$logs/address"
+(umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")
+
+"${on_nodes[@]}" --nodes=1 --ntasks=1 "--nodelist=$SLURMD_NODENAME" bash "$logs/node.sh" head &
+steps+=($!)
+limit=$((SECONDS + node_timeout_s))
+reached() { (exec 3<>"/dev/tcp/${1%:*}/${1##*:}") 2>/dev/null; }
+until [ -n "$asked" ] || { [ -s "$logs/address" ] && reached "$(cat "$logs/address")"; }; do
+  kill -0 "${steps[0]}" 2>/dev/null || fail "Ray's head ended at once, see $logs/node-$SLURMD_NODENAME.log"
+  [ "$SECONDS" -lt "$limit" ] || fail "Ray's head did not answer within cluster.node_timeout_s = $node_timeout_s s"
+  sleep 0.5
+done
+
+code=75
+if [ -z "$asked" ]; then
+  address=$(cat "$logs/address")
+  if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
+    others=$((SLURM_JOB_NUM_NODES - 1))
+    "${on_nodes[@]}" "--nodes=$others" "--ntasks=$others" "--exclude=$SLURMD_NODENAME" \
+      bash "$logs/node.sh" worker "$address" &
+    steps+=($!)
+  fi
+  maxpo train "$logs/config.yaml" "ray.address=$address" "$resume" &
+  driver=$!
+  # A signal that is caught ends `wait` early, without the driver's exit code.
+  while true; do
+    interrupted='' code=0
+    wait "$driver" || code=$?
+    [ -n "$interrupted" ] || break
+  done
+  driver=''
+fi
+# 128 + USR1 or TERM: the signal came before the driver could take it.
+if [ -n "$asked" ] && { [ "$code" -eq 138 ] || [ "$code" -eq 143 ]; }; then code=75; fi
+end
+
+if [ "$code" -eq 75 ] && [ "$asked" != TERM ]; then
+  if [ "$attempt" -lt "$max_attempts" ]; then
+    echo "maxpo: attempt $attempt of $max_attempts has ended, back to the queue"
+    scontrol requeue "$SLURM_JOB_ID" || echo "maxpo: the job could not go back to the queue" >&2
+  else
+    echo "maxpo: attempt $attempt was the last one, launch.max_attempts = $max_attempts" >&2
+  fi
+fi
+exit "$code"
