@@ -25,7 +25,7 @@ from rollout.episodes.observations import ObservationEncoder
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """What the checks look at."""
+    """Subject of the checks."""
 
     config: Config
     model: PretrainedConfig

@@ -1,1 +1,1 @@
-"""What is saved of the learner."""
+"""The learner's part of a checkpoint, and the exported policy."""
