@@ -1,4 +1,4 @@
-"""What the rest of `rollout/` needs of Ray's actor handles and of tokenizers, as Protocols."""
+"""Protocols of Ray's actor handles and of tokenizers, as far as `rollout/` uses them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is saved of the learner."""
+"""Saved state of the learner."""
