@@ -1,11 +1,11 @@
-"""Checkpoint folders: written beside, verified by checksums, and put in place by one rename.
+"""Checkpoint folders, verified by checksums and published by one rename.
 
-    checkpoints/step_000040/   manifest.json  state.json  learner/  policy/ (where wanted)
-    checkpoints/LATEST         the name of the newest one
+    checkpoints/step_000040/   manifest.json  state.json  learner/  policy/ (optional)
+    checkpoints/LATEST         the name of the newest checkpoint
 
-A checkpoint is written under a name that nothing reads, flushed to disk, listed in its manifest with size and sha256
-of every file, and renamed; then LATEST is replaced; only then are old ones removed. Whenever a writer dies, the last
-good checkpoint is untouched. All but the copy of the learner's state may happen in the background.
+A checkpoint is written under a name that nothing reads and flushed to disk. Its manifest lists size and sha256 of every
+file. Then the folder is renamed, then LATEST is replaced, and old checkpoints are removed last. If a writer dies at any
+point, the last good checkpoint is untouched. Only the copy of the learner's state must happen in the foreground.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ LATEST = "LATEST"
 
 
 class Remote(Protocol):
-    """A place for copies, see `maxpo.checkpoints.remote.RemoteStore`."""
+    """A store for copies of checkpoints, such as `maxpo.checkpoints.remote.RemoteStore`."""
 
     def steps(self) -> list[int]:
-        """Steps that have a whole copy, ascending."""
+        """Return the steps that have a complete copy, ascending."""
         ...
 
     def upload(self, checkpoint: Path) -> None:
-        """Copy a checkpoint there."""
+        """Copy a checkpoint to the store."""
         ...
 
     def download(self, step: int, folder: Path) -> Path:
-        """Copy one back into `checkpoints/` of a run folder; returns it, verified."""
+        """Copy a checkpoint into `checkpoints/` of a run folder, verify the copy and return its folder."""
         ...
 
     def prune(self, keep: Collection[int]) -> None:
-        """Remove the others."""
+        """Remove all checkpoints except those of the steps in `keep`."""
         ...
 
 
@@ -60,23 +60,24 @@ class Checkpoints:
         remote: Remote | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Nothing is written before the first `write`.
+        """Create the object. Nothing is written before the first `write`.
 
         Args:
             folder: `checkpoints/` of the run folder.
-            keep_last: newest checkpoints to keep, at least 1.
-            keep_every: also keep those whose step is a multiple of this; 0: none.
-            keep_best: also keep the one with the highest value of this metric; None: none.
-            attached: files to put into each checkpoint, by name: their text, or a file to copy where it exists.
-            asynchronous: `write` returns when the state is copied; the files are written in the background.
-            remote: where each checkpoint is copied to once it is complete; None: nowhere.
-            say: called with a line when a copy fails.
+            keep_last: Number of newest checkpoints to keep, at least 1.
+            keep_every: Also keep checkpoints whose step is a multiple of this number. 0 keeps no others.
+            keep_best: Also keep the checkpoint with the highest value of this metric. None keeps no other.
+            attached: Files to put into each checkpoint, by name: the text, or the path of a file that is copied if it
+                exists.
+            asynchronous: True if `write` returns once the state is copied, and the files are written in the background.
+            remote: Store that receives a copy of each complete checkpoint. None if there is no store.
+            say: Called with a line of text when a copy fails.
         """
         self.folder = folder
         self.saved_step = 0
-        """Step of the newest checkpoint that is complete, 0 where none was written."""
+        """Step of the newest complete checkpoint. 0 if none was written."""
         self.missing_copy: str | None = None
-        """Why the newest checkpoint has no copy in the remote store; None where it has one, or there is no store."""
+        """Reason why the newest checkpoint has no copy in the remote store. None if a copy or no store exists."""
         self._asynchronous, self._remote, self._say = asynchronous, remote, say
         self._failed_copies = 0
         self._writing: Background[None] | None = None
@@ -91,17 +92,18 @@ class Checkpoints:
         metrics: Mapping[str, float],
         fill: Callable[[Path], Callable[[], None]],
     ) -> None:
-        """Write the checkpoint of `step`, after the one before. After an error the older ones are as they were.
+        """Write the checkpoint of `step`, once the write before has ended. An error leaves older checkpoints unchanged.
 
         Args:
-            step: training steps done.
-            state: plain JSON values.
-            metrics: of this step; `keep_best` looks its metric up here.
-            fill: called with an empty folder, takes a copy of everything else; what it returns writes that there.
+            step: Number of training steps done.
+            state: Plain JSON values.
+            metrics: Metrics of this step, including the metric of `keep_best`.
+            fill: Called with an empty folder. Copies all other state and returns a function that writes the copy to
+                this folder.
 
         Raises:
-            RunError: the disk is full, or the folder cannot be written; where the files are written in the
-                background, from the next call of any method.
+            RunError: The disk is full, or the folder cannot be written. If the files are written in the background,
+                the next call of `write`, `poll` or `wait` raises the error.
         """
         self._finish()
         partial = hidden(self.folder / step_name(step))
@@ -122,10 +124,10 @@ class Checkpoints:
             complete()
 
     def poll(self) -> dict[str, float]:
-        """Metrics of the last write in the background that has ended since the last call; does not wait.
+        """Return metrics of the background write that has ended since the last call. Do not wait.
 
         Raises:
-            RunError: it failed.
+            RunError: The write failed.
         """
         if self._writing is not None and self._writing.done:
             self._finish()
@@ -133,7 +135,7 @@ class Checkpoints:
         return finished | ({"checkpoint/copies_failed": float(self._failed_copies)} if self._remote else {})
 
     def wait(self) -> dict[str, float]:
-        """The same, after waiting for the write in the background."""
+        """Wait for the write in the background, then return the metrics of `poll`."""
         self._finish()
         return self.poll()
 
@@ -144,7 +146,7 @@ class Checkpoints:
             self._finished = {"time/checkpoint_write_s": writing.seconds}
 
     def abandon(self, timeout_s: float | None = None) -> None:
-        """Wait for the write in the background, at most `timeout_s` seconds, and forget it, done, failed or not."""
+        """Wait at most `timeout_s` seconds for the background write, then forget the write, whatever its outcome."""
         if self._writing is not None:
             self._writing.wait(timeout_s)
             self._writing = None
@@ -160,7 +162,7 @@ class Checkpoints:
             raise RunError(f"the checkpoint of step {step} could not be written to {self.folder}: {error}") from error
 
     def _complete(self, step: int, partial: Path, state: Mapping[str, object], metrics: Mapping[str, float]) -> None:
-        """From a folder with the learner's files to a checkpoint."""
+        """Complete a folder with the learner's files to a checkpoint, and publish it."""
         final = self.folder / step_name(step)
         for name, content in self._attached.items():
             if isinstance(content, str):
@@ -171,22 +173,22 @@ class Checkpoints:
         files = {str(p.relative_to(partial)): describe(p) for p in sorted(partial.rglob("*")) if p.is_file()}
         manifest = Manifest(format=FORMAT, maxpo=__version__, step=step, metrics=dict(metrics), files=files)
         write_json(partial / MANIFEST, manifest)
-        # There may be an old one of the same step, written before a resume from an earlier step.
+        # A checkpoint of the same step may exist, written before a resume from an earlier step.
         put_in_place(partial, final)
         with replacing(self.folder / LATEST) as pointer:
             pointer.write_text(final.name + "\n", encoding="utf-8")
         self.saved_step = step
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint under its final name, ascending."""
+        """Return the steps that have a checkpoint under its final name, ascending."""
         names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
         return sorted(step for name in names if (step := step_of(name)) is not None)
 
     def good_after(self, step: int) -> list[int]:
-        """Later steps whose checkpoint is good here, or is only in the remote store.
+        """Return later steps that only the remote store has, and the newest good local step if it is later, ascending.
 
         Raises:
-            RunError: the store cannot be read.
+            RunError: The store cannot be read.
         """
         here, there = self.steps(), self._remote.steps() if self._remote else []
         good, _ = self.newest_good()
@@ -194,13 +196,13 @@ class Checkpoints:
         return sorted(s for s in only_there | {step_of(good.name) if good else None} if s is not None and s > step)
 
     def newest_good(self, *, fetch: bool = False) -> tuple[Path | None, list[str]]:
-        """The newest checkpoint that verifies, and what is wrong with the newer ones.
+        """Return the newest checkpoint that passes verification, and the errors of newer checkpoints.
 
         Args:
-            fetch: also look into the remote store, and copy from there what is missing or damaged here.
+            fetch: True to look into the remote store too, and to copy a checkpoint that is missing or damaged here.
 
         Raises:
-            RunError: the store cannot be read.
+            RunError: The store cannot be read.
         """
         wrong: list[str] = []
         here, there = self.steps(), self._remote.steps() if fetch and self._remote else []
@@ -220,9 +222,9 @@ class Checkpoints:
         return None, wrong
 
     def _copy_to_remote(self, step: int, removed: set[int]) -> None:
-        """Copy a checkpoint, and remove there what was removed here.
+        """Copy a checkpoint to the remote store, and remove from the store the steps that were removed here.
 
-        The checkpoint itself is complete, so an error is told and counted, and the next one may come through.
+        The local checkpoint is complete, so an error is reported and counted, not raised. The next copy may succeed.
         """
         if self._remote is None:
             return
@@ -236,7 +238,7 @@ class Checkpoints:
             self._say(f"the checkpoint of step {step} has no copy: {error}")
 
     def _prune(self, written: int) -> set[int]:
-        """Remove what is not to be kept; returns the steps removed."""
+        """Remove the checkpoints that no rule keeps, and return their steps."""
         steps = self.steps()
         keep = {written, *steps[-self._keep_last :]}
         if self._keep_every:
@@ -252,7 +254,7 @@ class Checkpoints:
         return removed
 
     def newest_written(self) -> Path | None:
-        """The newest checkpoint with a readable manifest; its files are not read, which may take long."""
+        """Return the newest checkpoint with a readable manifest. Its files are not read, because this may take long."""
         for step in reversed(self.steps()):
             folder = self.folder / step_name(step)
             with suppress(CheckpointError):
@@ -261,7 +263,7 @@ class Checkpoints:
         return None
 
     def set_aside(self, newer_than: int) -> list[Path]:
-        """Rename the checkpoints of later steps, which are damaged, so that nothing takes them for the newest."""
+        """Rename the checkpoints of later steps, which are damaged, so that none counts as newest. Return the paths."""
         moved: list[Path] = []
         for step in self.steps():
             if step > newer_than:

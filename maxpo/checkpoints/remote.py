@@ -1,10 +1,10 @@
-"""A copy of checkpoints in an object store, where nothing can be renamed: a marker written last makes them whole.
+"""Copies of checkpoints in an object store, published by a marker file because objects cannot be renamed.
 
-    URL/step_000040/   the files of the checkpoint, manifest.json, and last COMMIT
-    URL/LATEST         the name of the one uploaded last, for people
+    URL/step_000040/   the files of the checkpoint, manifest.json, and COMMIT, which is written last
+    URL/LATEST         the name of the checkpoint uploaded last, for people
 
-COMMIT says which manifest it stands for, and the manifest lists every file with its sha256. What has no COMMIT, or one
-of another manifest, is not a checkpoint. COMMIT is also the first thing to go when one is removed.
+COMMIT holds the sha256 of the manifest, and the manifest lists every file with its sha256. A folder without COMMIT, or
+with the COMMIT of another manifest, is not a checkpoint. A removal deletes COMMIT first.
 """
 
 from __future__ import annotations
@@ -24,43 +24,43 @@ from maxpo.files import replacing, step_name, step_of
 
 COMMIT = "COMMIT"
 WAITS = (1.0, 4.0)
-"""Seconds before the second and the third try of an operation."""
+"""Seconds to wait before the second and the third try of an operation."""
 _EXTRAS = {"s3": "maxpo[s3]", "s3a": "maxpo[s3]", "gs": "maxpo[gcs]", "gcs": "maxpo[gcs]"}
-"""What brings the driver of a protocol. These stores have no folders to make; making one could make a bucket."""
+"""Extra that installs the driver of a protocol. These stores have no folders, and making one could make a bucket."""
 _LOST_CONNECTION = {
     "botocore.exceptions.ConnectionError",
     "botocore.exceptions.HTTPClientError",
     "botocore.exceptions.IncompleteReadError",
     "aiohttp.client_exceptions.ClientError",
 }
-"""Errors of drivers that are as good as an OSError."""
+"""Errors of drivers that are retried like an OSError."""
 
 T = TypeVar("T")
 
 
 class RemoteStoreError(RunError):
-    """The store could not do something; the message names URL, operation and cause."""
+    """A failed operation of the store. The message names URL, operation and cause."""
 
 
 class RemoteStore:
     """Checkpoints below one URL, written by one process at a time.
 
-    Every operation is tried three times where the connection or the store fails, and once where it refuses. Whatever
-    goes wrong, and wherever this process ends, the other checkpoints there can still be loaded.
+    An operation is tried up to three times if the connection or the store fails, and once if the store refuses. After
+    any error, and if this process dies at any point, all other checkpoints in the store can still be loaded.
     """
 
     def __init__(self, url: str, options: Mapping[str, object], wait: Callable[[float], object] = time.sleep) -> None:
-        """Nothing is read or written yet.
+        """Create the driver. Nothing is read or written yet.
 
         Args:
-            url: `s3://bucket/prefix`, `gs://bucket/prefix`, `file:///folder` or any other of fsspec.
-            options: for fsspec's driver as they are, for example `endpoint_url`.
-            wait: called with seconds between two tries.
+            url: `s3://bucket/prefix`, `gs://bucket/prefix`, `file:///folder` or any other URL that fsspec supports.
+            options: Passed unchanged to fsspec's driver, for example `endpoint_url`.
+            wait: Called with the number of seconds to wait between two tries.
 
         Raises:
-            InputError: the URL or an option is wrong, or the driver is not installed.
+            InputError: The URL or an option is wrong, or the driver is not installed.
         """
-        from fsspec.core import url_to_fs  # pyright: ignore  # here: a third of a second, and few runs need it
+        from fsspec.core import url_to_fs  # pyright: ignore  # here: slow, and few runs need fsspec
 
         protocol = url.partition("://")[0]
         if not re.fullmatch(r"[a-z][a-z0-9+.-]*://.*", url):
@@ -82,22 +82,23 @@ class RemoteStore:
             raise InputError(f"checkpoint.remote: {url} names no bucket or folder")
 
     def steps(self) -> list[int]:
-        """Steps that have a committed checkpoint, ascending.
+        """Return the steps that have a committed checkpoint, ascending.
 
         Raises:
-            RemoteStoreError: the store cannot be read.
+            RemoteStoreError: The store cannot be read.
         """
         return self._try("listing checkpoints", self._committed)
 
     def upload(self, checkpoint: Path) -> None:
-        """Copy a checkpoint there. One of the same step is removed first.
+        """Copy a checkpoint to the store. An existing copy of the same step is removed first.
 
         Args:
-            checkpoint: `.../step_000040`, verified; it must stay until this returns.
+            checkpoint: Verified folder `.../step_000040`, which must exist until this method returns.
 
         Raises:
-            CheckpointError: it is none, or it lists a file under a name that is not allowed.
-            RemoteStoreError: it could not be written.
+            CheckpointError: The folder is not a checkpoint, or its manifest lists a name that is not allowed.
+            InputError: The URL is the folder of the checkpoints themselves.
+            RemoteStoreError: The copy could not be written.
         """
         step = step_of(checkpoint.name)
         if step is None or not (checkpoint / MANIFEST).is_file():
@@ -118,18 +119,18 @@ class RemoteStore:
         self._try(f"writing {LATEST}", lambda: self._point_to(step))
 
     def download(self, step: int, folder: Path) -> Path:
-        """Copy a checkpoint from there, and verify it, before it replaces one of the same step.
+        """Copy a checkpoint from the store and verify the copy before it replaces a local one of the same step.
 
         Args:
-            step: one of `steps`.
+            step: One of `steps`.
             folder: `checkpoints/` of the run folder.
 
         Returns:
             The checkpoint's folder.
 
         Raises:
-            CheckpointError: it is not there, or damaged; names the file. `folder` is as it was.
-            RemoteStoreError: it could not be read or written.
+            CheckpointError: The checkpoint is missing or damaged. The message names the file. `folder` is unchanged.
+            RemoteStoreError: The checkpoint could not be read or written.
         """
         final = folder / step_name(step)
 
@@ -151,13 +152,13 @@ class RemoteStore:
         return final
 
     def prune(self, keep: Collection[int]) -> None:
-        """Remove the checkpoints that are not in `keep`, and what uploads before the newest checkpoint left behind.
+        """Remove the checkpoints that are not in `keep`, and unfinished uploads older than the newest checkpoint.
 
         Raises:
-            RemoteStoreError: something could not be removed.
+            RemoteStoreError: A file could not be removed.
         """
 
-        doomed: set[int] = set()  # of all tries: what lost its COMMIT in the first must still go in the second
+        doomed: set[int] = set()  # kept across tries: the second removes the rest of what the first began
 
         def remove() -> None:
             committed = self._committed()
@@ -197,18 +198,18 @@ class RemoteStore:
             self._fs.makedirs(key.rpartition("/")[0], exist_ok=True)
 
     def _folders(self) -> list[int]:
-        """Steps of which there is anything, ascending."""
+        """Return the steps that have a folder, complete or not, ascending."""
         try:
             entries = self._fs.ls(self._root, detail=True)
         except FileNotFoundError as error:
-            if error.__cause__ is not None:  # the store's own answer: there is no such bucket
+            if error.__cause__ is not None:  # reported by the store: the bucket does not exist
                 raise
-            return []  # the driver's: nothing is there yet
+            return []  # reported by the driver: nothing was uploaded yet
         names = [e["name"].rstrip("/").rpartition("/")[2] for e in entries if e["type"] == "directory"]
         return sorted(step for name in names if (step := step_of(name)) is not None)
 
     def _files(self, step: int) -> list[str]:
-        """Names of all that is there of a step."""
+        """Return the names of all files in the folder of a step."""
         start = self._key(step) + "/"
         return [key.removeprefix(start) for key in self._fs.find(self._key(step)) if key.startswith(start)]
 
@@ -223,7 +224,7 @@ class RemoteStore:
         return [step for step in self._folders() if committed(step)]
 
     def _manifest(self, step: int) -> tuple[bytes, list[str]]:
-        """The manifest that COMMIT stands for, and the names in it."""
+        """Return the manifest and the names it lists. Raise CheckpointError unless COMMIT matches."""
         commit, manifest = self._read(step, COMMIT), self._read(step, MANIFEST)
         where = f"{self.url}/{step_name(step)}"
         names = _names(manifest, where)
@@ -244,7 +245,7 @@ class RemoteStore:
             raise CheckpointError(f"{self.url}/{step_name(step)}/{name}: missing") from error
 
     def _remove(self, step: int) -> None:
-        """One object at a time: drivers do not report what a removal of many left behind."""
+        """Remove all files of a step one by one, because drivers do not report failures within a removal of many."""
         for name in sorted(self._files(step), key=lambda name: name != COMMIT):
             self._fs.rm_file(self._key(step, name))
         if self._protocol not in _EXTRAS and self._fs.isdir(self._key(step)):
@@ -258,13 +259,13 @@ class RemoteStore:
 
 
 def _seal(manifest: bytes, files: int) -> bytes:
-    """The content of COMMIT."""
+    """Return the content of COMMIT."""
     seal = {"manifest_sha256": hashlib.sha256(manifest).hexdigest(), "files": files}
     return json.dumps(seal).encode()
 
 
 def _names(manifest: bytes, where: str) -> list[str]:
-    """Names of the files that a manifest lists, each of which stays inside its folder."""
+    """Return the file names that a manifest lists. Raise CheckpointError if one is reserved or leaves the folder."""
     try:
         names = list(json.loads(manifest)["files"].keys())
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -277,7 +278,7 @@ def _names(manifest: bytes, where: str) -> list[str]:
 
 
 def _transient(error: Exception) -> bool:
-    """Worth another try. gcsfs has no PermissionError, only an OSError that begins so."""
+    """Return True if a retry may help. gcsfs has no PermissionError, only an OSError whose text begins "Forbidden"."""
     if isinstance(error, PermissionError | FileNotFoundError) or str(error).startswith("Forbidden"):
         return False
     classes = {f"{base.__module__}.{base.__qualname__}" for base in type(error).__mro__}

@@ -1,1 +1,1 @@
-"""Settings are read, checked and written here."""
+"""Reading, checking and writing of settings."""

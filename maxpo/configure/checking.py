@@ -1,7 +1,7 @@
 """Checks of all settings of a run: ranges of single values, and combinations that make no sense.
 
-Pure Python, so that a mistake is reported at once and on any machine. Checks never change a value. Other code checks if
-the machines have what the settings need, once a cluster is running.
+The checks are pure Python, so that a mistake is reported at once and on any machine. Checks never change a value. Other
+code checks the resources of the machines once a cluster is running.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def check(config: Config, origin: Mapping[str, Setting], *, files_here: bool = T
 
     Args:
         config: Typed settings. A key whose value is unknown holds MISSING.
-        origin: The place where each key was set last. A key that is not there has its default.
+        origin: Last setting of each key. A key that is absent has its default.
         files_here: True if the named files are on this machine and can be checked.
     """
     checks = _Checks(config, origin)

@@ -1,7 +1,7 @@
-"""Loads the settings of a run from YAML files and the command line, and explains every key.
+"""Loading of the settings of a run from YAML files and the command line.
 
-OmegaConf does the typing and the interpolation. Values are set one by one, so that everything that is wrong is reported
-at once, each with the place where it is written.
+OmegaConf does the typing and the interpolation. Values are set one by one, so that all problems are reported at once,
+each with the file and line of the value.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ class LoadedConfig:
     """Settings that passed every check."""
 
     config: Config
-    """Plain typed dataclasses, interpolations resolved."""
+    """Plain typed dataclasses with interpolations resolved."""
     tree: DictConfig
-    """The same as an OmegaConf tree, interpolations as written."""
+    """OmegaConf tree of the same settings with interpolations as written."""
     origin: dict[str, Setting]
-    """Where each key was set last; a key that is not there has its default."""
+    """Last setting of each key. A key that is absent has its default."""
 
 
 def load_config(
     files: Sequence[Path], overrides: Sequence[str], *, files_here: bool = True, earlier_run: bool = False
 ) -> LoadedConfig:
-    """Merge defaults, YAML files in their order, and `key=value` overrides; later values win.
+    """Merge defaults, YAML files in their order, and `key=value` overrides. Later values win.
 
-    A file may name another file with the top-level key `base`, relative to itself. That file is merged first. Sections
-    and mappings such as `data.task_args` are merged key by key. Lists are replaced.
+    A file may name another file with the top-level key `base`, relative to itself. The named file is merged first.
+    Sections and mappings such as `data.task_args` are merged key by key. Lists are replaced.
 
     Args:
         files: YAML files.
         overrides: Settings of the command line.
-        files_here: False if model, data and checkpoint are on another machine. They are not looked for then.
+        files_here: False if model, data and checkpoint are on another machine. Their existence is not checked then.
         earlier_run: True if the files may be from an earlier version of MaxPO. Removed keys are translated then.
 
     Raises:
@@ -77,7 +77,7 @@ def load_config(
 
 
 def _merge(tree: DictConfig, items: Iterable[Setting | Problem]) -> tuple[dict[str, Setting], list[Problem]]:
-    """Set every value in the tree; return the last setting of each key, and all problems."""
+    """Set every value in the tree. Return the last setting of each key, and all problems."""
     origin: dict[str, Setting] = {}
     problems: list[Problem] = []
     for item in items:
@@ -115,7 +115,7 @@ def _set(tree: DictConfig, setting: Setting) -> Problem | None:
             OmegaConf.update(tree, setting.key, value)
             return None
     except GrammarParseError:
-        message = "The ${...} in it can not be read: it is ${section.key} or ${oc.env:NAME}."
+        message = "The ${...} cannot be read. Write ${section.key} or ${oc.env:NAME}."
     except OmegaConfBaseException:
         if int in parts(hint) and isinstance(value, float) and value.is_integer():
             message += f" Write {int(value)}."
@@ -145,8 +145,8 @@ def _resolve(tree: DictConfig, key: str, setting: Setting) -> tuple[Any, Problem
         message = f"What the ${{...}} stands for is not {allowed(key)}."
     except OmegaConfBaseException as error:
         reason = str(error).partition("\n")[0].rpartition("resolving interpolation: ")[2].strip('"')
-        # Likewise: a nested interpolation may have put a secret into the name of what was not found.
-        message = f"{reason}." if setting.text.count("${") == 1 else "The ${...} in it can not be resolved."
+        # The name that OmegaConf did not find may hold a secret too, if an interpolation is nested.
+        message = f"{reason}." if setting.text.count("${") == 1 else "The ${...} cannot be resolved."
     return MISSING, Problem(settings=(setting,), message=message)
 
 
@@ -156,7 +156,7 @@ def _build(values: dict[str, Any]) -> Config:
     for key, value in values.items():
         section, _, name = key.rpartition(".")
         whole[section][name] = value
-    for section, cls in reversed(sections().items()):  # those within another one first
+    for section, cls in reversed(sections().items()):  # inner sections first
         outer, _, name = section.rpartition(".")
         whole[outer][name] = cls(**whole[section])
     return Config(**whole[""])

@@ -1,4 +1,4 @@
-"""What is wrong with settings, and where each was written."""
+"""Problems of settings, each with the place where the value was written."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from maxpo.errors import InputError
 from maxpo.wording import question
 
 DEFAULT = "default"
-"""Where a value comes from that nobody set."""
+"""Place of a value that nobody set."""
 
 
 def show(value: object) -> str:
-    """Writes a value as YAML on one line: JSON has the same true, false and null, and tells "8" from 8."""
+    """Return a value as YAML on one line. JSON has the same true, false and null, and distinguishes "8" and 8."""
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One value and where it was written."""
+    """One value and the place where it was written."""
 
     key: str
-    """Dotted key such as `algorithm.k`; empty when a problem is about a whole file."""
+    """Dotted key such as `algorithm.k`. Empty if a problem concerns a file."""
     where: str
     """`file:line`, `command line` or `default`."""
     text: str = ""
-    """The value as it was written, interpolations included; empty when there is none to show."""
+    """Value as written, with interpolations. Empty if there is no value to show."""
     value: object = MISSING
-    """The value that is set, interpolations unresolved."""
+    """Value that is set, with interpolations unresolved."""
 
     def __str__(self) -> str:
         short = self.text if len(self.text) <= 80 else self.text[:77] + "..."
@@ -40,12 +40,12 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One thing that is wrong with the settings."""
+    """One mistake in the settings."""
 
     settings: tuple[Setting, ...]
-    """The values involved, at least one."""
+    """Values involved, at least one."""
     message: str
-    """What is wrong, or what is allowed."""
+    """Description of the mistake, or of the allowed values."""
     nearest: tuple[str, ...] = ()
     """Keys that may have been meant, best first."""
 
@@ -60,12 +60,12 @@ class Problem:
 
 
 def problem(message: str, *, where: str, key: str = "", text: str = "", nearest: tuple[str, ...] = ()) -> Problem:
-    """Return a problem of one key, or without `key` of a file."""
+    """Return a problem of one key, or of a file if `key` is empty."""
     return Problem(settings=(Setting(key=key, where=where, text=text),), message=message, nearest=nearest)
 
 
 class ConfigError(InputError):
-    """All problems of the settings of a run. `str` gives the text for the user."""
+    """All problems in the settings of a run. `str` returns the text for the user."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__(problems)

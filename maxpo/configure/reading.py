@@ -23,8 +23,8 @@ REMOVED: Mapping[str, tuple[str | None, str]] = {
     "rollout.top_p": (None, "Sampling is always from the full distribution."),
     "rollout.top_k": (None, "Sampling is always from the full distribution."),
 }
-"""Settings of earlier versions -> the setting that has the value now, if any, and a sentence for the error."""
-_untyped = cast(Any, yaml)  # For what PyYAML's stubs leave without types.
+"""For each removed setting, the setting that has the value now, if any, and a sentence for the error."""
+_untyped = cast(Any, yaml)  # for functions that PyYAML's stubs leave without types
 
 
 def unknown_key(key: str, where: str, text: str = "") -> Problem:
@@ -58,7 +58,7 @@ def _compose(text: str) -> yaml.Node | None:
     """Parse YAML into nodes, which have line numbers; return None for an empty document."""
     for token in _untyped.scan(text):
         if isinstance(token, yaml.AliasToken):
-            # A value that is written elsewhere has no line of its own, and may even hold itself.
+            # A referenced value has no line of its own, and may contain itself.
             reason = "references (*name) are not supported, use `base:`"
             raise yaml.MarkedYAMLError(problem=reason, problem_mark=token.start_mark)
     return _untyped.compose(text, Loader=_Loader)
@@ -99,7 +99,7 @@ def _leaves(key: str, node: yaml.Node, where: str, locate: Callable[[yaml.Node],
         yield unknown_key(key, where, _source(node))
     elif not isinstance(node, yaml.MappingNode):
         first = next(known for known in schema() if known.startswith(f"{key}."))
-        message = f"{key} is a section, it can not have a value of its own. Set its keys, for example {first}."
+        message = f"{key} is a section and cannot have a value. Set its keys, for example {first}."
         yield problem(message, key=key, where=where, text=_source(node))
     else:
         for name, value in node.value:
@@ -114,7 +114,7 @@ def _leaves(key: str, node: yaml.Node, where: str, locate: Callable[[yaml.Node],
 
 
 def _repeated(key: str, node: yaml.Node, locate: Callable[[yaml.Node], str]) -> Iterator[Problem]:
-    """Yield a problem for each key that a mapping has twice. YAML forbids this, PyYAML takes the last one."""
+    """Yield a problem for each key that a mapping has twice. YAML forbids duplicate keys, but PyYAML takes the last."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             yield from _repeated(key, item, locate)
@@ -130,9 +130,9 @@ def _repeated(key: str, node: yaml.Node, locate: Callable[[yaml.Node], str]) -> 
 
 
 def read_file(file: Path, named_in: str, chain: tuple[Path, ...] = ()) -> Iterator[Setting | Problem]:
-    """Yield the settings of a YAML file, those of its `base` first. `chain` holds the files that lead to this one."""
+    """Yield the settings of a YAML file, after the settings of its `base`. `chain` holds the files that led here."""
     if file.resolve() in chain:
-        yield problem(f"base: {file} leads back to a file that is based on it.", where=named_in)
+        yield problem(f"base: {file} leads back to a file that is based on {file}.", where=named_in)
         return
     try:
         root = _compose(file.read_text(encoding="utf-8"))
@@ -166,7 +166,7 @@ def read_file(file: Path, named_in: str, chain: tuple[Path, ...] = ()) -> Iterat
 
 
 def from_earlier_version(item: Setting | Problem) -> Iterator[Setting | Problem]:
-    """Translate a removed key of an earlier run to the setting that has its value now, or to nothing."""
+    """Translate a removed key of an earlier run to its present setting, or to nothing if no such setting exists."""
     if not isinstance(item, Problem) or item.key not in REMOVED:
         yield item
     elif new_key := REMOVED[item.key][0]:
@@ -176,7 +176,7 @@ def from_earlier_version(item: Setting | Problem) -> Iterator[Setting | Problem]
 
 
 def read_override(override: str) -> Iterator[Setting | Problem]:
-    """Yield the settings of one `key=value` of the command line."""
+    """Yield the settings of one `key=value` from the command line."""
     key, equals, text = override.partition("=")
     if not equals:
         yield problem(

@@ -1,4 +1,4 @@
-"""Which sampled groups and samples can teach the policy anything."""
+"""Selection of the sampled groups and samples that have a training signal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Procedural reasoning tasks: problems made from a seed, without a download.
+"""Procedural reasoning tasks, whose problems are made from a seed without a download.
 
-To add one, write a module with a `problems` function and add it to `TASKS`.
+To add a task, write a module with a `problems` function and add it to `TASKS`.
 """

@@ -1,6 +1,6 @@
-"""Arithmetic: chains of + - * with small numbers, as `3 + 4 * 2 =`; * binds more than + and -.
+"""Arithmetic: chains of + - * with small numbers, such as `3 + 4 * 2 =`, where * has precedence.
 
-The verifier is `numeric`: the last number of the answer counts.
+The verifier `numeric` scores the answers by their last number.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def problems(
         train_size: Number of training problems.
         eval_size: Number of evaluation problems.
         terms: Number of numbers in a chain, 2 or more.
-        largest: Largest number in a chain; the smallest is 1.
+        largest: Largest number in a chain, at least 1. The smallest is 1.
         operations: Allowed operations, some of + - *.
         question: Text of the prompt, with {chain} in place of the chain, such as "What is {chain}?".
 
@@ -58,7 +58,7 @@ def problems(
 
 
 def evaluate(numbers: list[int], operations: list[str]) -> int:
-    """Return the value of a chain: products first, then sums from left to right."""
+    """Return the value of a chain. Products come first, then sums from left to right."""
     total, product, sign = 0, numbers[0], 1
     for operation, number in zip(operations, numbers[1:], strict=True):
         if operation == "*":

@@ -21,4 +21,4 @@ class TaskProblem:
 Split = tuple[list[TaskProblem], list[TaskProblem]]
 """The training and the evaluation problems, which are disjoint."""
 Task = Callable[..., Split]
-"""Makes problems. Arguments: seed, train_size, eval_size, and the settings of the task by name."""
+"""Function that makes problems. Arguments: seed, train_size, eval_size, and the settings of the task by name."""

@@ -17,17 +17,17 @@ from maxpo.tasks import draws
 from maxpo.tasks.base import Split, TaskProblem
 
 MAX_RESULT = 99
-"""Largest result of a step; the smallest is 0."""
+"""Largest result of a step. The smallest is 0."""
 
 
 def problems(seed: int, train_size: int, eval_size: int) -> Split:
     """Return the training and the evaluation problems.
 
-    A problem's target is the result of a random derivation, so targets that many derivations reach tend to come
-    early. No problem comes twice in a split. A hash of the sorted numbers and the target decides the side of a problem
-    (`is_held_out`). The seed only selects and orders. So the training problems of any seed and size share no (sorted
-    numbers, target) with the evaluation problems of any other. Neither split depends on the size of the other, and a
-    smaller split is the beginning of a larger one.
+    The target of a problem is the result of a random derivation, so targets that many derivations reach tend to come
+    early. No problem occurs twice in a split. A hash of the sorted numbers and the target decides the side of a problem
+    (`is_held_out`). The seed only selects and orders. So training problems of any seed and size share no (sorted
+    numbers, target) with evaluation problems of any other seed and size. Neither split depends on the size of the
+    other, and a smaller split is the beginning of a larger one.
 
     Args:
         seed: Selects and orders the problems.
@@ -61,12 +61,12 @@ def teacher(numbers: Sequence[int], target: int, solve_share: float, rng: Random
     Args:
         numbers: Numbers of the problem, in the prompt's order.
         target: Target of the problem, which some derivation must reach.
-        solve_share: Probability in [0, 1] that the answer is a random solution; otherwise it is a random valid
-            derivation, which may still reach the target by luck.
+        solve_share: Probability in [0, 1] that the answer is a random solution. Otherwise the answer is a random valid
+            derivation, which may still reach the target by chance.
         rng: Source of all randomness.
 
     Returns:
-        The steps, separated by commas.
+        Steps separated by commas.
     """
     if rng.random() >= solve_share:
         return random_derivation(numbers, rng)[0]
@@ -81,7 +81,7 @@ def _split(seed: int, size: int, *, held_out: bool) -> list[TaskProblem]:
         raise ValueError(f"countdown: {size} {name} problems asked for, but only {count(held_out=held_out)} exist")
     order = list(_weighted_problems(held_out))
     Random(f"countdown/{name}/{seed}").shuffle(order)
-    # A dict keeps the first of equal keys. This equals drawing derivations and rejecting problems already seen.
+    # A dict keeps the first of equal keys. The result equals rejection of problems already drawn.
     distinct = itertools.islice(dict.fromkeys(order), size)
     return [_problem(numbers, target) for numbers, target in distinct]
 

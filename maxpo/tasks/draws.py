@@ -1,4 +1,4 @@
-"""Training and evaluation splits of tasks that draw their problems one after the other."""
+"""Training and evaluation splits of tasks that draw problems one by one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from maxpo.tasks.base import Split, TaskProblem
 
 HELD_OUT_ONE_IN = 5
-"""One in this many problems belongs to the evaluation side, in every task."""
+"""Number of problems of which one belongs to the evaluation side, in every task."""
 _PATIENCE = 1000
 """Number of draws in a row without a new problem after which a task gives up."""
 
@@ -27,11 +27,11 @@ def is_held_out(content_hash: str) -> bool:
 def split(draw: Callable[[str, int], TaskProblem], train_size: int, eval_size: int) -> Split:
     """Return the training and the evaluation problems.
 
-    No problem comes twice, and none is on both sides, even for two different seeds. Neither split depends on the
+    No problem occurs twice, and no problem is on both sides, even for two different seeds. Neither split depends on the
     size of the other, and a smaller split is the beginning of a larger one.
 
     Args:
-        draw: Makes a problem from the name of a split and a number from 0.
+        draw: Makes a problem from the name of a split and a number that counts from 0.
         train_size: Number of training problems.
         eval_size: Number of evaluation problems.
 

@@ -1,4 +1,4 @@
-"""Maze: the shortest way from S to G in a small grid with walls, as moves such as `RRD`.
+"""Maze: a shortest way from S to G in a small grid with walls, written as moves such as `RRD`.
 
 `maxpo.rewards.verifiers.maze` scores the answers.
 """
@@ -52,7 +52,7 @@ def problems(seed: int, train_size: int, eval_size: int, *, size: int = 5, walls
                     prompt=_QUESTION + "\n".join(grid) + "\n",
                     reference={"grid": grid, "moves": len(way)},
                 )
-        raise ValueError(f"maze: none of {_TRIES} grids with size = {size} and walls = {walls} had a way: fewer walls")
+        raise ValueError(f"maze: none of {_TRIES} grids with size = {size} and walls = {walls} had a way: reduce walls")
 
     return split(draw, train_size, eval_size)
 

@@ -1,6 +1,6 @@
-"""Every dataset of the reasoning-gym package, as a task (the extra `reasoning-gym`).
+"""All datasets of the reasoning-gym package as tasks (extra `reasoning-gym`).
 
-`maxpo.rewards.verifiers.reasoning_gym` scores the answers, by the dataset's own scoring.
+`maxpo.rewards.verifiers.reasoning_gym` scores the answers with the scoring of the dataset.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def problems(seed: int, train_size: int, eval_size: int, *, dataset: str, **sett
         train_size: Number of training problems.
         eval_size: Number of evaluation problems.
         dataset: Name of the dataset in the package, for example `gcd`.
-        settings: Settings of the dataset.
+        settings: Settings of the dataset, except `size`.
 
     Raises:
         ValueError: The package, dataset or setting does not exist, or there are too few problems.
@@ -38,7 +38,7 @@ def problems(seed: int, train_size: int, eval_size: int, *, dataset: str, **sett
 
     def draw(side: str, number: int) -> TaskProblem:
         if number >= sizes[side]:
-            raise ValueError(f"reasoning_gym: {dataset} has not so many different {side} problems with these settings")
+            raise ValueError(f"reasoning_gym: {dataset} has too few different {side} problems with these settings")
         made = sides[side]
         entry = made[number]
         try:

@@ -23,15 +23,15 @@ def ks_of(algorithm: AlgorithmConfig) -> list[int]:
 
 
 def fits(k: int, group_size: int, advantage: str | None) -> bool:
-    """Return True if the estimator accepts this K. Estimators that do not use K accept any."""
+    """Return True if the estimator accepts this K. Estimators that do not use K accept any K."""
     return advantage not in BEYOND_K or 1 <= k <= group_size - BEYOND_K[advantage]
 
 
 def constant_k_fits(algorithm: AlgorithmConfig, advantage: str | None) -> bool:
     """Return True if the estimator accepts `algorithm.k`.
 
-    Always True if a schedule replaces `algorithm.k`, or if it is out of the bounds that all estimators share: another
-    check reports that.
+    Always True if a schedule replaces `algorithm.k`. Also True if `algorithm.k` is out of the bounds that all
+    estimators share, because another check reports this mistake.
     """
     return (
         not 1 <= algorithm.k <= algorithm.group_size

@@ -55,7 +55,7 @@ DATA_COMBINATIONS: tuple[Combination, ...] = (
 
 
 def source_problems(sources: Sequence[Mapping[str, object]], *, files_here: bool) -> Iterator[str]:
-    """Yield what is wrong with the entries of `data.train` or `data.eval`.
+    """Yield the mistakes in the entries of `data.train` or `data.eval`.
 
     Args:
         sources: Entries of the setting.
@@ -80,7 +80,7 @@ def _source_problems(source: Mapping[str, object], *, files_here: bool) -> Itera
 
 
 def _out_of_range(name: str, value: object, *, files_here: bool) -> str | None:
-    """Return what is wrong with one value of a source, whose type is right."""
+    """Return the mistake in one value of a source, or None. The type of the value is correct."""
     match name, value:
         case "weight", int(number) | float(number) if not 0 < number < math.inf:
             return f"weight = {value} must be more than 0, and finite."

@@ -1,4 +1,4 @@
-"""Checks with a registry or a file for single settings, and all combinations of settings."""
+"""Checks of single settings against registries and files, and all combinations of settings."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "algorithm.mix_with": ADVANTAGE_NAMES,
     "algorithm.shadow": ADVANTAGE_NAMES,
 }
-"""Names in a registry that a text, or each text of a list, stands for. A registry imports the section of its settings,
-so the names cannot be in `maxpo/config/`."""
+"""Registered names that are allowed for a setting, or for each item of a list. A registry imports the section of its
+settings, so the names cannot be in `maxpo/config/`."""
 
 
 def allowed(key: str) -> str:

@@ -1,6 +1,6 @@
 """Checks of the section `reward`: names of verifiers, their weights and their arguments.
 
-Messages show keys and never values: what an environment variable stands for may be a secret.
+Messages show keys and never values, because the value of an environment variable may be a secret.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _combined_problems(reward: RewardConfig) -> Iterator[Fault]:
     if combined and not reward.parts:
         yield ("reward.parts", "reward.verifier"), "combined needs weights, such as {math: 1.0, format: 0.2}."
     if reward.parts and not combined:
-        yield ("reward.parts", "reward.verifier"), "Weights count with reward.verifier combined only."
+        yield ("reward.parts", "reward.verifier"), "Weights are used with reward.verifier combined only."
 
 
 def _length_problems(reward: RewardConfig) -> Iterator[Fault]:

@@ -1,4 +1,4 @@
-"""Programs that nobody has read, in a bubblewrap sandbox: starts `driver.py` and reads its frames."""
+"""A bubblewrap sandbox for untrusted programs, which starts `driver.py` and reads its frames."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from maxpo.rewards.code.seccomp import filter_program
 from maxpo.rewards.code.wire import OUTPUT_BYTES
 
 START_S = 10.0
-"""Seconds in which a sandbox must be ready."""
+"""Seconds until a sandbox must be ready."""
 GRACE_S = 1.0
-"""Seconds beyond the time limit of a case after which the whole sandbox is killed from outside."""
+"""Seconds beyond the time limit of a case after which the sandbox is killed from outside."""
 FOLDER_BYTES = 64 << 20
-"""Size of the program's work folder, which lies in memory."""
+"""Size of the program's work folder in bytes. The folder lies in memory."""
 _HEADER_BYTES = 64
-# The texts of these modules go in as an argument: no file of this machine, and so no permission on one, is needed.
+# The source of these modules is passed as an argument, so the driver needs no access to files of this machine.
 _MODULES = ("wire", "assert_runner", "driver")
 _BOOTSTRAP = """
 import sys, types
@@ -41,16 +41,16 @@ for name, text in {parts!r}.items():
 module.main()
 """
 _PYTHON_OPTIONS = ("-S", "-s", "-P", "-B", "-X", "utf8")
-# Sets print in the same order each time; threads do not each reserve 64 MiB of the memory limit.
+# A fixed hash seed gives sets a stable order. One arena keeps threads from reserving 64 MiB each of the memory limit.
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
 
 
 class SandboxError(RuntimeError):
-    """The sandbox could not be started: nothing is known of the program."""
+    """A sandbox that could not be started. The program has not been run."""
 
 
 class CaseError(Exception):
-    """A case did not come to its end; `args[0]` is timeout, error or output."""
+    """A case that did not finish. `args[0]` is timeout, error or output."""
 
 
 @functools.cache
@@ -61,12 +61,12 @@ def _driver() -> str:
 
 
 def worst_s(config: RewardConfig) -> float:
-    """Most seconds that one answer can take."""
+    """Return the maximum number of seconds that one answer can take."""
     return START_S + config.code_max_cases * config.code_case_s + 2 * GRACE_S
 
 
 def runtime_paths() -> list[str]:
-    """What of this machine is seen in the sandbox: the interpreter, its library, and the system's libraries."""
+    """Return the paths of this machine that the sandbox shows: the interpreter, its library and system libraries."""
     wanted = [os.path.realpath(sys.executable)]
     wanted += [f"{base}/{name}" for base in ("", "/usr", sys.base_prefix) for name in ("lib", "lib64")]
     return list(dict.fromkeys(path for path in wanted if os.path.lexists(path)))
@@ -82,11 +82,11 @@ def bwrap_arguments(*, root: bool) -> list[str]:
     arguments += ["--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
     arguments += ["--hostname", "sandbox"]
     if root:
-        arguments += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]  # the driver becomes nobody with them
+        arguments += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]  # the driver needs these to become nobody
     else:
         arguments += ["--uid", str(NOBODY), "--gid", str(NOBODY)]
     devices = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")]
-    # bubblewrap would make folders on the way that only their owner may enter, which with root is not the program.
+    # bubblewrap makes parent folders that only the owner may enter. With root, the program is not the owner.
     for folder in dict.fromkeys(str(p) for x in (*runtime_paths(), *devices) for p in [*Path(x).parents][-2::-1]):
         arguments += ["--perms", "0755", "--dir", folder]
     for path in runtime_paths():
@@ -99,7 +99,7 @@ def bwrap_arguments(*, root: bool) -> list[str]:
         arguments += ["--tmpfs", packages, "--remount-ro", packages]
     for device in devices:
         arguments += ["--dev-bind", device, device]
-    # No /proc: it tells of the machine, and is a way into other processes of the sandbox.
+    # No /proc, because it describes the machine and gives access to other processes of the sandbox.
     arguments += ["--symlink", "/tmp/stdin", "/dev/stdin"]
     arguments += ["--perms", "1777", "--size", str(FOLDER_BYTES), "--tmpfs", "/tmp"]
     arguments += ["--remount-ro", "/", "--chdir", "/tmp"]
@@ -107,7 +107,7 @@ def bwrap_arguments(*, root: bool) -> list[str]:
 
 
 def _first_process(told: int) -> int | None:
-    """Number of the first process in the sandbox, as bubblewrap tells; None where it gives up before."""
+    """Return the id of the first process in the sandbox, reported by bubblewrap. None if bubblewrap gives up before."""
     text = b""
     while select.select([told], [], [], START_S)[0] and (chunk := os.read(told, 4096)):
         text += chunk
@@ -117,32 +117,32 @@ def _first_process(told: int) -> int | None:
 
 
 def _map_users(process: int) -> None:
-    """Root and nobody, in the user namespace of a process.
+    """Map the users root and nobody into the user namespace of a process.
 
-    Mapped alone, root would be root of the machine in there: no limit on processes holds for it, and root's files are
-    open to it. So the driver has a second user to become, as soon as bubblewrap has reached the files it mounts.
+    With root alone, the sandbox would run as root of the machine. Root has no limit on processes and can open root's
+    files. So the driver switches to nobody as soon as bubblewrap has opened the files that bubblewrap mounts.
     """
     for kind in ("uid_map", "gid_map"):
         Path(f"/proc/{process}/{kind}").write_text(f"0 0 1\n{NOBODY} {NOBODY} 1\n")
 
 
 class Sandbox:
-    """A sandbox and the driver in it, from its start to the death of everything in it."""
+    """A sandbox and its driver, from the start until all processes in the sandbox are dead."""
 
     def __init__(
         self, kind: str, config: RewardConfig, *, unsafe: bool, channel: tuple[int, int] | None = None, **job: Any
     ) -> None:
-        """Start it and wait until it is ready to run the program.
+        """Start the sandbox and wait until the driver is ready to run the program.
 
         Args:
             kind: stdin, call, serve (the program's side of tests) or asserts (the tests' side).
-            config: limits.
-            unsafe: without isolation, with the limits only.
-            channel: descriptors that serve and judge read from and write to each other; they stay the caller's.
-            job: what the driver needs for this kind.
+            config: Limits of time and memory.
+            unsafe: True to run with the limits but without isolation.
+            channel: Descriptors to read from and to write to, which connect serve and asserts. The caller closes them.
+            job: Values that the driver needs for this kind.
 
         Raises:
-            SandboxError: it is not ready in time, or says what is wrong.
+            SandboxError: The sandbox is not ready in time, or reports an error.
         """
         self._buffer = bytearray()
         self._init: int | None = None
@@ -159,7 +159,7 @@ class Sandbox:
                 said = f"{message.decode(errors='replace')} {self._said()}"
                 raise SandboxError(f"the sandbox does not work here: {said}")
         except CaseError as error:
-            said = self._said() or f"the driver said nothing ({error})"
+            said = self._said() or f"the driver wrote no reason ({error})"
             self.close()
             raise SandboxError(f"the sandbox does not start: {said}") from None
         except BaseException:
@@ -169,7 +169,7 @@ class Sandbox:
     def _start(self, job: dict[str, Any], channel: tuple[int, ...]) -> None:
         python = [os.path.realpath(sys.executable), *_PYTHON_OPTIONS, "-c", _driver()]
         with contextlib.ExitStack() as stack:
-            # A file in memory: nobody waits for the other one to read or write.
+            # With a file in memory instead of a pipe, neither side waits for the other to read or write.
             given = stack.enter_context(os.fdopen(os.memfd_create("job"), "w+b"))
             given.write(json.dumps(job).encode())
             given.seek(0)
@@ -207,7 +207,7 @@ class Sandbox:
                 os.close(tells)
                 os.close(block)
             child = _first_process(told)
-            if child is None:  # it has said why
+            if child is None:  # bubblewrap has written the reason to standard error
                 return
             self._init = os.pidfd_open(child)
             if job["root"]:
@@ -215,7 +215,7 @@ class Sandbox:
                 os.write(unblock, b"\n")
 
     def _said(self) -> str:
-        """The end of what bubblewrap or the driver wrote to its standard error."""
+        """Return the last line that bubblewrap or the driver wrote to standard error. Empty if there is none."""
         assert self._process is not None and self._process.stderr is not None
         error = self._process.stderr
         ready = select.select([error], [], [], 0.5)[0]
@@ -223,10 +223,10 @@ class Sandbox:
         return text.splitlines()[-1] if text else ""
 
     def frame(self, seconds: float) -> tuple[str, bytes]:
-        """The next frame: status and data.
+        """Return status and data of the next frame.
 
         Raises:
-            CaseError: none came in that time, the sandbox has ended, or it was no frame.
+            CaseError: No frame arrived within `seconds`, the sandbox has ended, or the bytes are not a valid frame.
         """
         return self._frame(time.monotonic() + seconds)
 
@@ -256,7 +256,7 @@ class Sandbox:
         self._buffer += chunk
 
     def close(self) -> None:
-        """Kill everything in it, and wait until it is gone."""
+        """Kill all processes in the sandbox and wait for their end."""
         process = self._process
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -264,8 +264,8 @@ class Sandbox:
                     if self._folder is not None:
                         os.killpg(process.pid, signal.SIGKILL)
                     elif self._init is not None:
-                        # The first process of the namespace: the kernel kills the others before it lets this one go,
-                        # and bubblewrap ends after that.
+                        # The kernel kills all processes of the namespace before its first process ends. bubblewrap ends
+                        # after that.
                         signal.pidfd_send_signal(self._init, signal.SIGKILL)
                     else:
                         process.kill()
@@ -294,7 +294,7 @@ class Sandbox:
 
 @functools.cache
 def problem(*, unsafe: bool = False) -> str | None:
-    """Why programs cannot be run here, and what to do about it; None: they can."""
+    """Return the reason why programs cannot be run here, and the remedy. None if programs can be run."""
     try:
         with Sandbox("stdin", RewardConfig(), unsafe=unsafe, code="print(input())", cases=["1"]) as box:
             status, data = box.frame(START_S)
@@ -309,5 +309,5 @@ def problem(*, unsafe: bool = False) -> str | None:
         f"{said}. Install bubblewrap 0.8 or newer (`apt install bubblewrap`) and allow user namespaces: sysctl "
         "user.max_user_namespaces above 0, kernel.unprivileged_userns_clone=1 (Debian), an AppArmor profile for bwrap "
         "or kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu), a seccomp profile that allows them (Docker). "
-        "docs/code-sandbox.md has the details; there is no fallback"
+        "docs/code-sandbox.md has the details. There is no fallback"
     )

@@ -1,7 +1,7 @@
-"""The system calls that a program under judgement may not make, as a seccomp filter.
+"""A seccomp filter of the system calls that a scored program must not make.
 
-A list of what is forbidden, on top of namespaces and limits: what makes processes (so that one memory limit holds for
-the whole program), memory that no limit counts, sockets, tracing, and parts of the kernel that no answer needs.
+The filter adds to namespaces and limits. Forbidden are calls that make processes (so that one memory limit covers the
+program), memory that no limit counts, sockets, tracing, and parts of the kernel that no answer needs.
 """
 
 from __future__ import annotations
@@ -38,32 +38,35 @@ _AARCH64 = {
     "kexec_load": 104, "kexec_file_load": 294, "init_module": 105, "finit_module": 273, "delete_module": 106,
 }  # fmt: skip
 MACHINES = {"x86_64": (0xC000003E, _X86_64), "aarch64": (0xC00000B7, _AARCH64)}
-"""Machine -> its number in the audit interface, and its system calls."""
+"""Number in the audit interface and system calls of each machine."""
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data; the low word of the argument
+_NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data. The last is the low word of the argument
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _CLONE_THREAD, _PR_SET_PDEATHSIG, _X32 = 0x10000, 1, 0x40000000
 _BY_ARGUMENT = ("clone", "clone3", "prctl")
 
 
 def filter_program(machine: str | None = None) -> bytes:
-    """The filter as an array of `struct sock_filter`.
+    """Return the filter as an array of `struct sock_filter`.
 
-    Threads can be made, processes cannot. clone3 has its flags in memory, where a filter cannot look: it does not
-    exist here, and libraries fall back to clone.
+    Threads can be made, processes cannot. A filter cannot read the flags of clone3, which lie in memory. So clone3
+    fails with ENOSYS, and libraries fall back to clone.
+
+    Args:
+        machine: Key of `MACHINES`. None for this machine.
 
     Raises:
-        ValueError: the machine is not one of `MACHINES`.
+        ValueError: The machine is not one of `MACHINES`.
     """
     machine = machine or platform.machine()
     if machine not in MACHINES:
         raise ValueError(f"no seccomp filter for {machine}: only for {', '.join(MACHINES)}")
     arch, calls = MACHINES[machine]
     refuse = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
-    # Code, instructions to skip if true, if false, operand.
+    # Each step: code, instructions to skip if true, instructions to skip if false, operand.
     steps = [(_LOAD, 0, 0, _ARCH), (_EQUAL, 1, 0, arch), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NUMBER)]
-    if machine == "x86_64":  # the same calls have other numbers in the x32 interface
+    if machine == "x86_64":  # the x32 interface has other numbers for the same calls
         steps += [(_AT_LEAST, 0, 1, _X32), refuse]
     for name, number in calls.items():
         if name not in _BY_ARGUMENT:
@@ -72,6 +75,6 @@ def filter_program(machine: str | None = None) -> bytes:
     argument = (_LOAD, 0, 0, _FIRST_ARGUMENT)
     allow = (_RETURN, 0, 0, _ALLOW)
     steps += [(_EQUAL, 0, 4, calls["clone"]), argument, (_ANY_BIT, 1, 0, _CLONE_THREAD), refuse, allow]
-    # The signal that kills it with its parent must not be switched off.
+    # The signal that kills the program together with its parent must not be switched off.
     steps += [(_EQUAL, 0, 3, calls["prctl"]), argument, (_EQUAL, 0, 1, _PR_SET_PDEATHSIG), refuse, allow]
     return b"".join(struct.pack("=HBBI", *step) for step in steps)

@@ -1,1 +1,1 @@
-"""Verifiers that look at an answer's text, a file each."""
+"""Verifiers that score the text of an answer, one per file."""

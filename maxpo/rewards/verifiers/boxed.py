@@ -1,4 +1,4 @@
-r"""Find the last `\boxed{...}` of a text, which is not worth a LaTeX parser."""
+r"""A search for the last `\boxed{...}` of a text, without a LaTeX parser."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ def last_boxed(text: str, longest: int) -> str | None:
 
     Args:
         text: Any string.
-        longest: Characters that are looked at after the brace, so a text full of braces costs no more than this.
+        longest: Number of characters that are read after the opening brace, which bounds the cost of a text full of
+            braces.
 
     Returns:
-        The content; None if there is no box, or the last one does not end within `longest` characters.
+        The content. None if there is no box, or if the last box does not end within `longest` characters.
     """
     opening = text.rfind(_OPENING)
     if opening < 0:

@@ -8,8 +8,8 @@ from maxpo.rewards.base import Score
 from maxpo.rewards.verifiers.boxed import last_boxed
 
 _LONGEST = 60
-"""Characters of a letter with everything that may stand around it."""
-# Letters spelt out: ignoring case would also take dotless i and other scripts' look-alikes.
+"""Most characters of a letter and its surroundings."""
+# Both cases are listed, because ignoring case would also match dotless i and look-alikes of other scripts.
 _LETTER = re.compile(
     r"[\s:*$]*+(?:\\(?:text|textbf|mathrm|mathbf)\{)?+\s*+"
     r"(?:\((?P<inside>[A-Ja-j])\)|(?P<bare>[A-Ja-j])\)?)"
@@ -19,22 +19,22 @@ _PHRASE = re.compile(r"(?:[Aa]nswer|ANSWER)(?: is\b|:)")
 
 
 def choice(text: str, reference: object, *, boxed: bool = False) -> Score:
-    r"""Return reward 1 if the letter chosen is the reference, otherwise 0.
+    r"""Return reward 1 if the chosen letter is the reference, otherwise 0.
 
-    The letter, A to J in either case, is what the last `\boxed{}` holds; without a box what follows the last
-    "answer is" or "answer:", to the end of that line; without either the whole text. Nothing else may stand there
-    but parentheses, stars, dollar signs, `\text{}` and a full stop, so "A or B" is no choice.
+    The letter is A to J in either case. The content of the last `\boxed{}` is read. Without a box, the rest of the line
+    after the last "answer is" or "answer:" is read. Without such a phrase, all text is read. The letter may be
+    surrounded by parentheses, stars, dollar signs, `\text{}` and a full stop only, so "A or B" is not a choice.
 
     Args:
         text: Any text.
         reference: A letter, such as `"B"` or `"(b)"`.
-        boxed: Only a letter in `\boxed{}` counts.
+        boxed: True if only a letter in `\boxed{}` counts.
 
     Returns:
         The reward, and the part `format`: 1 if one letter was chosen, otherwise 0.
 
     Raises:
-        ValueError: The reference is not such a letter.
+        ValueError: The reference is not a letter from A to J.
     """
     wanted = _letter(str(reference))
     if wanted is None:

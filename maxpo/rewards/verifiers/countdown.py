@@ -7,7 +7,7 @@ from typing import TypedDict
 
 from maxpo.rewards.base import Score
 
-# [0-9] and not \d, which also matches other scripts' digits; at most two digits, so int() is always cheap.
+# [0-9] is used because \d also matches digits of other scripts. Two digits at most keep int() cheap.
 _NUMBER = "(0|[1-9][0-9]?)"
 _STEP = re.compile(rf"{_NUMBER}([-+*]){_NUMBER}={_NUMBER}")
 _LONGEST_STEP = len("99*99=99,")
@@ -24,8 +24,8 @@ def countdown(text: str, reference: CountdownReference) -> Score:
     """Replay the steps of an answer such as `3*2=6,7+6=13`.
 
     The reward is 1 if every step is legal, all numbers are used and the last result is the target, otherwise 0.
-    A step is legal if it is written exactly as above (no spaces, signs or leading zeros), its arithmetic is
-    right, its result lies in 0..99, and it takes its operands from the numbers and results not used before.
+    A step is legal if it has the form above without spaces, signs or leading zeros, its arithmetic is right, its
+    result lies in 0..99, and its operands are numbers or results that no earlier step has used.
 
     Args:
         text: Any text.

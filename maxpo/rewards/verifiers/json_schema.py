@@ -16,15 +16,15 @@ _FENCE = re.compile(r"^```(json)?[ \t\r]*$", re.MULTILINE)
 def json_schema(text: str, reference: object) -> Score:
     """Return reward 1 if the text, or its last fenced json block, is JSON that fits the schema, otherwise 0.
 
-    NaN and Infinity are not JSON. The schema's `format` is not checked, and `$ref` finds only what is in the schema:
+    NaN and Infinity are not JSON. The schema's `format` is not checked. `$ref` resolves only within the schema, and
     nothing is fetched.
 
     Args:
         text: Any text.
-        reference: A JSON schema, as a mapping or as its text; draft 2020-12 where it names no other.
+        reference: A JSON schema, as a mapping or as text. Draft 2020-12 applies if the schema names no draft.
 
     Returns:
-        The reward, and the part `format`: 1 if it is JSON at all, otherwise 0.
+        The reward, and the part `format`: 1 if the text is JSON, otherwise 0.
 
     Raises:
         ValueError: The reference is not a schema.
@@ -42,7 +42,7 @@ def json_schema(text: str, reference: object) -> Score:
 
 
 def _json_text(text: str) -> str:
-    """The content of the last fenced json block; without one the whole text."""
+    """Return the content of the last fenced json block, or all text if no such block exists."""
     start: int | None = None
     last: tuple[int, int] | None = None
     for fence in _FENCE.finditer(text):
@@ -59,7 +59,7 @@ def _refuse(constant: str) -> NoReturn:
 
 @lru_cache(maxsize=1024)
 def _validator(schema: str) -> Any:
-    jsonschema: Any = importlib.import_module("jsonschema")  # here, so that others need not have it
+    jsonschema: Any = importlib.import_module("jsonschema")  # here, since jsonschema is optional
     registry: Any = importlib.import_module("referencing").Registry()
     try:
         content: Any = json.loads(schema)
@@ -71,4 +71,4 @@ def _validator(schema: str) -> Any:
         raise ValueError(f"json_schema: the reference must be a JSON schema: {error.message}") from error
     except ValueError as error:
         raise ValueError(f"json_schema: the reference must be a JSON schema: {error}") from error
-    return kind(content, registry=registry)  # jsonschema's own default fetches what a $ref names
+    return kind(content, registry=registry)  # the default registry of jsonschema would fetch the target of a $ref

@@ -1,24 +1,24 @@
-"""The verifier `length`: a soft penalty for long answers, as DAPO's (arXiv 2503.14476)."""
+"""The verifier `length`, a soft penalty for long answers as in DAPO (arXiv 2503.14476)."""
 
 from __future__ import annotations
 
 from maxpo.rewards.base import Score
 
 CAP = 20000
-"""As `reward.max_chars`."""
+"""Default of `cap`, equal to the default of `reward.max_chars`."""
 
 
 def length(text: str, reference: object, *, start: int = 16000, cap: int = CAP) -> Score:
-    """Reward 0 up to `start` characters, then falling in a straight line to -1 at `cap`, and -1 beyond.
+    """Return reward 0 up to `start` characters, a linear decrease to -1 at `cap`, and -1 beyond.
 
-    DAPO counts tokens. A verifier sees text alone, and a tokenizer in every verifier process would make a reward
-    depend on the model: so these are characters. Divide by the characters per token of your answers (English text
-    has about four) to compare with `rollout.max_new_tokens`, and keep `cap` below where that cuts.
+    DAPO counts tokens. This verifier counts characters, because a tokenizer in every verifier process would make the
+    reward depend on the model. To compare with `rollout.max_new_tokens`, divide by the characters per token of your
+    answers (about four in English). Keep `cap` below the length at which `rollout.max_new_tokens` cuts answers.
 
     Args:
         text: Any text.
         reference: Not used.
-        start: Characters that cost nothing.
-        cap: Characters that cost everything; at most `reward.max_chars`, beyond which nothing is read.
+        start: Number of characters without a penalty.
+        cap: Number of characters with the full penalty, at most `reward.max_chars`, beyond which text is not read.
     """
     return Score(reward=0.0 - min(1.0, max(0, len(text) - start) / (cap - start)))  # 0.0, not -0.0

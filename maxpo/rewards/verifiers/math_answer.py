@@ -1,6 +1,6 @@
-"""The verifier for mathematical answers in LaTeX; math-verify compares them.
+"""The verifier for mathematical answers in LaTeX, compared by math-verify.
 
-Not called `math.py`: a module of that name would take the place of Python's own in `maxpo.rewards`.
+The name `math.py` would hide the standard library's `math` within `maxpo.rewards`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from maxpo.rewards.base import Score
 from maxpo.rewards.verifiers.boxed import last_boxed
 
 _LONGEST_REFERENCE = 2000
-"""Most characters of a reference. More than of an answer, because references are trusted."""
+"""Most characters of a reference. The limit is higher than for an answer, because references are trusted."""
 _DEEPEST = 11
 """Deepest nesting of brackets, including those of the box."""
 
@@ -24,23 +24,23 @@ _DEEPEST = 11
 def math_answer(text: str, reference: object, *, boxed: bool = True, longest: int = 300) -> Score:
     r"""Return reward 1 if the last boxed answer equals the reference, otherwise 0.
 
-    Equal is what math-verify 0.9 says with its strict comparison: 1/2, 0.5 and `\frac12`; sets in any order; intervals;
-    expressions that simplify to the same. Numbers with a decimal point are compared to 6 digits after it. Units are
-    left out, and 50 equals 50%. An answer that is not worked out, such as 2+3 for 5, is equal too.
+    Equality is the strict comparison of math-verify 0.9. Equal are 1/2, 0.5 and `\frac12`, sets in any order,
+    intervals, and expressions that simplify to the same. Numbers with a decimal point are compared to 6 digits after
+    the point. Units are ignored, and 50 equals 50%. An unevaluated answer, such as 2+3 for 5, is equal too.
 
-    Brackets that are nested more than 10 deep are not read: the parser's time doubles with each.
-    There is no time limit in here (math-verify's own needs the main thread): what takes too long is killed with its
-    process. At most `longest` characters are parsed.
+    Brackets nested more than 10 deep are not read, because the parser's time doubles with each level. At most `longest`
+    characters are parsed. This function has no time limit, since that of math-verify needs the main thread. The process
+    of an answer that takes too long is killed.
 
     Args:
         text: Any text.
         reference: LaTeX or a number, with or without dollar signs or a box.
-        boxed: Only an answer in `\boxed{}` counts. Otherwise one that follows the words "answer" or "final answer is"
-            within the last `longest` characters counts too, where the text has no box at all.
-        longest: Characters of the box; a longer one is not read.
+        boxed: True if only an answer in `\boxed{}` counts. If False and the text has no box, an answer after the words
+            "answer" or "final answer is" within the last `longest` characters counts too.
+        longest: Most characters of a box. A longer box is not read.
 
     Returns:
-        The reward, and the part `format`: 1 if there is an answer that could be parsed, otherwise 0.
+        The reward, and the part `format`: 1 if an answer could be parsed, otherwise 0.
 
     Raises:
         ValueError: The reference cannot be parsed.
@@ -55,9 +55,9 @@ def math_answer(text: str, reference: object, *, boxed: bool = True, longest: in
 def answer(text: str, *, boxed: bool = True, longest: int = 300) -> str | None:
     r"""Return the answer in one spelling, for `maj@n`, or None if none could be parsed.
 
-    The parsed answer is written as text: 1/2, `\frac12`, 0.5 and 3/6 are the same, sets have no order, x+1
-    is 1+x. Decimals become the nearest fraction with a denominator of at most a million. Nothing is worked out or
-    simplified further, since that has no bound: 2+3 is not 5 here.
+    The parsed answer is written as text. 1/2, `\frac12`, 0.5 and 3/6 give the same text, and so do sets in any order,
+    or x+1 and 1+x. Decimals become the nearest fraction with a denominator of at most a million. Nothing is evaluated
+    or simplified further, because the cost has no bound. So 2+3 and 5 give different texts.
     """
     parsed = _parsed(text, boxed, longest)
     if not parsed:
@@ -113,7 +113,7 @@ def _latex() -> Any:
     return _library().LatexExtractionConfig(
         try_extract_without_anchor=False,
         boxed_match_priority=0,
-        # malformed_operators reads `\frac12` and `\sqrt3`, which is good LaTeX. nits mends what is not.
+        # malformed_operators reads `\frac12` and `\sqrt3`, which are valid LaTeX. nits repairs invalid LaTeX.
         normalization_config=normalization(
             basic_latex=True, units=True, malformed_operators=True, nits=False, boxed="all", equations=False
         ),

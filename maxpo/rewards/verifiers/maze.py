@@ -11,7 +11,7 @@ MOVES = {"U": (-1, 0), "D": (1, 0), "L": (0, -1), "R": (0, 1)}
 
 
 class MazeReference(TypedDict):
-    """Grid of a problem, and the fewest moves from S to G."""
+    """Grid of a problem, and the minimum number of moves from S to G."""
 
     grid: list[str]
     moves: int
@@ -20,15 +20,15 @@ class MazeReference(TypedDict):
 def maze(text: str, reference: MazeReference) -> Score:
     """Follow the moves in the last line of an answer that is not blank.
 
-    The reward is 1 if they lead from S to G, through no wall and not out of the grid, in the fewest moves, otherwise 0.
+    The reward is 1 if the moves lead from S to G inside the grid, without a wall and in the fewest moves, otherwise 0.
 
     Args:
-        text: Any text. Spaces and commas between moves do no harm.
-        reference: `{"grid": ["S.", "#G"], "moves": 2}`, with the fewest moves.
+        text: Any text. Spaces and commas between moves are ignored.
+        reference: `{"grid": ["S.", "#G"], "moves": 2}`, with the minimum number of moves.
 
     Returns:
-        The reward, and the parts `format`: 1 if the line holds moves and nothing else, and `arrived`: 1 if they end
-        at G.
+        The reward, and the parts `format`: 1 if the line holds moves and nothing else, and `arrived`: 1 if the moves
+        end at G.
     """
     grid, fewest = reference["grid"], reference["moves"]
     moves = text.rstrip().rpartition("\n")[2].replace(",", "").replace(" ", "").strip()

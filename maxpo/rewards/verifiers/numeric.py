@@ -8,7 +8,7 @@ import re
 from maxpo.rewards.base import Score
 
 # A sign counts only where it cannot be an operator (`5-3` ends with 3). Groups of digits are taken greedily and
-# checked afterwards, so the search never goes back and stays linear in the text.
+# checked afterwards, so the search never backtracks and stays linear in the text.
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w.)])[-+])?"
     r"(?P<digits>[0-9]++(?:,[0-9]++)*+|(?=\.[0-9]))"
@@ -16,19 +16,19 @@ _NUMBER = re.compile(
 )
 _THOUSANDS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})*+")
 _LONGEST = 64
-"""Characters of the longest number that is read."""
+"""Most characters of a number. A longer number is not read."""
 
 
 def numeric(text: str, reference: object, *, tolerance: float = 1e-6) -> Score:
     """Return reward 1 if the last number in the text equals the reference, otherwise 0.
 
-    Numbers are ASCII decimals: `42`, `-1.5`, `.5`, `1,234`, `2e3`; a full stop or unit after it does no harm.
+    Numbers are ASCII decimals: `42`, `-1.5`, `.5`, `1,234`, `2e3`. A full stop or unit after a number is ignored.
     Equal means |number - reference| <= tolerance |reference|, so a reference of 0 must be met exactly.
 
     Args:
         text: Any text. A last number of more than 64 characters is not read.
         reference: A finite number, or its text (`"1,234"`).
-        tolerance: Relative to the reference.
+        tolerance: Largest allowed error, relative to the reference.
 
     Returns:
         The reward, and the part `format`: 1 if the text has a number that could be read, otherwise 0.
@@ -47,7 +47,7 @@ def numeric(text: str, reference: object, *, tolerance: float = 1e-6) -> Score:
 
 
 def answer(text: str, *, tolerance: float = 1e-6) -> str | None:
-    """Return the last number, for `maj@n`, or None. 12, 12.0 and 1.2e1 are the same, and `tolerance` is not used."""
+    """Return the last number, for `maj@n`, or None. 12, 12.0 and 1.2e1 are equal. `tolerance` is not used."""
     got = _value(text)
     return None if got is None else str(got + 0.0)  # -0.0 becomes 0.0
 

@@ -1,4 +1,4 @@
-"""The verifier of the reasoning-gym task (`maxpo.tasks.reasoning_gym`): the package's own scoring."""
+"""The verifier of the reasoning-gym task (`maxpo.tasks.reasoning_gym`), which uses the package's own scoring."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def reasoning_gym(text: str, reference: Any) -> Score:
 
     Args:
         text: Any text.
-        reference: `{"dataset": "gcd", "settings": {}, "entry": {...}}`, with a problem as the dataset made it.
+        reference: `{"dataset": "gcd", "settings": {}, "entry": {...}}`, with the problem unchanged from the dataset.
 
     Returns:
         The reward, and the part `format`: 1 if there are answer tags, otherwise 0.
 
     Raises:
-        ValueError: There is no such package or dataset.
-        Exception: The dataset's scoring cannot cope with the answer; the sample is then masked.
+        ValueError: The package or the dataset does not exist.
+        Exception: The dataset's scoring fails on the answer. The sample is then masked.
     """
     extracted, tagged = _extract(text)
     made = _dataset(reference["dataset"], json.dumps(reference["settings"], sort_keys=True))
@@ -40,7 +40,7 @@ def answer(text: str) -> str | None:
 
 
 def _extract(text: str) -> tuple[str, bool]:
-    """Return the text that the dataset scores, and True if it stood between tags."""
+    """Return the text that the dataset scores, and True if tags surrounded the text."""
     _, opening, rest = text.rpartition("<answer>")
     inside, closing, _ = rest.partition("</answer>")
     tagged = bool(opening and closing)
@@ -56,7 +56,7 @@ def make_dataset(name: str, settings: Mapping[str, Any], *, seed: int, size: int
     """Return a dataset of the package. Some datasets make all their `size` problems at once.
 
     Raises:
-        ValueError: There is no such package, dataset or setting.
+        ValueError: The package, the dataset or a setting does not exist.
     """
     try:
         package = importlib.import_module("reasoning_gym")

@@ -1,4 +1,4 @@
-"""The verifier that asks a regular expression."""
+"""The verifier that matches a regular expression."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from maxpo.rewards.base import Score
 def regex(
     text: str, reference: object, *, pattern: str | None = None, mode: Literal["fullmatch", "search"] = "fullmatch"
 ) -> Score:
-    """Return reward 1 if the pattern matches, otherwise 0. Python's `re`; a slow pattern is killed with its process.
+    """Return reward 1 if the pattern matches, otherwise 0. The process of a slow pattern is killed.
 
     Args:
         text: Any text.
-        reference: The pattern, where `pattern` is null; otherwise not looked at.
-        pattern: One pattern for every answer.
-        mode: `fullmatch`: the whole text, white space at its ends included; `search`: anywhere in it.
+        reference: Pattern of Python's `re` if `pattern` is None, otherwise not used.
+        pattern: Pattern for all answers. None if each reference is a pattern.
+        mode: `fullmatch` matches all text, including white space at both ends. `search` matches anywhere in the text.
 
     Raises:
-        ValueError: The reference is not a pattern.
+        ValueError: The pattern is not a valid regular expression.
     """
     source = reference if pattern is None else pattern
     if not isinstance(source, str):
         raise ValueError(f"regex: the reference must be a pattern, got {reference!r}")
     try:
-        compiled = re.compile(source)  # re keeps the last 512 itself
+        compiled = re.compile(source)  # re caches the last 512 patterns
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"regex: the reference must be a pattern, got {source[:80]!r}: {error}") from error
     match = compiled.search(text) if mode == "search" else compiled.fullmatch(text)

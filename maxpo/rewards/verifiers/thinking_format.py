@@ -1,4 +1,4 @@
-"""The verifier `format`: a thinking block, then an answer. (A module `format.py` would hide a word of Python.)"""
+"""The verifier `format`, for a thinking block and then an answer. A module named `format` would hide a builtin."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from maxpo.rewards.base import Score
 
 
 def thinking_format(text: str, reference: object, *, opening: str = "<think>", closing: str = "</think>") -> Score:
-    """Return reward 1 if the text is one thinking block and then something that can be seen, otherwise 0.
+    """Return reward 1 if the text is one thinking block followed by visible characters, otherwise 0.
 
     Args:
-        text: Any text. White space before the block does no harm.
+        text: Any text. White space before the block is ignored.
         reference: Not used.
-        opening: What the text begins with, and holds once. Empty where the prompt ends with it already.
-        closing: What ends the block; the text holds it once.
+        opening: Tag that starts the text and occurs once. Empty if the prompt already ends with the tag.
+        closing: Tag that ends the block and occurs once.
     """
     if opening and (not text.lstrip().startswith(opening) or text.count(opening) != 1):
         return Score(reward=0.0)
     _, found, answer = text.partition(closing)
-    # Characters without a width are not printable, so they alone are no answer.
+    # Characters without a width are not printable, so an answer needs other characters too.
     visible = any(c.isprintable() and not c.isspace() for c in answer)
     return Score(reward=float(bool(found) and closing not in answer and visible))
