@@ -42,7 +42,7 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, model: Path, folder: Path) -> dict[str, Any]:
     from launch.cluster.placement import place
-    from launch.cluster.placement_groups import room_for
+    from launch.cluster.placement_groups import placement_groups
     from launch.cluster.ray_cluster import cluster
     from learner.group import LearnerGroup
     from maxpo.checkpoints.local import Checkpoints
@@ -55,7 +55,7 @@ def measure(args: argparse.Namespace, model: Path, folder: Path) -> dict[str, An
     with ExitStack() as resources:
         gpus = resources.enter_context(cluster(config, folder / "log"))
         places = place(config, gpus=gpus)
-        room = resources.enter_context(room_for(places, config))
+        room = resources.enter_context(placement_groups(places, config))
         learner = LearnerGroup(config, places.learner_device, places.sync_backend, room.rank)
         learner.begin_start()
         learner.finish_start()

@@ -84,7 +84,7 @@ def measure(args: argparse.Namespace, model: Path, folder: Path) -> dict[str, An
     overrides += ["learner.cpu_threads=1", "rollout.gpu_memory_utilization=0.4"]
     config = load_config([ROOT / "configs/presets/demo.yaml"], overrides).config
     with system(config, folder / "log") as running:
-        rollouts, learner, places = running.rollouts, running.learner, running.places
+        rollouts, learner, places = running.rollouts, running.learner, running.placement
         warm_up = learner.publish(rollouts.receivers())
         tensors = [
             TensorMeta(name, getattr(torch, dtype), shape)

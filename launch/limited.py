@@ -1,4 +1,4 @@
-"""Calls that end in time, whatever they are waiting for."""
+"""Commands and calls with a deadline."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
-    """What a command printed; `code` is None where its time was up."""
+class Output:
+    """Output and exit code of a command. `code` is None if the deadline passed."""
 
     code: int | None
     out: str
     err: str
 
 
-def run_limited(command: Sequence[str], seconds: float, *, given: str = "", env: dict[str, str] | None = None) -> Ran:
-    """Run a command for at most so many seconds, then end it and all that it started.
+def run_limited(
+    command: Sequence[str], seconds: float, *, given: str = "", env: dict[str, str] | None = None
+) -> Output:
+    """Run a command for at most `seconds`, then kill it and all processes that it started.
 
-    Its output goes to files: a pipe would be waited for until the last process that has it ends, and a process that
-    hangs in a driver does not end.
+    The output goes to files. A pipe stays open until its last process ends, and a process that hangs in a driver does
+    not end.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as stdin:
         stdin.write(given.encode())
@@ -46,13 +48,13 @@ def run_limited(command: Sequence[str], seconds: float, *, given: str = "", env:
                 process.wait(1)
         out.seek(0)
         err.seek(0)
-        return Ran(code, out.read().decode(errors="replace"), err.read().decode(errors="replace"))
+        return Output(code, out.read().decode(errors="replace"), err.read().decode(errors="replace"))
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """The result of a call that cannot be told to stop, such as one to a file system or a name server.
+    """Return the result of a call that cannot be stopped, such as one to a file system or a name server.
 
     Raises:
-        TimeoutError: it took longer; its thread is left behind.
+        TimeoutError: the deadline passed; the thread is left behind.
     """
     return Background(call).result(seconds)

@@ -1,4 +1,4 @@
-"""The command `maxpo plan`: what a run needs of each GPU, whether it fits, and which setting would make it fit.
+"""The command `maxpo plan`: GPU memory of a run, and the settings that would make the run fit.
 
 Arithmetic only: the model is built without memory to count its parameters, no GPU is needed. Model states are exact up
 to allocation; activations follow Korthikanti et al. 2022 (Reducing activation recomputation in large transformer
@@ -25,34 +25,34 @@ from maxpo.errors import InputError
 
 GIB = 2**30
 CONTEXT_GIB = 1.0
-"""What CUDA, NCCL and the allocator's fragments take of a GPU beside all tensors."""
+"""GPU memory of CUDA, NCCL and the allocator's fragments beside all tensors."""
 KEPT = ("weights", "gradients", "master weights", "Adam's moments", "frozen reference", "buckets")
-"""What the learner holds between two updates, too."""
+"""Parts of the learner's memory that stay allocated between two updates."""
 GATHER_BYTES = 2 * (5 * 10**8)
-"""DeepSpeed's default buckets for reducing and gathering, 5e8 elements together, in 16 bits."""
+"""Size of DeepSpeed's default buckets for reducing and gathering, 5e8 elements together, in 16 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """What memory depends on."""
+    """Sizes of a model that determine its memory."""
 
     parameters: int
     largest_layer: int
-    """Parameters of the largest module that ZeRO-3 gathers whole: a layer, or the embedding."""
+    """Parameters of the largest module that ZeRO-3 gathers at once: a layer, or the embedding."""
     layers: int
     hidden: int
     kv_width: int
-    """Key and value heads times head size."""
+    """Number of key and value heads times head size."""
     vocabulary: int
     adapter: int = 0
-    """Parameters that `learner.lora` adds."""
+    """Number of parameters that `learner.lora` adds."""
 
 
 def shape_of(path: str, lora: LoraConfig | None = None, *, trust_remote_code: bool = False) -> ModelShape:
-    """Reads config.json of a model folder.
+    """Return the sizes of the model in a folder, from its config.json.
 
     Raises:
-        InputError: it cannot be read, or is no causal language model, or has no layers as `lora` wants them.
+        InputError: The file is unreadable, the model is not a causal language model, or a layer of `lora` is missing.
     """
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
@@ -75,7 +75,7 @@ def shape_of(path: str, lora: LoraConfig | None = None, *, trust_remote_code: bo
 
 
 def learner_bytes(config: Config, shape: ModelShape) -> dict[str, float]:
-    """Bytes of each learner GPU, by purpose."""
+    """Return the bytes of each learner GPU by purpose."""
     c = config.learner
     n = shape.parameters + shape.adapter
     trained = shape.adapter if c.lora.rank else n
@@ -105,7 +105,7 @@ def learner_bytes(config: Config, shape: ModelShape) -> dict[str, float]:
 
 
 def rollout_bytes(config: Config, shape: ModelShape, gpu_bytes: float) -> dict[str, float]:
-    """Bytes of each rollout GPU, by purpose; what is left of the engine's share is its KV cache."""
+    """Return the bytes of each rollout GPU by purpose. The rest of the engine's share is the KV cache."""
     c = config.rollout
     width = 4 if c.dtype == "float32" else 2
     weights = width * shape.parameters / c.tensor_parallel_size
@@ -116,7 +116,7 @@ def rollout_bytes(config: Config, shape: ModelShape, gpu_bytes: float) -> dict[s
 
 
 def sequences_at_once(config: Config, shape: ModelShape, kv_cache: float) -> float:
-    """Sequences of full length whose keys and values fit into an engine's cache."""
+    """Return the number of sequences of full length that fit into an engine's KV cache."""
     c = config.rollout
     width = 4 if c.dtype == "float32" else 2
     per_token = 2 * shape.layers * shape.kv_width * width / c.tensor_parallel_size
@@ -125,38 +125,38 @@ def sequences_at_once(config: Config, shape: ModelShape, kv_cache: float) -> flo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What `maxpo plan` found."""
+    """Memory of a run on GPUs of one size."""
 
     learner: dict[str, float]
     rollout: dict[str, float]
     sequences: float
     gpu_bytes: float
     shared: bool
-    """Learner and engine share one GPU."""
+    """True if learner and engine share one GPU."""
 
     @property
     def learner_limit(self) -> float:
-        """Bytes that the learner may take of its GPU; an engine that shares it sleeps meanwhile."""
+        """Bytes of a GPU that the learner may take. An engine on the same GPU sleeps meanwhile."""
         return self.gpu_bytes - CONTEXT_GIB * GIB * (2 if self.shared else 1)
 
     @property
     def sampling(self) -> float:
-        """Bytes of a shared GPU that are taken while engines sample: theirs, and what the learner keeps."""
+        """Bytes of a shared GPU in use during sampling: the engine's, and those that the learner keeps."""
         return sum(self.rollout.values()) + sum(self.learner.get(name, 0) for name in KEPT)
 
     @property
     def learner_fits(self) -> bool:
-        """Whether the learner has enough memory, beside the engine too where they share."""
+        """True if the learner has enough memory, also beside an engine on the same GPU."""
         return max(sum(self.learner.values()), self.sampling if self.shared else 0) <= self.learner_limit
 
     @property
     def rollout_fits(self) -> bool:
-        """Whether an engine can hold one sequence of full length at least."""
+        """True if an engine has memory for at least one sequence of full length."""
         return self.sequences >= 1
 
 
 def make_plan(config: Config, shape: ModelShape, *, gpu_gib: float, shared: bool) -> Plan:
-    """The plan for GPUs of this size."""
+    """Return the plan for GPUs of this size."""
     rollout = rollout_bytes(config, shape, gpu_gib * GIB)
     return Plan(
         learner=learner_bytes(config, shape),
@@ -168,7 +168,7 @@ def make_plan(config: Config, shape: ModelShape, *, gpu_gib: float, shared: bool
 
 
 def remedies(config: Config, shape: ModelShape, *, gpu_gib: float, shared: bool) -> list[str]:
-    """Single settings that would make everything fit, cheapest first; empty where it fits, or where none is enough."""
+    """Return single settings that would make everything fit, cheapest first. Empty if nothing must or can help."""
     plan = make_plan(config, shape, gpu_gib=gpu_gib, shared=shared)
     if plan.learner_fits and plan.rollout_fits:
         return []

@@ -1,4 +1,4 @@
-"""The head of a cluster is asked before Ray is."""
+"""A first question to the head of a running cluster, before Ray connects to it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 import grpc
 from ray.core.generated import gcs_service_pb2
 
-from launch.cluster.ray_environment import LETS_EVERYBODY_IN, cluster_address, use_token
+from launch.cluster.ray_environment import NEEDS_NO_TOKEN, cluster_address, use_token
 from maxpo.config import RayConfig
 from maxpo.errors import InputError
 
 CONNECT_S = 5.0
-"""Seconds that the head of a running cluster has for its first answer."""
+"""Deadline of the first answer, in seconds."""
 
 
 def reach(settings: RayConfig) -> None:
-    """Before anything is begun: the running cluster, where one is named, answers and takes the token.
+    """Check that the running cluster answers and takes the token, if the settings name one.
 
     Raises:
-        InputError: see `check_head`.
+        InputError: see `check_head` and `use_token`.
     """
     address = cluster_address(settings)
     if address not in (None, "auto"):  # only Ray knows what auto means
@@ -27,10 +27,10 @@ def reach(settings: RayConfig) -> None:
 
 
 def check_head(address: str, token: str | None, *, require_token: bool) -> None:
-    """Ask the head of a cluster for a sign of life: Ray itself tries for minutes, and does not say why it fails.
+    """Ask the head of a cluster for an answer. Ray itself tries for minutes and gives no reason when it fails.
 
     Raises:
-        InputError: nobody answers, the token is wrong, or everybody is let in and `require_token` is on.
+        InputError: the head does not answer, the token is wrong, or `require_token` is on and none is needed.
     """
     denied, answer = grpc.StatusCode.UNAUTHENTICATED, _ask_head(address, token)
     if answer == denied:
@@ -39,14 +39,14 @@ def check_head(address: str, token: str | None, *, require_token: bool) -> None:
     if answer is not None:
         raise InputError(
             f"no Ray cluster answers at {address} within {CONNECT_S:g} s ({answer.name.lower()}): does `ray start "
-            "--head` run there, with this port, and may this machine reach it? maxpo doctor tells more"
+            "--head` run there, with this port, and may this machine reach it? `maxpo doctor` checks more"
         )
     if require_token and _ask_head(address, None) != denied:
-        raise InputError(f"the Ray cluster at {address} {LETS_EVERYBODY_IN}")
+        raise InputError(f"the Ray cluster at {address} {NEEDS_NO_TOKEN}")
 
 
 def _ask_head(address: str, token: str | None) -> grpc.StatusCode | None:
-    """What is wrong with the answer of the head's smallest call; None where it is right."""
+    """Return the error of the smallest call to the head, or None if the call succeeds."""
     messages: Any = gcs_service_pb2
     with grpc.insecure_channel(address) as channel:
         call = channel.unary_unary(

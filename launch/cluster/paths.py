@@ -10,11 +10,14 @@ from launch.cluster.ray_environment import cluster_address
 from maxpo.config import Config
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray in the environment of a job's driver."""
+"""Environment variable that Ray sets for the driver of a job."""
 
 
 def for_all_nodes(config: Config) -> Config:
-    """The settings as processes on other nodes need them: they start in other folders, except those of a job."""
+    """Return the settings with absolute paths, for processes on other nodes, which start in other folders.
+
+    A job is left as it is: all its processes start in the folder that Ray unpacked.
+    """
     if cluster_address(config.ray) is None or JOB in os.environ:
         return config
     deepspeed = config.learner.deepspeed

@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: one that is running, or one of its own on loopback."""
+"""The Ray cluster of a run: a running one, or one that the run starts on loopback for itself."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from maxpo.config import Config, RayConfig
 from maxpo.errors import InputError
 
 SCRATCH, OWNER = "maxpo-ray-", "owner"
-"""Beginning of the name of a cluster's own folder, and the file in it that says which process it is of."""
+"""Prefix of the folder of a cluster on loopback, and name of the file in it that identifies its process."""
 
 
 @contextmanager
 def cluster(config: Config, log_folder: Path) -> Iterator[float]:
-    """A Ray cluster, with all its nodes: the running one, or one of this run's own on loopback, stopped at the end.
+    """Connect to the running Ray cluster, or start one on loopback and stop it at the end. Wait for all nodes.
 
-    Needs `launch.cluster.ray_environment.prepare_ray` before ray is imported. The logs of the own cluster's workers
-    end up in `log_folder`; a running cluster keeps its own.
+    `launch.cluster.ray_environment.prepare_ray` must be called before ray is imported. The worker logs of a cluster on
+    loopback are copied to `log_folder`. A running cluster keeps its own.
 
     Yields:
-        The number of GPUs of the cluster.
+        Number of GPUs of the cluster.
 
     Raises:
         InputError: the cluster cannot be reached or used, or has too few nodes after `cluster.node_timeout_s`.
@@ -50,13 +50,13 @@ def cluster(config: Config, log_folder: Path) -> Iterator[float]:
         return
     if config.cluster.nodes > 1:
         raise InputError(
-            f"cluster.nodes = {config.cluster.nodes}, but a run's own cluster has one node: give the address of a "
-            "running one by ray.address or RAY_ADDRESS"
+            f"cluster.nodes = {config.cluster.nodes}, but a run that starts its own cluster has one node: give the "
+            "address of a running cluster by ray.address or RAY_ADDRESS"
         )
     _remove_leftovers()
     # Unix socket paths are limited to about 100 characters, which a run folder may exceed.
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH))
-    (scratch / OWNER).write_text(f"{_where()} {os.getpid()}", encoding="utf-8")
+    (scratch / OWNER).write_text(f"{_pid_namespace()} {os.getpid()}", encoding="utf-8")
     try:
         with own_sigterm():
             ray.init(
@@ -77,7 +77,7 @@ def cluster(config: Config, log_folder: Path) -> Iterator[float]:
 
 
 def own_logs(config: Config, log_folder: Path) -> Path | None:
-    """Where the workers' output ends up; None on a running cluster, which keeps it in Ray's logs on each node."""
+    """Return the folder of the workers' output, or None on a running cluster, which keeps it in Ray's logs."""
     return None if cluster_address(config.ray) else log_folder
 
 
@@ -87,20 +87,20 @@ def _connect(address: str, settings: RayConfig) -> None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, AuthenticationError) as error:
         raise InputError(f"the Ray cluster at {address} cannot be used: {error}") from error
-    if address == "auto":  # what that is, only Ray could tell
-        found: Any = ray.get_runtime_context().gcs_address
+    if address == "auto":  # only Ray knows its address
+        head: Any = ray.get_runtime_context().gcs_address
         try:
-            check_head(found, use_token(required=settings.require_token), require_token=settings.require_token)
+            check_head(head, use_token(required=settings.require_token), require_token=settings.require_token)
         except InputError:
             ray.shutdown()
             raise
 
 
 def wait_for_nodes(config: Config) -> float:
-    """Wait for `cluster.nodes` nodes with `cluster.gpus_per_node` GPUs each; the number of GPUs of the cluster.
+    """Wait for `cluster.nodes` nodes with `cluster.gpus_per_node` GPUs each. Return the GPUs of the whole cluster.
 
     Raises:
-        InputError: there are fewer after `cluster.node_timeout_s`.
+        InputError: too few nodes have joined after `cluster.node_timeout_s`.
     """
     wanted, each = config.cluster.nodes, config.cluster.gpus_per_node or 0
     end = time.monotonic() + config.cluster.node_timeout_s
@@ -109,20 +109,20 @@ def wait_for_nodes(config: Config) -> float:
         if sum(gpus >= each for _, gpus in nodes) >= wanted:
             return sum(gpus for _, gpus in nodes)
         if time.monotonic() > end or not cluster_address(config.ray):
-            found = ", ".join(f"{address} ({gpus:g} GPUs)" for address, gpus in sorted(nodes))
+            present = ", ".join(f"{address} ({gpus:g} GPUs)" for address, gpus in sorted(nodes))
             raise InputError(
                 f"cluster.nodes = {wanted}, each with cluster.gpus_per_node = {each} GPUs, but after "
-                f"cluster.node_timeout_s = {config.cluster.node_timeout_s:g} s the cluster has: {found}"
+                f"cluster.node_timeout_s = {config.cluster.node_timeout_s:g} s the cluster has: {present}"
             )
         time.sleep(0.5)
 
 
 def _remove_leftovers() -> None:
-    """The folders of runs that were killed before they could remove them."""
+    """Remove the folders of runs that were killed before they could remove them."""
     for owner in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/{OWNER}"):
         try:
-            place, _, pid = owner.read_text(encoding="utf-8").rpartition(" ")
-            ours = owner.stat().st_uid == os.getuid() and place == _where()
+            namespace, _, pid = owner.read_text(encoding="utf-8").rpartition(" ")
+            ours = owner.stat().st_uid == os.getuid() and namespace == _pid_namespace()
             dead = ours and not psutil.pid_exists(int(pid))
         except (OSError, ValueError):
             continue
@@ -130,15 +130,15 @@ def _remove_leftovers() -> None:
             shutil.rmtree(owner.parent, ignore_errors=True)
 
 
-def _where() -> str:
-    """What process ids are unique in: the folder may be shared by machines and containers."""
-    namespace = Path("/proc/self/ns/pid")
-    return f"{socket.gethostname()} {namespace.readlink() if namespace.is_symlink() else ''}"
+def _pid_namespace() -> str:
+    """Return the name of the space in which process ids are unique. Machines and containers may share the folder."""
+    link = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()} {link.readlink() if link.is_symlink() else ''}"
 
 
 def _keep_logs(scratch: Path, log_folder: Path) -> None:
-    """Copy what the workers printed to the run folder, and remove the cluster's own folder."""
-    with suppress(OSError):  # on a full disk what led here matters more
+    """Copy the output of the workers to the run folder, and remove the folder of the cluster."""
+    with suppress(OSError):  # on a full disk, the error that ended the run matters more
         log_folder.mkdir(parents=True, exist_ok=True)
         for file in scratch.glob("session_latest/logs/worker-*"):
             if file.stat().st_size:
@@ -148,7 +148,7 @@ def _keep_logs(scratch: Path, log_folder: Path) -> None:
 
 @contextmanager
 def own_sigterm() -> Iterator[None]:
-    """Inside, whoever takes SIGTERM for itself gives it back at the end: Ray does when it is initialised."""
+    """Restore the handler of SIGTERM at the end. Ray installs its own when it is initialised."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)

@@ -1,6 +1,6 @@
-"""Which Ray cluster a command uses, and the environment that Ray reads when it is imported.
+"""Choice of the Ray cluster, and the environment variables that Ray reads when it is imported.
 
-So this must run, and be imported, before ray.
+Therefore this module must be imported, and its functions called, before ray is imported.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from maxpo.config.cluster import is_host_port
 from maxpo.errors import InputError
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
-LETS_EVERYBODY_IN = (
-    "lets everybody in, and whoever reaches it can run code there: start it with RAY_AUTH_MODE=token, or accept that "
+NEEDS_NO_TOKEN = (
+    "needs no token, so whoever reaches it can run code there: start it with RAY_AUTH_MODE=token, or accept that "
     "with ray.require_token=false"
 )
 EVERY_CLUSTER = {
@@ -25,30 +25,30 @@ EVERY_CLUSTER = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-"""What every process of a Ray cluster needs that is started for a run."""
+"""Environment variables of every process of a Ray cluster that is started for a run."""
 
 
 def cluster_address(settings: RayConfig) -> str | None:
-    """The running cluster that a run joins, as host:port or auto; None where it starts one of its own.
+    """Return the running cluster that a run joins, as host:port or auto, or None if the run starts its own cluster.
 
     Raises:
-        InputError: RAY_ADDRESS is of another kind.
+        InputError: RAY_ADDRESS is neither host:port nor auto nor local.
     """
     if settings.address not in (None, "auto"):
         return None if settings.address == "local" else settings.address
-    found = os.environ.get("RAY_ADDRESS") or settings.address
-    if found is None or found == "local":
+    address = os.environ.get("RAY_ADDRESS") or settings.address
+    if address is None or address == "local":
         return None
-    if found != "auto" and not is_host_port(found):
+    if address != "auto" and not is_host_port(address):
         raise InputError(
-            f"RAY_ADDRESS = {found}: a run needs host:port of the cluster's head, such as 10.0.0.1:6379; http:// is "
+            f"RAY_ADDRESS = {address}: a run needs host:port of the cluster's head, such as 10.0.0.1:6379; http:// is "
             "for maxpo submit ray, and Ray Client (ray://) is not supported. Set ray.address, or unset it"
         )
-    return found
+    return address
 
 
 def prepare_ray(settings: RayConfig) -> None:
-    """Set the environment for the cluster that these settings name.
+    """Set the environment variables for the cluster that the settings name.
 
     Raises:
         InputError: see `cluster_address` and `use_token`.
@@ -58,35 +58,35 @@ def prepare_ray(settings: RayConfig) -> None:
         secure_own_cluster()
     else:
         use_token(required=settings.require_token)
-        os.environ |= EVERY_CLUSTER | {MODE: os.environ[MODE]}  # as use_token has set it
+        os.environ |= EVERY_CLUSTER | {MODE: os.environ[MODE]}  # the value that use_token has set
 
 
 def secure_own_cluster() -> None:
-    """Prepare this process to start a Ray cluster of its own: authenticated, on loopback, at normal priority.
+    """Prepare this process to start its own Ray cluster: with a token, on loopback, at normal priority.
 
     Raises:
         RuntimeError: ray was imported already with other authentication settings.
     """
     settings = EVERY_CLUSTER | {
         TOKEN: secrets.token_hex(32),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # off: Ray keeps to loopback instead of the machine's address
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # off: Ray stays on loopback and does not use the machine's address
     }
-    os.environ["RAY_ADDRESS"] = "local"  # Ray would look for another cluster instead
+    os.environ["RAY_ADDRESS"] = "local"  # otherwise Ray looks for another cluster
     if all(os.environ.get(name) == value for name, value in settings.items() if name != TOKEN):
-        return  # done before in this process
+        return  # an earlier call in this process did it
     if "ray" in sys.modules:
         raise RuntimeError("ray was imported before its authentication was set up: call secure_own_cluster() first")
     os.environ |= settings
 
 
 def use_token(*, required: bool) -> str | None:
-    """Have Ray authenticate with the token of the cluster, from where Ray itself looks for it; the token.
+    """Let Ray authenticate with the token of the cluster. Return the token, from the source that Ray itself uses.
 
     Args:
-        required: having none, or RAY_AUTH_MODE=disabled, is an error.
+        required: raise if there is no token, or if RAY_AUTH_MODE is disabled.
 
     Raises:
-        InputError: there is no token.
+        InputError: the token cannot be read, or is required and missing.
     """
     path = Path(os.environ.get(TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
     token = os.environ.get(TOKEN)
@@ -98,9 +98,9 @@ def use_token(*, required: bool) -> str | None:
                 raise InputError(f"{TOKEN_PATH} = {path}: the token cannot be read: {error.strerror}") from error
     disabled = os.environ.get(MODE, "token").lower() == "disabled"
     if required and (disabled or not token):
-        found = f"{MODE} = disabled" if disabled else f"neither {TOKEN} nor {TOKEN_PATH} is set, nor is there {path}"
+        reason = f"{MODE} = disabled" if disabled else f"neither {TOKEN} nor {TOKEN_PATH} is set, and {path} is missing"
         raise InputError(
-            f"a running Ray cluster is used with token authentication, but {found}: set {TOKEN_PATH} to the file with "
+            f"a running Ray cluster is used with token authentication, but {reason}: set {TOKEN_PATH} to the file with "
             "the cluster's token, or accept a cluster that anybody can run code in with ray.require_token=false"
         )
     if disabled or not token:

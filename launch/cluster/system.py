@@ -1,4 +1,4 @@
-"""A whole system, started and ended in the right order: cluster, engines, learner."""
+"""The parts of a training run, started and ended in the right order: cluster, engines, learner."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.cluster.placement import Placement, ResourceError, place
-from launch.cluster.placement_groups import Room, room_for
+from launch.cluster.placement_groups import PlacementGroups, placement_groups
 from launch.cluster.ray_cluster import cluster, own_logs
 from learner.group import LearnerGroup
 from maxpo.config import Config
@@ -18,20 +18,24 @@ from rollout.pool import RolloutPool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class System:
-    """Engines and learner, ready; nothing is published yet."""
+    """Engines and learner, started. No weights are published yet."""
 
     rollouts: RolloutPool
     learner: LearnerGroup
-    places: Placement
-    room: Room
+    placement: Placement
+    groups: PlacementGroups
     parameters: int
-    """Of the model."""
+    """Number of parameters of the model."""
 
     def restart_learner(self) -> None:
-        """After LearnerLostError: a learner as it was at the start, and engines that can take its weights."""
+        """Start the learner again after a LearnerLostError, and let the engines receive weights from it.
+
+        Raises:
+            RunError: the cluster no longer has the resources of the learner.
+        """
         self.learner.shutdown()
         try:
-            self.room.wait(learner_only=True)
+            self.groups.wait(learner_only=True)
         except ResourceError as error:
             raise RunError(str(error)) from error
         self.rollouts.learner_restarts()
@@ -40,24 +44,24 @@ class System:
 
 @contextmanager
 def system(config: Config, log_folder: Path) -> Iterator[System]:
-    """Start what a training needs, and end it whatever happens.
+    """Start everything that a training needs, and end it whatever happens.
 
-    The workers' output ends up in `log_folder`; that on a running cluster stays in Ray's logs on each node.
+    The output of the workers goes to `log_folder`. On a running cluster it stays in Ray's logs on each node.
     """
     with cluster(config, log_folder) as gpus:
-        places = place(config, gpus=gpus)
+        placement = place(config, gpus=gpus)
         logs = own_logs(config, log_folder)
-        with room_for(places, config) as room, ExitStack() as ending:
-            rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, room.engine, logs)
+        with placement_groups(placement, config) as groups, ExitStack() as ending:
+            rollouts = RolloutPool(config, placement.rollout_device, placement.sync_backend, groups.engine, logs)
             ending.callback(rollouts.shutdown)
-            learner = LearnerGroup(config, places.learner_device, places.sync_backend, room.rank, logs)
+            learner = LearnerGroup(config, placement.learner_device, placement.sync_backend, groups.rank, logs)
             ending.callback(learner.shutdown)
             rollouts.begin_start()
-            if places.sync_backend == "ipc":
-                # vLLM measures the free memory of a GPU while it starts, so nothing else may come or go on it.
+            if placement.sync_backend == "ipc":
+                # vLLM measures the free memory of a GPU while it starts, so no other process may change it.
                 rollouts.finish_start()
             learner.begin_start()
             parameters = learner.finish_start()
             rollouts.finish_start()
             rollouts.republish = lambda receivers: learner.publish(receivers, again=True)
-            yield System(rollouts=rollouts, learner=learner, places=places, room=room, parameters=parameters)
+            yield System(rollouts=rollouts, learner=learner, placement=placement, groups=groups, parameters=parameters)

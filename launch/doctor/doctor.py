@@ -1,4 +1,4 @@
-"""`maxpo doctor`: checks this machine, and every node of a running cluster, and says what to do."""
+"""`maxpo doctor`: checks of this machine and of every node of a running cluster, with remedies."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from launch.doctor.checks import (
     wanted_packages,
 )
 from launch.doctor.node import facts
-from launch.limited import Ran, run_limited, within
+from launch.limited import Output, run_limited, within
 from maxpo.config import Config
 from maxpo.configure.loading import load_config
 from maxpo.configure.rules.data import local_sources
@@ -52,7 +52,7 @@ from maxpo.errors import InputError
 from maxpo.rewards.code.verifier import cannot_run
 
 CONNECT_S, TASK_S = 20, 20
-"""Seconds for `ray.init`, and for a task on every node: a worker process has to start there first."""
+"""Seconds for `ray.init` and for a task on every node, where a worker process must start first."""
 COLOURS = {"ok": "green", "warning": "yellow", "error": "bold red"}
 TORCH = """
 import json, torch
@@ -63,12 +63,12 @@ print(json.dumps({"cuda": cuda, "count": torch.cuda.device_count(), "nccl": nccl
 
 
 def run_doctor(words: Sequence[str], address: str | None, console: Console) -> int:
-    """Print every finding; returns 1 where one is an error, else 0.
+    """Print every finding; return 1 if any finding is an error, else 0.
 
     Args:
-        words: settings: a file, if any, and then overrides.
-        address: of a running cluster, instead of the one that the settings or the environment name.
-        console: where the findings are printed.
+        words: A file of settings, if any, and then overrides.
+        address: Address of a running cluster, instead of that in the settings or the environment.
+        console: Console for the findings.
     """
     config = _settings(words)
     counts = {"ok": 0, "warning": 0, "error": 0}
@@ -99,7 +99,7 @@ def _settings(words: Sequence[str]) -> Config | None:
 
 
 def findings(config: Config | None, address: str | None) -> Iterator[Line]:
-    """Everything that is found, one by one."""
+    """Yield all findings one by one."""
     yield from software()
     yield from hardware()
     folder = None if config is None else str(Path(config.run.dir, config.run.name).absolute())
@@ -116,7 +116,7 @@ def findings(config: Config | None, address: str | None) -> Iterator[Line]:
 
 
 def software() -> Iterator[Line]:
-    """Python, the packages, and vLLM's plugin."""
+    """Yield the findings of Python, the packages, and vLLM's plugin."""
     try:
         package = importlib.metadata.metadata("maxpo")
         allowed, requires = package["Requires-Python"], package.get_all("Requires-Dist") or []
@@ -141,7 +141,7 @@ def software() -> Iterator[Line]:
 
 
 def hardware() -> list[Line]:
-    """GPUs, their driver and NCCL."""
+    """Yield the findings of the GPUs, their driver and NCCL."""
     seen: list[tuple[str, int, str]] | str | None = None
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
@@ -162,7 +162,7 @@ def hardware() -> list[Line]:
 
 
 def _room(here: dict[str, Any], config: Config | None, *, own_cluster: bool) -> Iterator[Line]:
-    """Space and limits of this machine."""
+    """Yield the findings of space and limits of this machine."""
     store = (config or Config()).ray.object_store_mib << 20
     yield check_shm(here["shm"], max(LEAST_SHM, store + NCCL_SHM) if own_cluster else LEAST_SHM)
     yield from check_limits(here["files"], here["processes"], ray_raises=own_cluster)
@@ -196,7 +196,7 @@ def _paths(config: Config) -> dict[str, str]:
 
 
 def check_cluster(address: str, here: dict[str, str], config: Config | None) -> Iterator[Line]:
-    """A running cluster: whether it can be reached, lets us in, and has the nodes that are wanted."""
+    """Yield the findings of a running cluster: connection, access, and the wanted nodes."""
     if address != "auto":
         reached = reach(address)
         yield reached
@@ -227,7 +227,7 @@ def check_cluster(address: str, here: dict[str, str], config: Config | None) -> 
 
 
 def reach(address: str, seconds: float = 3.0) -> Line:
-    """Whether somebody listens at host:port."""
+    """Return True if a server listens at host:port."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     if not host or not port.isdigit() or "/" in host:
@@ -247,8 +247,8 @@ def reach(address: str, seconds: float = 3.0) -> Line:
         return Line("error", f"Ray at {address}: nobody listens there ({error.strerror}): {cure}")
 
 
-def ask_cluster(question: dict[str, Any], *, connect_s: int, task_s: int) -> Ran:
-    """Ask a process apart, because a `ray.init` that hangs cannot be interrupted."""
+def ask_cluster(question: dict[str, Any], *, connect_s: int, task_s: int) -> Output:
+    """Ask in a separate process, because a `ray.init` that hangs cannot be interrupted."""
     # By default Ray tries 20 times, once a second, also where the token is wrong.
     env = dict(os.environ) | {"RAY_gcs_server_port_wait_time_s": "3", "RAY_USAGE_STATS_ENABLED": "0"}
     given = json.dumps(question | {"connect_s": connect_s, "task_s": task_s})
@@ -256,8 +256,8 @@ def ask_cluster(question: dict[str, Any], *, connect_s: int, task_s: int) -> Ran
     return run_limited(command, connect_s + task_s + 20, given=given, env=env)
 
 
-def _why(ran: Ran, causes: list[str], address: str) -> str:
-    """Why there is no connection."""
+def _why(ran: Output, causes: list[str], address: str) -> str:
+    """Return the reason for the missing connection."""
     everything = "\n".join(causes)
     silent = "something listens, but it does not answer as Ray: is it the port of the head, and of the same version?"
     if "InvalidAuthToken" in everything or "Unauthenticated" in everything or "AuthenticationError" in everything:
@@ -271,7 +271,7 @@ def _why(ran: Ran, causes: list[str], address: str) -> str:
 
 @contextmanager
 def _marker(folder: str | None) -> Iterator[str | None]:
-    """A file in the folder of the runs, or in the nearest one above it that exists, for the nodes to look for."""
+    """Yield a file in the runs' folder, or in the nearest existing folder above, which the nodes look for."""
     if folder is None:
         yield None
         return

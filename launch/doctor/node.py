@@ -1,8 +1,8 @@
-"""The facts of one machine, and of every node of a running Ray cluster: what `maxpo doctor` asks in a process apart.
+"""Facts of one machine and of every node of a running Ray cluster, for `maxpo doctor`.
 
-Run as a program it reads a question (JSON) and prints one JSON object a line: the nodes as soon as it is connected,
-then their facts. As the main program its functions travel to the nodes by value, so they need no maxpo there; that is
-why `facts` uses the standard library alone.
+As a program, this module reads a question (JSON) and prints one JSON object per line: the nodes after the connection,
+then their facts. Functions of the main program travel to the nodes by value, so the nodes need no maxpo, and `facts`
+uses only the standard library.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any
 
 
 def facts(session: str, paths: dict[str, str], folder: str | None, marker: str | None) -> dict[str, Any]:
-    """What can be told of the machine that this runs on.
+    """Return the facts of this machine.
 
     Args:
-        session: the folder of Ray, or the one for temporary files.
-        paths: files and folders that must exist, by the setting that names them.
-        folder: that runs write into; it need not exist yet.
-        marker: a file that exists where `folder` is the same as on the machine that asks.
+        session: Folder of Ray, or the folder for temporary files.
+        paths: Files and folders that must exist, by the setting that names them.
+        folder: Folder of the runs, which need not exist yet.
+        marker: File that exists if `folder` is the same as on the machine that asks.
     """
 
     def existing(place: str) -> Path:
@@ -72,7 +72,7 @@ def facts(session: str, paths: dict[str, str], folder: str | None, marker: str |
 
 
 def main() -> None:
-    """Connect to the cluster that the question names, and ask every node."""
+    """Connect to the cluster of the question, and ask every node."""
     question = json.load(sys.stdin)
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -1,4 +1,4 @@
-"""The command `maxpo evaluate`: a model on the held-out prompts, without a learner."""
+"""Evaluation of a model on the held-out prompts, without a learner."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from launch.cluster.head import reach
 from launch.cluster.paths import for_all_nodes
 from launch.cluster.placement import place
-from launch.cluster.placement_groups import room_for
+from launch.cluster.placement_groups import placement_groups
 from launch.cluster.ray_cluster import cluster, own_logs
 from launch.run.preflight import load_data
 from launch.terminal.printing import say
@@ -30,22 +30,22 @@ from rollout.pool import RolloutPool
 
 
 def evaluate_model(loaded: LoadedConfig, model: Path, output: Path | None, console: Console, *, as_json: bool) -> int:
-    """Evaluate the model in a Hugging Face folder, write `eval.json` and the completions, and print what was found.
+    """Evaluate the model in a Hugging Face folder, write `eval.json` and the completions, and print the figures.
 
     Args:
-        loaded: the settings; `model.path` is `model`.
-        model: the folder.
-        output: where the files go; None: `run.dir`/`run.name`-eval.
-        console: where the progress is said and, without `as_json`, the table goes.
-        as_json: print JSON to standard output instead.
+        loaded: the settings, with `model` as `model.path`.
+        model: path of the model, for `eval.json`.
+        output: folder of the files; None means `run.dir`/`run.name`-eval.
+        console: gets the progress and, without `as_json`, the table.
+        as_json: print JSON to standard output instead of the table.
 
     Raises:
-        InputError: the output folder holds something already.
+        InputError: the output folder is not empty.
         RunError: no prompt has enough valid samples.
     """
     config = loaded.config
     folder = output or Path(config.run.dir) / f"{config.run.name}-eval"
-    _make(folder)
+    _make_folder(folder)
     result, results = _run(loaded, folder, console)
     write_evaluation(folder / EVAL_FILE, str(model), yaml.safe_load(to_yaml(loaded)), result, results)
     if as_json:
@@ -58,20 +58,20 @@ def evaluate_model(loaded: LoadedConfig, model: Path, output: Path | None, conso
     return 0
 
 
-def _make(folder: Path) -> None:
-    """Create the folder; what an evaluation leaves that did not end is no obstacle.
+def _make_folder(folder: Path) -> None:
+    """Create the folder. It may hold what an interrupted evaluation has left.
 
     Raises:
-        InputError: it holds something else, or cannot be made.
+        InputError: the folder holds something else, or cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = sorted(path.name for path in folder.iterdir())
+        names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
         raise InputError(f"--out {folder} cannot be used: {error.strerror}") from error
-    if others := [name for name in found if name not in ("log", "rollouts")]:
+    if others := [name for name in names if name not in ("log", "rollouts")]:
         raise InputError(
-            f"--out {folder}: there is {others[0]} in it already; name a new folder with --out, or remove that one"
+            f"--out {folder}: the folder already holds {others[0]}; name a new folder with --out, or remove this one"
         )
 
 
@@ -81,10 +81,10 @@ def _run(loaded: LoadedConfig, folder: Path, console: Console) -> tuple[EvalRepo
     _, held_out = load_data(config, evaluation=True, say=partial(say, console))
     log = RunLog(folder, tensorboard=False, save_rollouts=len(held_out))
     with cluster(config, folder / "log") as gpus:
-        places = place(config, gpus=gpus, with_learner=False)
-        with room_for(places, config) as room:
+        placement = place(config, gpus=gpus, with_learner=False)
+        with placement_groups(placement, config) as groups:
             logs = own_logs(config, folder / "log")
-            rollouts = RolloutPool(config, places.rollout_device, places.sync_backend, room.engine, logs)
+            rollouts = RolloutPool(config, placement.rollout_device, placement.sync_backend, groups.engine, logs)
             try:
                 rollouts.begin_start(version=0)
                 rollouts.finish_start()
@@ -96,4 +96,4 @@ def _run(loaded: LoadedConfig, folder: Path, console: Console) -> tuple[EvalRepo
     try:
         return report(results, config.eval.k, greedy=config.eval.greedy), results
     except ValueError as error:
-        raise RunError(f"{error}: their outcomes are in {folder / 'rollouts'}") from error
+        raise RunError(f"{error}; the outcomes of the samples are in {folder / 'rollouts'}") from error

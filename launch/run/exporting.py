@@ -20,14 +20,14 @@ from maxpo.files import step_name
 
 
 def export_checkpoint(config: Config, run: Path, step: int | None, target: Path) -> Path:
-    """Write the policy of a checkpoint to the new folder `target`; returns the checkpoint.
+    """Write the policy of a checkpoint to the new folder `target`. Return the checkpoint.
 
     Raises:
-        InputError: the target exists, or there is no such checkpoint, or it is damaged, or its adapter was trained on
+        InputError: the target exists, the checkpoint does not exist or is damaged, or its adapter was trained on
             another base.
     """
     if target.exists():
-        raise InputError(f"--to {target}: it exists already")
+        raise InputError(f"--to {target}: the folder exists already")
     checkpoints = Checkpoints(run / "checkpoints")
     if step is None:
         source, wrong = checkpoints.newest_good()

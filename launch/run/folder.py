@@ -1,4 +1,4 @@
-"""The folder of a run."""
+"""The folder of a run: creating, continuing and locking."""
 
 from __future__ import annotations
 
@@ -23,8 +23,14 @@ from maxpo.errors import InputError
 from maxpo.tracking.run_log import METRICS_FILE
 
 
-def _open(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None, Checkpoints]:
-    """The run folder, the checkpoint to go on from, and where new checkpoints go."""
+def open_run(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None, Checkpoints]:
+    """Return the run folder, the checkpoint to continue from (None: a new run), and the store of checkpoints.
+
+    Raises:
+        CheckpointError: the checkpoint that the settings ask for cannot be used.
+        FileExistsError: see `_new_run_folder`.
+        InputError: the folder cannot be written.
+    """
     config, settings = loaded.config, to_yaml(loaded)
     folder, saving = Path(config.run.dir) / config.run.name, config.checkpoint
     checkpoints = Checkpoints(
@@ -42,7 +48,7 @@ def _open(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None, Ch
         describe_changes(source, settings, console)
         go_back_to(source, checkpoints, console, named=saving.resume not in ("auto", "must"))
     if source is None or folder.resolve() not in source.resolve().parents:
-        # A finished run without checkpoints is nothing to go on from either, but it is no leftover.
+        # A finished run without checkpoints cannot be continued, but its results must not be removed.
         try:
             _new_run_folder(config, replace=saving.resume == "auto" and not (folder / "policy").exists())
         except FileExistsError:
@@ -59,14 +65,14 @@ def _open(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None, Ch
 
 
 def _new_run_folder(config: Config, *, replace: bool) -> None:
-    """Create the run's folder.
+    """Create the folder of a run.
 
     Args:
         config: `run.dir`, `run.name`, `run.overwrite`.
-        replace: a folder that exists holds nothing to go on from and is replaced.
+        replace: an existing folder holds nothing to continue from, so replace it.
 
     Raises:
-        FileExistsError: it exists, a run was begun in it, and `run.overwrite` is off.
+        FileExistsError: a run was begun in the folder, and `run.overwrite` is off.
     """
     folder = Path(config.run.dir) / config.run.name
     if folder.exists():
@@ -81,10 +87,10 @@ def _new_run_folder(config: Config, *, replace: bool) -> None:
 
 @contextmanager
 def locked(folder: Path, name: str, console: Console) -> Iterator[None]:
-    """Inside, no other process trains the run `name` in `folder`.
+    """Let no other process train the run `name` in `folder`, until the end of the block.
 
     Raises:
-        InputError: one does, or the folder cannot be written.
+        InputError: another process trains the run, or the folder cannot be written.
     """
     path = folder / f".{name}.lock"
     try:
@@ -100,9 +106,9 @@ def locked(folder: Path, name: str, console: Console) -> Iterator[None]:
             user = file.read().decode(errors="replace").strip()
             raise InputError(f"{folder / name} is in use by {user}: wait for it, or choose another run.name") from None
         except OSError as error:
-            text = f"{path}: cannot be locked ({error}); see to it that nobody else trains this run"
+            text = f"{path} cannot be locked ({error}): make sure that no other process trains this run"
             say(console, text)
-        with suppress(OSError):  # for the message above only
+        with suppress(OSError):  # the content serves the message above only
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield

@@ -1,13 +1,14 @@
-"""Checks that need the libraries but no cluster: the model folder, the verifier, what fits into what."""
+"""Checks that need the libraries but no cluster: model folder, verifier, environment and data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from learner.model.lora import require_peft, target_layers
 from maxpo.config import Config
@@ -22,15 +23,30 @@ from maxpo.types import Prompt
 from rollout.episodes.observations import ObservationEncoder
 
 
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """Subject of the checks."""
+
+    config: Config
+    model: PretrainedConfig
+    tokenizer: Any  # transformers sets the special tokens of PreTrainedTokenizerBase without declaring them
+    evaluation: bool
+
+    @property
+    def path(self) -> str:
+        """Path of the model folder."""
+        return self.config.model.path
+
+
 def check_model(config: Config, *, evaluation: bool = False) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, after everything that can be told from the model folder.
+    """Return the tokenizer of the model, after all checks that need no more than the model folder.
 
     Args:
         config: a checked configuration.
         evaluation: nothing is trained, so peft is not needed.
 
     Raises:
-        InputError: with all that is wrong, each with the key and what to do.
+        InputError: with all problems, each with its key and what to do.
     """
     path, trust = config.model.path, config.model.trust_remote_code
     try:
@@ -38,72 +54,119 @@ def check_model(config: Config, *, evaluation: bool = False) -> PreTrainedTokeni
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"model.path = {path} cannot be loaded: {error}") from error
-    problems: list[str] = []
-    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    positions = getattr(model, "max_position_embeddings", None)
+    subject = _Subject(config, model, tokenizer, evaluation)
+    if problems := [problem for check in CHECKS for problem in check(subject)]:
+        raise InputError("; ".join(problems))
+    return tokenizer
+
+
+def _length(s: _Subject) -> Iterator[str]:
+    longest = s.config.data.max_prompt_tokens + s.config.rollout.max_new_tokens
+    positions = getattr(s.model, "max_position_embeddings", None)
     if positions is not None and longest > positions:
-        problems.append(
+        yield (
             f"data.max_prompt_tokens + rollout.max_new_tokens = {longest}, but the model has {positions} positions: "
             "lower one of the two"
         )
-    if getattr(model, "sliding_window", None) and getattr(model, "use_sliding_window", True):
-        problems.append(f"{path} uses sliding-window attention, which packed training does not support")
-    shared = config.learner.sequence_parallel
-    queries = getattr(model, "num_attention_heads", None) or 0
-    heads = {"attention": queries, "key and value": getattr(model, "num_key_value_heads", None) or queries}
-    problems += [
-        f"learner.sequence_parallel = {shared} does not divide the {count} {name} heads of {path}: each of the ranks "
-        "that share a row takes a part of them"
-        for name, count in heads.items()
-        if shared > 1 and (count == 0 or count % shared)
-    ]
-    if shared > 1 and set(getattr(model, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
-        problems.append(f"learner.sequence_parallel = {shared}: not every layer of {path} is full attention")
-    if config.learner.lora.rank and not evaluation:
-        try:
-            require_peft()
-            with torch.device("meta"):
-                target_layers(AutoModelForCausalLM.from_config(model, trust_remote_code=trust), config.learner.lora)
-        except ValueError as error:
-            problems.append(str(error))
-    if tokenizer.eos_token_id is None:
-        problems.append(f"{path}: the tokenizer has no end-of-sequence token, so no completion could ever end")
+
+
+def _sliding_window(s: _Subject) -> Iterator[str]:
+    if getattr(s.model, "sliding_window", None) and getattr(s.model, "use_sliding_window", True):
+        yield f"{s.path} uses sliding-window attention, which packed training does not support"
+
+
+def _sequence_parallel(s: _Subject) -> Iterator[str]:
+    ranks = s.config.learner.sequence_parallel
+    if ranks == 1:
+        return
+    queries = getattr(s.model, "num_attention_heads", None) or 0
+    heads = {"attention": queries, "key and value": getattr(s.model, "num_key_value_heads", None) or queries}
+    for name, count in heads.items():
+        if count == 0 or count % ranks:
+            yield (
+                f"learner.sequence_parallel = {ranks} does not divide the {count} {name} heads of {s.path}: each of "
+                "the ranks that share a row takes a part of the heads"
+            )
+    if set(getattr(s.model, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        yield f"learner.sequence_parallel = {ranks}: some layers of {s.path} do not use full attention"
+
+
+def _adapter(s: _Subject) -> Iterator[str]:
+    lora = s.config.learner.lora
+    if not lora.rank or s.evaluation:
+        return
     try:
-        find_scorer(config.reward)
+        require_peft()
+        with torch.device("meta"):
+            lm = AutoModelForCausalLM.from_config(s.model, trust_remote_code=s.config.model.trust_remote_code)
+            target_layers(lm, lora)
     except ValueError as error:
-        problems.append(f"reward.verifier: {error}")
-    if config.environment.name is not None:
-        try:
-            find_environment(config.environment.name, config.environment.args)
-        except ValueError as error:
-            problems.append(f"environment.name: {error}")
-        try:
-            ObservationEncoder(tokenizer, config.environment.observation_role, config.data.template_args)
-        except (ValueError, TemplateError) as error:
-            problems.append(f"environment.observation_role: {error}")
-        problems += [
-            f"environment.stop: {text} is a special token, which is no text to the environment; the end of sequence "
-            "ends a turn by itself"
-            for text in config.environment.stop
-            if text in tokenizer.all_special_tokens
-        ]
-    for name in names_in_use(config.reward):
-        if (cannot := cannot_run(name)) is not None:
-            problems.append(f"verifier {name}: {cannot}")
-    if problems:
-        raise InputError("; ".join(problems))
-    return tokenizer
+        yield str(error)
+
+
+def _end_of_sequence(s: _Subject) -> Iterator[str]:
+    if s.tokenizer.eos_token_id is None:
+        yield f"{s.path}: the tokenizer has no end-of-sequence token, so no completion could ever end"
+
+
+def _scorer(s: _Subject) -> Iterator[str]:
+    try:
+        find_scorer(s.config.reward)
+    except ValueError as error:
+        yield f"reward.verifier: {error}"
+
+
+def _environment(s: _Subject) -> Iterator[str]:
+    environment = s.config.environment
+    if environment.name is None:
+        return
+    try:
+        find_environment(environment.name, environment.args)
+    except ValueError as error:
+        yield f"environment.name: {error}"
+    try:
+        ObservationEncoder(s.tokenizer, environment.observation_role, s.config.data.template_args)
+    except (ValueError, TemplateError) as error:
+        yield f"environment.observation_role: {error}"
+    for text in environment.stop:
+        if text in s.tokenizer.all_special_tokens:
+            yield (
+                f"environment.stop: {text} is a special token, which the environment never sees as text; the end of "
+                "sequence ends a turn by itself"
+            )
+
+
+def _verifiers(s: _Subject) -> Iterator[str]:
+    for name in names_in_use(s.config.reward):
+        if (reason := cannot_run(name)) is not None:
+            yield f"verifier {name}: {reason}"
+
+
+CHECKS = (
+    _length,
+    _sliding_window,
+    _sequence_parallel,
+    _adapter,
+    _end_of_sequence,
+    _scorer,
+    _environment,
+    _verifiers,
+)
+"""Checks of `check_model`. Each yields the problems that it finds."""
 
 
 def load_data(
     config: Config, *, evaluation: bool = False, say: Callable[[str], None] = lambda line: None
 ) -> tuple[Mixture, list[Prompt]]:
-    """Training and held-out prompts for the model's tokenizer, after `check_model`.
+    """Return the training and the held-out prompts, in tokens of the model, after `check_model`.
 
     Args:
         config: a checked configuration.
-        evaluation: held-out prompts are wanted whatever the schedule of the training says.
-        say: told what was found in each source, and what of it is left out.
+        evaluation: load held-out prompts even if no evaluation is due in the training.
+        say: called with a line for each source: how many rows were read, and how many left out.
+
+    Raises:
+        InputError: see `check_model`; or `reward.by_source` names an unknown source.
     """
     tokenizer = check_model(config, evaluation=evaluation)
     wants_eval = evaluation or config.eval.at_start or config.eval.at_end or config.eval.every
@@ -123,7 +186,7 @@ def load_data(
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> Chat | None:
-    """How the tokenizer writes chat messages as text and tokens; None where it has no template."""
+    """Return the function that turns chat messages into text and tokens, or None without a chat template."""
     if tokenizer.chat_template is None:
         return None
 
@@ -133,9 +196,9 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, An
                 list(messages), tokenize=False, add_generation_prompt=True, **arguments
             )
         except TemplateError as error:
-            raise ValueError(f"the chat template refuses it: {error.message}") from error
+            raise ValueError(f"the chat template refuses the messages: {error.message}") from error
         assert isinstance(text, str)
-        # The template has written the special tokens that it wants.
+        # The template has already written the special tokens.
         return text, tokenizer.encode(text, add_special_tokens=False)
 
     return chat

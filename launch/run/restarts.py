@@ -1,4 +1,4 @@
-"""A learner that is lost is started again."""
+"""Restarts of a lost learner."""
 
 from __future__ import annotations
 
@@ -23,15 +23,19 @@ def with_restarts(
     config: Config,
     console: Console,
 ) -> RunResult:
-    """Train, and where the learner is lost, start it again from the newest good checkpoint, or from the beginning.
+    """Train. Whenever the learner is lost, start it again from the newest good checkpoint, or from the beginning.
 
     Args:
-        attempt: trains from a checkpoint, or from the beginning, after cutting the log after a step (None: it is new).
+        attempt: trains from a checkpoint (None: from the beginning), and first removes what the log has after a step
+            (None: a new log).
         source: the checkpoint of the first attempt.
-        checkpoints: where the run saves.
+        checkpoints: the checkpoints of the run.
         restart: starts the learner again.
-        config: says how often, `learner.max_restarts`.
-        console: where it is said.
+        config: holds the limit, `learner.max_restarts`.
+        console: gets a line for each restart.
+
+    Raises:
+        LearnerLostError: the learner was lost once more than `learner.max_restarts`.
     """
     step = None if source is None else read_manifest(source)["step"]
     lost: LearnerLostError | None = None
@@ -39,10 +43,10 @@ def with_restarts(
         try:
             if lost is not None:
                 restart()
-                # Only now: a write in the background may have waited for a rank that hung.
+                # After the restart, since a write in the background may have waited for a rank that hung.
                 checkpoints.abandon()
                 newest, _ = checkpoints.newest_good()
-                # A run that began with a checkpoint of another run, and has none of its own yet, begins there again.
+                # Without a checkpoint of its own, a run that began with one of another run begins there again.
                 if newest is not None:
                     source, step = newest, read_manifest(newest)["step"]
                 elif source is None:

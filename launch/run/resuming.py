@@ -1,4 +1,4 @@
-"""Where a run goes on from, and what changed in its settings meanwhile."""
+"""The checkpoint that a run continues from, and changes of its settings since then."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from maxpo.errors import CheckpointError
 from maxpo.files import step_of
 
 FIXED = ("run.seed", "data.task", "data.task_args", "data.train_size", "learner.lora")
-"""Settings that must not change: the position in the data, the seeds of the samples and what is trained mean nothing
-without them. That the rows of a file are the same is checked by their content."""
+"""Settings that must not change. They give a meaning to the position in the data, to the seeds of the samples and to
+the trained parameters. The rows of files are compared by their content instead."""
 
 
 def find_checkpoint(config: Config, checkpoints: Checkpoints, console: Console) -> Path | None:
-    """The checkpoint that `checkpoint.resume` asks for, fetched from `checkpoint.remote` where it is only there.
+    """Return the checkpoint that `checkpoint.resume` asks for, or None for a new run.
 
-    None for a new run.
+    A checkpoint that exists in `checkpoint.remote` only is fetched.
 
     Raises:
-        CheckpointError: there is none that can be used, and starting anew is not what was asked for.
+        CheckpointError: no checkpoint can be used, and the settings do not allow a new run instead.
     """
     wanted = config.checkpoint.resume
     if wanted == "never":
@@ -37,27 +37,26 @@ def find_checkpoint(config: Config, checkpoints: Checkpoints, console: Console) 
         verify(Path(wanted))
         return Path(wanted)
     before = checkpoints.steps()
-    found, wrong = checkpoints.newest_good(fetch=True)
-    if wrong and (wanted == "must" or found is None):
+    newest, wrong = checkpoints.newest_good(fetch=True)
+    if wrong and (wanted == "must" or newest is None):
         raise CheckpointError(
             "\n  ".join(["a checkpoint is damaged:", *wrong])
-            + (f"\nThe newest good one is {found}: name it with checkpoint.resume={found}" if found else "")
+            + (f"\nThe newest good one is {newest}: name it with checkpoint.resume={newest}" if newest else "")
         )
     for line in wrong:
         say(console, f"damaged checkpoint left out: {line}")
-    if found is None and wanted == "must":
+    if newest is None and wanted == "must":
         remote = f" nor has {config.checkpoint.remote}" if config.checkpoint.remote else ""
         raise CheckpointError(f"{checkpoints.folder.parent} has no checkpoint to go on from{remote}")
-    if found is not None:
-        if step_of(found.name) not in before:
-            text = f"fetched {found.name} from {config.checkpoint.remote}"
-            say(console, text)
-        say(console, f"going on from {found}")
-    return found
+    if newest is not None:
+        if step_of(newest.name) not in before:
+            say(console, f"fetched {newest.name} from {config.checkpoint.remote}")
+        say(console, f"going on from {newest}")
+    return newest
 
 
 def remote_store(config: Config) -> RemoteStore | None:
-    """Where the copies of this run's checkpoints are: below `checkpoint.remote`, under the run's name.
+    """Return the store of the run's remote checkpoints, `checkpoint.remote`/`run.name`, or None without one.
 
     Raises:
         InputError: the URL cannot be used.
@@ -67,43 +66,45 @@ def remote_store(config: Config) -> RemoteStore | None:
 
 
 def go_back_to(source: Path, checkpoints: Checkpoints, console: Console, *, named: bool) -> None:
-    """Make `source` the newest checkpoint of its run: later ones are damaged, or the user must decide.
+    """Make `source` the newest checkpoint of its run. Later damaged checkpoints are set aside.
 
     Args:
-        source: the checkpoint to go on from.
-        checkpoints: of the run; nothing is done where `source` is of another one.
-        console: where it is said.
-        named: the user named it; otherwise it is the newest good one.
+        source: the checkpoint to continue from.
+        checkpoints: those of the run. Nothing happens if `source` belongs to another run.
+        console: gets a line for each checkpoint set aside.
+        named: True if the user named `source`, False if it is the newest good checkpoint.
 
     Raises:
-        CheckpointError: the user named one that has newer ones.
+        CheckpointError: the run has good checkpoints newer than the one that the user named.
     """
     if checkpoints.folder.resolve() != source.resolve().parent:
         return
     step = read_manifest(source)["step"]
     if named and (newer := checkpoints.good_after(step)):
         raise CheckpointError(
-            f"{source} is not the newest checkpoint of its run, there are steps {newer}: move them away, or give the "
-            "run that begins there another run.name"
+            f"{source} is not the newest checkpoint of its run, which also has those of steps {newer}: move them away, "
+            "or give the run that continues from here another run.name"
         )
     for moved in checkpoints.set_aside(newer_than=step):
         say(console, f"damaged checkpoint set aside: {moved}")
 
 
 def describe_changes(checkpoint: Path, settings: str, console: Console) -> None:
-    """Print which settings differ from those that the checkpoint was written with.
+    """Print the settings that differ from those in the checkpoint.
 
     Raises:
-        CheckpointError: one of `FIXED` differs.
+        CheckpointError: a setting of `FIXED` differs.
     """
     before, now = (_flat(text) for text in ((checkpoint / "config.yaml").read_text(encoding="utf-8"), settings))
-    # What says where the run is, and whether it goes on, is no change of it.
+    # The location of the run, and the order to continue, do not change the run itself.
     quiet = {"run.dir", "run.name", "run.overwrite", "checkpoint.resume"}
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     fixed = [key for key in changed if key in FIXED]
     if fixed:
         lines = [f"{key}: {show(before.get(key))} in the checkpoint, {show(now.get(key))} now" for key in fixed]
-        raise CheckpointError("\n  ".join([f"{checkpoint} is of another run; these must not change:", *lines]))
+        raise CheckpointError(
+            "\n  ".join([f"{checkpoint} belongs to another run; these settings must not change:", *lines])
+        )
     for key in changed:
         if key not in quiet:
             line = f"changed: {key}: {show(before.get(key))} -> {show(now.get(key))}"
@@ -111,6 +112,7 @@ def describe_changes(checkpoint: Path, settings: str, console: Console) -> None:
 
 
 def _flat(text: str) -> dict[str, Any]:
+    """Return the settings of a YAML file by dotted key."""
     flat = {f"{section}.{name}": value for section, own in yaml.safe_load(text).items() for name, value in own.items()}
     adapter = flat.get("learner.lora") or {"rank": 0}
     return flat | {"learner.lora": adapter if adapter["rank"] else None}

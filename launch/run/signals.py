@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: after its step, with a checkpoint, within a time limit."""
+"""Signals that ask a run to stop after its step, with a checkpoint, within a time limit."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from rich.console import Console
 from maxpo.errors import RunError
 
 INTERRUPTED = 130
-"""Exit code of a run that Ctrl-C ended, as shells have it."""
+"""Exit code of a run that Ctrl-C ended, as in shells."""
 PREEMPTED = 75
-"""Exit code of a run that SIGTERM or SIGUSR1 ended: for a scheduler to start it again (EX_TEMPFAIL)."""
+"""Exit code of a run that SIGTERM or SIGUSR1 ended (EX_TEMPFAIL). A scheduler may start the run again."""
 PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopTooLateError(RunError):
-    """The step did not end within the time that a stop is given."""
+    """The step did not end in time after a request to stop."""
 
 
 class StopRequest:
     """False until a signal asks for the end of the run."""
 
     def __init__(self) -> None:
-        """Nobody has asked."""
+        """Begin without a request."""
         self.number: int | None = None
 
     def __bool__(self) -> bool:
@@ -34,20 +34,20 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """What the process should return."""
+        """Exit code for the process."""
         return PREEMPTED if self.number in PREEMPTION else INTERRUPTED
 
 
 @contextmanager
 def stop_on_signal(console: Console, within_s: float) -> Iterator[StopRequest]:
-    """Ctrl-C, SIGTERM and SIGUSR1 ask for a stop; Ctrl-C again raises KeyboardInterrupt.
+    """Take Ctrl-C, SIGTERM and SIGUSR1 as requests to stop. A second Ctrl-C raises KeyboardInterrupt.
 
     Args:
-        console: where it is said.
-        within_s: seconds after which a stop that was asked for raises StopTooLateError instead.
+        console: gets a line for the request.
+        within_s: seconds from the request until StopTooLateError is raised.
 
     Yields:
-        The request, for the loop to look at.
+        The request, which the loop reads.
     """
     asked = StopRequest()
 

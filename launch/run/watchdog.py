@@ -1,4 +1,4 @@
-"""Ends a run that makes no progress, and writes down who waits for whom."""
+"""Watchdog that ends a run without progress, and records which worker is waited for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from maxpo.loop.observer import Observer
 from maxpo.runtime.waits import who_waits
 
 GRACE_S = 60.0
-"""Seconds in which the main thread must have ended the run once it is told to; then the process ends at once."""
+"""Seconds that the main thread has to end the run. After that the process ends at once."""
 
 
 class StalledError(RunError):
@@ -29,19 +29,19 @@ class StalledError(RunError):
 
 
 class Watchdog(Observer):
-    """Passes on what it observes. Where nothing comes for too long, StalledError is raised in the main thread."""
+    """Observer that passes every call on. After too long a silence, StalledError is raised in the main thread."""
 
     def __init__(self, inner: Observer, limit_s: float, folder: Path) -> None:
-        """Enter it, in the main thread, to begin.
+        """Prepare. The watch begins when the main thread enters the context.
 
         Args:
-            inner: the observer to tell everything.
-            limit_s: seconds without progress; 0: any number.
-            folder: where `stalled.txt` goes.
+            inner: the observer that gets every call.
+            limit_s: longest time without progress, in seconds; 0 means no limit.
+            folder: folder of the report `stalled.txt`.
         """
         self._inner, self._limit_s, self._report = inner, limit_s, folder / "stalled.txt"
         self._closed = threading.Event()
-        # The start has time limits of its own, the watch begins with the first stage.
+        # The start of the workers has its own time limits, so the watch begins with the first stage.
         self._doing, self._last = "", math.inf
 
     def __enter__(self) -> Watchdog:
@@ -52,27 +52,27 @@ class Watchdog(Observer):
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """No more watching."""
+        """Stop watching."""
         self._closed.set()
         signal.signal(signal.SIGUSR2, self._before)
 
     def stage(self, name: str, total: int = 0) -> None:
-        """See Observer."""
+        """See `Observer`."""
         self._progress(f"stage {name}")
         self._inner.stage(name, total)
 
     def advance(self) -> None:
-        """See Observer."""
+        """See `Observer`."""
         self._progress(self._doing)
         self._inner.advance()
 
     def step_done(self, step: int, metrics: dict[str, float]) -> None:
-        """See Observer."""
+        """See `Observer`."""
         self._progress(f"after step {step}")
         self._inner.step_done(step, metrics)
 
     def evaluated(self, step: int, result: EvalReport) -> None:
-        """See Observer."""
+        """See `Observer`."""
         self._progress(f"after the evaluation of step {step}")
         self._inner.evaluated(step, result)
 
@@ -85,8 +85,8 @@ class Watchdog(Observer):
                 self._text = f"no progress for run.stall_timeout_s = {self._limit_s:g} s in {self._doing}"
                 try:
                     self._text = self._describe()
-                except Exception as error:  # a full disk may be the very cause; the run must end all the same
-                    self._text += f"; who waits could not be written down: {error}"
+                except Exception as error:  # a full disk may be the cause; the run must end anyway
+                    self._text += f"; the report could not be written: {error}"
                 os.kill(os.getpid(), signal.SIGUSR2)
                 if not self._closed.wait(GRACE_S):
                     print(f"maxpo: {self._text}\nThe main thread does not react.", file=sys.stderr, flush=True)
@@ -97,11 +97,16 @@ class Watchdog(Observer):
         raise StalledError(self._text)
 
     def _describe(self) -> str:
-        """Who waits for whom, also into the file, with the stacks of this process; the workers print their own."""
+        """Return a description of who waits for whom. Write it to the report, with the stacks of this process.
+
+        The workers print their own stacks.
+        """
         waits = [f"  waits {line}" for line in who_waits()] or ["  waits for no worker: see the stacks"]
         head = f"no progress for run.stall_timeout_s = {self._limit_s:g} s in {self._doing}:"
         asked = _ask_workers_for_stacks()
-        text = "\n".join([head, *waits, f"Stacks are in {self._report} and, of {len(asked)} workers, in their output."])
+        text = "\n".join(
+            [head, *waits, f"Stacks are in {self._report}, those of {len(asked)} workers in their output."]
+        )
         self._report.parent.mkdir(parents=True, exist_ok=True)
         with self._report.open("a", encoding="utf-8") as file:
             print(datetime.now().isoformat(timespec="seconds"), text, *asked, sep="\n", file=file, flush=True)
@@ -110,7 +115,10 @@ class Watchdog(Observer):
 
 
 def _ask_workers_for_stacks() -> list[str]:
-    """Have the actors of this run's own cluster print their stacks (`maxpo.runtime.waits.print_stacks_on_signal`)."""
+    """Let the actors on this machine print their stacks (`maxpo.runtime.waits.print_stacks_on_signal`).
+
+    Return a line for each. Only a cluster that the run has started has actors among its child processes.
+    """
     asked: list[str] = []
     for process in psutil.Process().children(recursive=True):
         try:

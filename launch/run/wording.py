@@ -1,4 +1,4 @@
-"""What a run says of itself."""
+"""Sentences that describe a run."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 
 from launch.cluster.paths import JOB
-from maxpo.config import Config
+from maxpo.config import AlgorithmConfig, Config
 from maxpo.data.order import Mixture
+from maxpo.estimators.names import BEYOND_K
 
 
 def banner(config: Config, prompts: Mixture) -> str:
-    """What one step means, in numbers."""
+    """Return two lines with the size of a step and of the run."""
     a = config.algorithm
     sequences = a.prompts_per_step * a.group_size
     return (
@@ -19,21 +20,37 @@ def banner(config: Config, prompts: Mixture) -> str:
         f"sequences of up to {config.data.max_prompt_tokens} + {config.rollout.max_new_tokens} tokens, "
         f"{a.minibatches} optimizer step(s) of {a.prompts_per_step // a.minibatches} prompts\n"
         f"{passes(prompts, config.run.steps * a.prompts_per_step)}; "
-        f"advantages {a.advantage}"
-        + (f" with K = {a.k}" if a.advantage in ("maxpo", "pkpo_loo_minus_one") else "")
-        + f"; {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)"
+        f"advantages {a.advantage}{_k_in_words(a)}; "
+        f"{config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)"
     )
 
 
+def _k_in_words(algorithm: AlgorithmConfig) -> str:
+    """Return the K of the run, or nothing for an estimator that does not use K."""
+    if algorithm.advantage not in BEYOND_K:
+        return ""
+    values = algorithm.k_values
+    match algorithm.k_schedule:
+        case "constant":
+            return f" with K = {algorithm.k}"
+        case "linear":
+            return f" with K from {values[0]} to {values[-1]} in a straight line"
+        case "stepwise":
+            changes = (f"{k} from step {step}" for k, step in zip(values[1:], algorithm.k_steps, strict=True))
+            return f" with K = {', '.join([str(values[0]), *changes])}"
+        case "adaptive":
+            return f" with K from {values[0]} to {values[-1]} by each prompt's pass rate"
+
+
 def resume_command(folder: Path) -> str:
-    """How a run goes on: a job's settings and files are only there for as long as it runs."""
+    """Return the command that continues a run. The settings of a Ray job exist only while the job runs."""
     return (
         "the command that submitted it, and checkpoint.resume=auto" if JOB in os.environ else f"maxpo resume {folder}"
     )
 
 
 def passes(prompts: Mixture, draws: int) -> str:
-    """How often a run sees its prompts."""
+    """Return the number of training prompts, and how often the run goes through them."""
     total = f"{len(prompts)} training prompts"
     if len(prompts.parts) == 1:
         return f"{total} = {draws / len(prompts):.2f} passes"

@@ -1,4 +1,4 @@
-"""What all submitted jobs have in common: what is checked before one is made, and how its driver goes on."""
+"""Checks of all submitted jobs, and the override with which their drivers continue the run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from maxpo.configure.loading import LoadedConfig
 from maxpo.errors import InputError
 
 RESUME = "checkpoint.resume=auto"
-"""Every attempt goes on from where the one before has saved."""
+"""Override with which every attempt continues from the newest checkpoint of the attempts before."""
 
 
 def check_job(loaded: LoadedConfig) -> None:
-    """Refuse settings that make sense for a run, but not for a job that may be started several times.
+    """Refuse settings that do not fit a job, which may be started several times.
 
     Raises:
-        InputError: one is found, or the nodes have too few GPUs for the run.
+        InputError: a setting does not fit, or the nodes have too few GPUs for the run.
     """
     config = loaded.config
     check_env(loaded)
@@ -40,7 +40,7 @@ def check_job(loaded: LoadedConfig) -> None:
 
 
 def check_env(loaded: LoadedConfig) -> None:
-    """Refuse what would put a secret of this machine into the job, where others can read it.
+    """Refuse settings that would put a secret of this machine into the job, where others can read it.
 
     Raises:
         InputError: a value of `launch.env` comes from the environment, or from another resolver.
@@ -49,21 +49,21 @@ def check_env(loaded: LoadedConfig) -> None:
     for name, value in written.items():
         if "${" in str(value):
             raise InputError(
-                f"launch.env.{name} = {value}: the value would be readable in the job; write it out where it is no "
-                "secret, and give secrets to the processes of the cluster by its own means"
+                f"launch.env.{name} = {value}: the value would be readable in the job; write it out if it is not "
+                "a secret, and give secrets to the processes by the means of the cluster"
             )
 
 
 def need_program(name: str) -> str:
-    """The path of a program that hands jobs over.
+    """Return the path of a program that submits jobs.
 
     Raises:
-        InputError: it is not there.
+        InputError: the program is not installed.
     """
     path = shutil.which(name)
     if path is None:
         raise InputError(
-            f"{name} is not on PATH, so nothing can be submitted from this machine; --dry-run prints what would be, to "
-            "be submitted elsewhere"
+            f"{name} is not on PATH, so nothing can be submitted from this machine; --dry-run prints the job, "
+            "to be submitted elsewhere"
         )
     return path

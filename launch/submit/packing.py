@@ -1,4 +1,4 @@
-"""What goes along with a job of `maxpo submit ray`: the code, the settings, and the files of relative paths."""
+"""Files that travel with a job of `maxpo submit ray`: the code, the settings, and the files of relative paths."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ from maxpo.rewards.registry import names_in_use
 PACKAGES = ("maxpo", "rollout", "learner", "launch")
 PATHS = ("model.path", "data.train_file", "data.eval_file", "learner.deepspeed")
 LIMIT_MIB = 100
-"""Most that a file or folder may have; Ray keeps what goes along in the head's memory."""
+"""Largest size of a file or folder, since Ray keeps all files of a job in the memory of the head."""
 
 
 @contextmanager
 def packed(loaded: LoadedConfig) -> Iterator[tuple[Path, list[str]]]:
-    """A folder with the code, the settings and the files of relative paths, and what of them is worth telling.
+    """Make a folder with the code, the settings and the files of relative paths.
+
+    Yields:
+        The folder, and the names of its contents for the user.
 
     Raises:
-        InputError: a relative path is not there, or leads out of this folder.
+        InputError: a relative path does not exist, or leads out of the current folder.
     """
     config, sent = loaded.config, [f"maxpo {maxpo.__version__}", "config.yaml"]
     with tempfile.TemporaryDirectory(prefix="maxpo-submit-") as made:
@@ -66,14 +69,14 @@ def _copy(source: Path, folder: Path, what: str) -> None:
     files = [source, *source.rglob("*")] if source.is_dir() else [source]
     if not source.exists() or not all(here in file.resolve().parents for file in files):
         raise InputError(
-            f"{what}: relative paths go along with the job, so they must be inside {here}, with all that they link to; "
-            "what the cluster has itself needs an absolute path"
+            f"{what}: relative paths travel with the job, so they must be inside {here}, with all that they link to; "
+            "files of the cluster need absolute paths"
         )
     size = sum(file.stat().st_size for file in files if file.is_file()) / 2**20
     if size > LIMIT_MIB:
         raise InputError(
-            f"{what} has {size:.0f} MiB; {LIMIT_MIB} MiB may go along with a job: put it on storage that the "
-            "whole cluster sees, and give its absolute path"
+            f"{what} has {size:.0f} MiB; {LIMIT_MIB} MiB may travel with a job: put it on storage that all "
+            "nodes see, and give its absolute path"
         )
     target = folder / source
     if target.exists():
@@ -86,7 +89,7 @@ def _copy(source: Path, folder: Path, what: str) -> None:
 
 
 def _own_module(name: str) -> Path | None:
-    """The file or folder of a module in the current folder; None where the module is from elsewhere."""
+    """Return the file or folder of a module in the current folder, or None if the module is from elsewhere."""
     for candidate in (Path(name), Path(f"{name}.py")):
         if candidate.exists():
             return candidate
@@ -94,9 +97,9 @@ def _own_module(name: str) -> Path | None:
 
 
 def _copy_metadata(folder: Path) -> None:
-    """What makes vLLM find the weight receivers, also where the cluster has no maxpo of its own."""
-    found = importlib.metadata.distribution("maxpo")
-    target = folder / f"maxpo-{found.version}.dist-info"
+    """Copy the metadata by which vLLM finds the weight receivers, for a cluster without an installed maxpo."""
+    distribution = importlib.metadata.distribution("maxpo")
+    target = folder / f"maxpo-{distribution.version}.dist-info"
     target.mkdir()
     for name in ("METADATA", "entry_points.txt"):
-        (target / name).write_text(found.read_text(name) or "", encoding="utf-8")
+        (target / name).write_text(distribution.read_text(name) or "", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The command `maxpo submit ray`: a run as a job of a running Ray cluster, through its dashboard."""
+"""`maxpo submit ray`: a run as a job of a running Ray cluster, through its dashboard."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from launch.cluster.ray_environment import LETS_EVERYBODY_IN, TOKEN_PATH, use_token
+from launch.cluster.ray_environment import NEEDS_NO_TOKEN, TOKEN_PATH, use_token
 from launch.limited import within
 from launch.run.signals import INTERRUPTED, PREEMPTED
 from launch.submit.job import RESUME, check_env
@@ -29,28 +29,31 @@ from maxpo.configure.loading import LoadedConfig
 from maxpo.configure.writing import to_yaml
 from maxpo.errors import InputError, RunError
 
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CONNECT_S = 5.0
 SILENCE_S, ANSWER_S, LOST_S = 60.0, 30.0, 120.0
-"""Seconds without a word of a job after which its status is asked; of that call; and without an answer of the dashboard
-after which a job is no longer followed."""
+"""Seconds without output after which the status of a job is asked; deadline of that call; seconds without an answer of
+the dashboard after which a job is no longer followed."""
 
 
 def submit(
     loaded: LoadedConfig, words: list[str], console: Console, *, address: str | None, detach: bool, dry_run: bool
 ) -> int:
-    """Send the run to the cluster and follow it; the job's exit code, or 0 where it is not followed.
+    """Submit the run to the cluster and follow it. Return the exit code of the job, or 0 if it is not followed.
 
     Args:
-        loaded: the settings; files with absolute paths are the cluster's.
-        words: the command line behind `submit ray`, to tell how the run is resumed.
-        console: where everything is said.
-        address: URL of the dashboard; None: RAY_API_SERVER_ADDRESS, or RAY_ADDRESS where it is a URL.
+        loaded: the settings. Files with absolute paths are those of the cluster.
+        words: the command line after `submit ray`, for the command that resumes the run.
+        console: gets all messages.
+        address: URL of the dashboard; None means RAY_API_SERVER_ADDRESS, or RAY_ADDRESS if that is a URL.
         detach: return when the job is accepted.
-        dry_run: only say what would be sent.
+        dry_run: only print what would be sent.
 
     Raises:
-        InputError: something given is wrong, or the cluster cannot be used.
+        InputError: a setting is wrong, or the cluster cannot be used.
         RunError: contact with the cluster was lost, or the job never started.
     """
     config = loaded.config
@@ -58,70 +61,82 @@ def submit(
     _check_paths(config)
     check_env(loaded)
     with packed(loaded) as (folder, sent):
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
-        command = entrypoint(config)
-        env = job_environment(config)
         if dry_run:
+            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
             say(console, to_yaml(loaded))
-            say(console, f"to {url}: {command}")
-            say(console, f"environment: {env}")
+            say(console, f"to {url}: {entrypoint(config)}")
+            say(console, f"environment: {job_environment(config)}")
             say(console, f"goes along ({size:.1f} MiB): {', '.join(sent)}")
             say(console, "dry run: nothing was sent")
             return 0
-        token = use_token(required=config.ray.require_token)
-        if token and url.startswith("http:") and urllib.parse.urlsplit(url).hostname not in LOOPBACK:
-            say(console, f"warning: the token goes to {url} unencrypted; safer is an ssh tunnel to its loopback")
-        check_dashboard(url, token, require_token=config.ray.require_token)
-        from ray.job_submission import JobSubmissionClient  # reads the environment that use_token has set
-
-        for name in ("dashboard_sdk", "job.sdk"):  # they tell of every upload and every stream
-            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
-        name = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', config.run.name)}-{secrets.token_hex(4)}"
-        try:
-            client: Any = JobSubmissionClient(url)
-            job = client.submit_job(
-                entrypoint=command,
-                submission_id=name,
-                runtime_env={"working_dir": str(folder), "env_vars": env},
-                metadata={"maxpo_run": config.run.name},
-            )
-        except (RuntimeError, OSError) as error:
-            raise InputError(f"the cluster at {url} did not take the job: {error}") from error
-    where = f"--address {url}"
-    again = shlex.join(word for word in words if not word.startswith("checkpoint.resume=") and word != "--detach")
-    say(console, f"job             {job}")
-    say(console, f"run folder      {Path(config.run.dir) / config.run.name}")
-    say(console, f"follow          ray job logs {where} --follow {job}")
-    say(console, f"stop and save   ray job stop {where} --no-wait {job}")
-    say(console, f"resume          maxpo submit ray {again} {RESUME}")
+        _authenticate(url, config, console)
+        client, job = _send(url, config, folder)
+    _say_commands(config, words, url, job, console)
     if detach:
         return 0
     try:
         return _follow(client, job, console)
     except (KeyboardInterrupt, BrokenPipeError):
-        Console(stderr=True).print("the job goes on; see above for how to follow and stop it", highlight=False)
+        say(Console(stderr=True), "the job goes on; see above for how to follow and stop it")
         return INTERRUPTED
 
 
+def _authenticate(url: str, config: Config, console: Console) -> None:
+    """Let Ray use the token of the cluster, and check that the dashboard takes it."""
+    token = use_token(required=config.ray.require_token)
+    if token and url.startswith("http:") and urllib.parse.urlsplit(url).hostname not in LOOPBACK:
+        say(console, f"warning: the token goes to {url} unencrypted; safer is an ssh tunnel to its loopback")
+    check_dashboard(url, token, require_token=config.ray.require_token)
+
+
+def _send(url: str, config: Config, folder: Path) -> tuple[JobSubmissionClient, str]:
+    """Submit the job with everything in the folder. Return the client and the id of the job."""
+    from ray.job_submission import JobSubmissionClient  # reads the environment that use_token has set
+
+    for name in ("dashboard_sdk", "job.sdk"):  # both log every upload and every stream
+        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
+    name = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', config.run.name)}-{secrets.token_hex(4)}"
+    try:
+        client = JobSubmissionClient(url)
+        job = client.submit_job(
+            entrypoint=entrypoint(config),
+            submission_id=name,
+            runtime_env={"working_dir": str(folder), "env_vars": job_environment(config)},
+            metadata={"maxpo_run": config.run.name},
+        )
+    except (RuntimeError, OSError) as error:
+        raise InputError(f"the cluster at {url} refused the job: {error}") from error
+    return client, job
+
+
+def _say_commands(config: Config, words: list[str], url: str, job: str, console: Console) -> None:
+    again = shlex.join(word for word in words if not word.startswith("checkpoint.resume=") and word != "--detach")
+    say(console, f"job             {job}")
+    say(console, f"run folder      {Path(config.run.dir) / config.run.name}")
+    say(console, f"follow          ray job logs --address {url} --follow {job}")
+    say(console, f"stop and save   ray job stop --address {url} --no-wait {job}")
+    say(console, f"resume          maxpo submit ray {again} {RESUME}")
+
+
 def dashboard(address: str | None) -> str:
-    """The URL of the dashboard.
+    """Return the URL of the dashboard.
 
     Raises:
-        InputError: it is not given, or is something else.
+        InputError: no URL is given, or the value is not a URL.
     """
     named = "--address" if address else "RAY_API_SERVER_ADDRESS"
-    found = address or os.environ.get("RAY_API_SERVER_ADDRESS")
-    if not found and "://" in os.environ.get("RAY_ADDRESS", ""):
-        named, found = "RAY_ADDRESS", os.environ["RAY_ADDRESS"]
-    if not found:
+    url = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if not url and "://" in os.environ.get("RAY_ADDRESS", ""):
+        named, url = "RAY_ADDRESS", os.environ["RAY_ADDRESS"]
+    if not url:
         raise InputError("no cluster is named: give the URL of its dashboard, --address http://127.0.0.1:8265")
-    parts = urllib.parse.urlsplit(found)
+    parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(
-            f"{named} = {found}: must be the URL of the cluster's dashboard, such as http://127.0.0.1:8265 (of a head "
-            "far away through `ssh -L 8265:127.0.0.1:8265 HEAD`)"
+            f"{named} = {url}: must be the URL of the cluster's dashboard, such as http://127.0.0.1:8265 (for a "
+            "remote head, through `ssh -L 8265:127.0.0.1:8265 HEAD`)"
         )
-    return found.rstrip("/")
+    return url.rstrip("/")
 
 
 def _check_paths(config: Config) -> None:
@@ -130,41 +145,41 @@ def _check_paths(config: Config) -> None:
         raise InputError(f"checkpoint.resume = {resume}: a checkpoint on the cluster needs its absolute path")
     if not Path(config.run.dir).is_absolute():
         raise InputError(
-            f"run.dir = {config.run.dir} is relative, and a job's own folder on the cluster is thrown away: give a "
+            f"run.dir = {config.run.dir} is relative, and the folder of a job on the cluster is deleted: give a "
             "folder that all nodes see, such as run.dir=/shared/runs"
         )
 
 
 def entrypoint(config: Config) -> str:
-    """The shell command of the job; bash, since Ray itself takes whatever sh is."""
+    """Return the shell command of the job. It names bash, since Ray itself uses any sh."""
     lines = ["set -e", *config.launch.setup, "exec python -m launch.cli train config.yaml"]
     return f"exec bash -c {shlex.quote(chr(10).join(lines))}"
 
 
 def job_environment(config: Config) -> dict[str, str]:
-    """Environment variables of the job: those of the settings, and the time to save when it is stopped."""
+    """Return the environment variables of the job: those of the settings, and the time to save after a stop."""
     wait = {"RAY_JOB_STOP_WAIT_TIME_S": str(int(config.checkpoint.stop_within_s) + 60)}
     return {name: str(value) for name, value in config.launch.env.items()} | wait
 
 
 def check_dashboard(url: str, token: str | None, *, require_token: bool) -> None:
-    """Ask the dashboard for its list of jobs, with the token and without.
+    """Ask the dashboard for its list of jobs, with the token and without it.
 
     Raises:
-        InputError: nobody answers, the token is wrong, or everybody is let in and `require_token` is on.
+        InputError: the dashboard does not answer, the token is wrong, or `require_token` is on and none is needed.
     """
     if _answer(url, token) in (401, 403):
         text = "does not accept this token" if token else f"wants a token: set {TOKEN_PATH} to the file that holds it"
         raise InputError(f"the Ray cluster at {url} {text}")
     if require_token and _answer(url, None) == 200:
-        raise InputError(f"the Ray cluster at {url} {LETS_EVERYBODY_IN}")
+        raise InputError(f"the Ray cluster at {url} {NEEDS_NO_TOKEN}")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The token is for this address and no other."""
+    """Handler that follows no redirect, since the token is for one address only."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        """Never."""
+        """Return None, which means no redirect."""
 
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
@@ -180,7 +195,7 @@ def _answer(url: str, token: str | None) -> int:
         if error.code in (401, 403):
             return error.code
         raise InputError(
-            f"{url} is no Ray dashboard that takes jobs: it answers {error.code} {error.reason}"
+            f"{url} is not a Ray dashboard that accepts jobs: it answers {error.code} {error.reason}"
         ) from error
     except OSError as error:
         reason = getattr(error, "reason", error)
@@ -190,11 +205,11 @@ def _answer(url: str, token: str | None) -> int:
         ) from error
 
 
-def _follow(client: Any, job: str, console: Console) -> int:
-    """Print what the job prints until it has ended; its exit code.
+def _follow(client: JobSubmissionClient, job: str, console: Console) -> int:
+    """Print the output of the job until it has ended. Return its exit code.
 
-    A stream that breaks or falls silent is begun anew, without what was printed before: only the job's status says
-    that it is over.
+    A stream that breaks or falls silent is opened again, and output printed before is skipped. Only the status of the
+    job decides that it is over.
     """
     import aiohttp  # comes with ray[default]
 
@@ -221,13 +236,13 @@ def _follow(client: Any, job: str, console: Console) -> int:
         except BrokenPipeError:
             raise
         except (RuntimeError, OSError, aiohttp.ClientError):
-            pass  # what it means, the status says
+            pass  # the status below decides
         try:
             info = within(ANSWER_S, lambda: client.get_job_info(job))
         except (RuntimeError, OSError) as error:
             if time.monotonic() - heard > LOST_S:
                 raise RunError(
-                    f"no word from the cluster for {LOST_S:g} s; job {job} may still be running: {error}"
+                    f"no answer from the cluster for {LOST_S:g} s; job {job} may still be running: {error}"
                 ) from error
         else:
             heard = time.monotonic()
@@ -236,7 +251,7 @@ def _follow(client: Any, job: str, console: Console) -> int:
         time.sleep(1.0)
 
 
-def _ended(info: Any, job: str, console: Console) -> int:
+def _ended(info: JobDetails, job: str, console: Console) -> int:
     say(console, f"job {job}: {info.status.value}")
     if info.status.value == "SUCCEEDED":
         return 0
@@ -245,4 +260,4 @@ def _ended(info: Any, job: str, console: Console) -> int:
     code = info.driver_exit_code
     if code is None:
         raise RunError(f"job {job} failed: {info.message}")
-    return 128 - code if code < 0 else code  # as shells have it
+    return 128 - code if code < 0 else code  # as in shells

@@ -19,9 +19,9 @@ from maxpo.configure.writing import to_yaml
 from maxpo.errors import InputError, RunError
 
 FIRST_PORT, PORTS, BLOCKS = 10000, 500, 45
-"""Each job has a block of ports of its own by its number, below 32768: from there on Linux gives ports to anybody."""
+"""Each job has a block of ports, chosen by its number, below 32768, where the ports of outgoing connections begin."""
 MOST_CPUS = 400
-"""Ray starts a worker for each CPU, and each needs a port of the block."""
+"""Largest number of CPUs of a node. Ray starts a worker for each CPU, and each worker needs a port of the block."""
 JOB_SCRIPT, NODE_SCRIPT = (Path(__file__).with_name(name) for name in ("slurm_job.sh", "slurm_node.sh"))
 """The script of a job, with placeholders that are comments (`#@ name`), and what each of its nodes runs."""
 
@@ -99,10 +99,10 @@ def _variables(config: Config) -> list[str]:
 
 
 def _folder(config: Config) -> str:
-    """Where the script and the output of a run go: part of an option of sbatch, which gives some characters a meaning.
+    """Return the folder of the script and of the output of a run.
 
     Raises:
-        InputError: the name of the run has such a character.
+        InputError: the name of the run has a character with a meaning in options of sbatch.
     """
     if re.fullmatch(r"[\w.+@=,-]+", config.run.name, re.ASCII) is None:
         raise InputError(
@@ -112,28 +112,28 @@ def _folder(config: Config) -> str:
 
 
 def _file(name: str, text: str) -> str:
-    """The shell command that writes a file into the folder of the attempt, nothing in it expanded.
+    """Return the shell command that writes a file into the folder of the attempt, without expanding anything.
 
     Raises:
-        InputError: the text has the line that ends it.
+        InputError: the text contains the line that ends it.
     """
     end = f"MAXPO_END_OF_{re.sub('[^A-Z]', '_', name.upper())}"
     if end in text.splitlines():
-        raise InputError(f"a setting has the line {end}, which the job's script uses itself: change it")
+        raise InputError(f"a setting has the line {end}, which the script of the job itself uses: change the setting")
     return f"cat >\"$logs/{name}\" <<'{end}'\n{text}{end}"
 
 
 def submit(loaded: LoadedConfig, console: Console, *, dry_run: bool) -> int:
-    """Hand the job over to SLURM; returns the exit code.
+    """Submit the job to SLURM. Return the exit code.
 
     Args:
         loaded: a checked configuration.
-        console: where it is said what was submitted.
-        dry_run: print the script and start nothing.
+        console: gets the number of the job and the commands to follow and stop it.
+        dry_run: print the script, submit nothing.
 
     Raises:
-        InputError: there is no sbatch, or a setting cannot be part of a script.
-        RunError: SLURM does not take the job.
+        InputError: sbatch is not installed, or a setting cannot be part of a script.
+        RunError: SLURM refuses the job.
     """
     script = render(loaded)
     if dry_run:

@@ -1,4 +1,4 @@
-"""One way to print a line of text."""
+"""Printing of plain text."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from rich.console import Console
 
 
 def say(console: Console, text: str) -> None:
-    """Print a text as it is: nothing in it is coloured, taken for markup or broken into lines."""
+    """Print a text as it is, without colours, markup or line breaks of rich."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)

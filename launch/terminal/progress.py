@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on, and the tables at its end."""
+"""Progress of a run in the terminal, and the tables at its end."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ STAGE_TIMES = ("generate", "score", "update", "sync", "confirm")
 
 
 class Terminal(Observer):
-    """Bars and a status line in a terminal, one plain line per step elsewhere."""
+    """Observer that shows bars and a status line in a terminal, and one plain line per step elsewhere."""
 
     def __init__(self, console: Console, steps: int, k: int) -> None:
-        """`steps` of the run in all; `k` of the reward estimate to show."""
+        """Prepare the bars.
+
+        Args:
+            console: the console to print to.
+            steps: number of steps of the run.
+            k: K of the reward estimate max@K to show.
+        """
         self._console, self._k = console, k
         self._bars = Progress(
             SpinnerColumn(),
@@ -44,25 +50,25 @@ class Terminal(Observer):
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Remove them."""
+        """Remove the bars."""
         if self._live:
             self._live.stop()
 
     def stage(self, name: str, total: int = 0) -> None:
-        """Show the stage, with a bar where its groups are counted."""
+        """Show the stage, with a bar if its number of groups is known."""
         self._bars.reset(self._stage, description=f"  {name}", total=total or None, completed=0)
 
     def advance(self) -> None:
-        """One group more."""
+        """Count one more group."""
         self._bars.advance(self._stage)
 
     def step_done(self, step: int, metrics: dict[str, float]) -> None:
-        """Move on, and print the step's line where there is no terminal."""
-        status = (
-            f"reward {metrics['reward/mean']:.3f}  max@{self._k} {metrics.get(f'reward/max@{self._k}', 0.0):.3f}  "
-            f"kept {metrics['groups/kept']:.0f}/{metrics['groups/sampled']:.0f}  "
-            f"entropy {metrics.get('policy/entropy', float('nan')):.2f}"
-        )
+        """Update the status line, or print a line for the step if there is no terminal."""
+        shown = {"reward": "reward/mean", f"max@{self._k}": f"reward/max@{self._k}"}
+        rewards = [f"{label} {metrics[name]:.3f}" for label, name in shown.items() if name in metrics]
+        kept = f"kept {metrics['groups/kept']:.0f}/{metrics['groups/sampled']:.0f}"
+        entropy = f"entropy {metrics.get('policy/entropy', float('nan')):.2f}"
+        status = "  ".join([*rewards, kept, entropy])
         self._bars.update(self._run, completed=step, status=status)
         if not self._live:
             stages = " ".join(f"{s} {metrics[f'time/{s}_s']:.2f}" for s in STAGE_TIMES if f"time/{s}_s" in metrics)
@@ -81,14 +87,14 @@ class Terminal(Observer):
 
 
 def comparison(result: RunResult) -> Table:
-    """First and last evaluation side by side: unbiased estimates, in brackets 95 % intervals over prompts."""
+    """Return a table of the first and the last evaluation: unbiased estimates, with 95 % intervals over prompts."""
     steps = sorted(result.evaluations)
     shown = list(dict.fromkeys((steps[0], steps[-1])))
     return report_table([result.evaluations[step] for step in shown], [f"step {step}" for step in shown])
 
 
 def timing(result: RunResult) -> Table:
-    """Median seconds of each stage of a step, and tokens per second."""
+    """Return a table of the median seconds of each stage of a step, and of tokens per second."""
     table = Table()
     table.add_column("stage")
     table.add_column(f"seconds, median of {len(result.history)} steps", justify="right")
@@ -102,7 +108,7 @@ def timing(result: RunResult) -> Table:
 
 
 def counts(result: RunResult) -> str:
-    """What became of the groups of the whole run."""
+    """Return a sentence on the groups of the run: sampled, without signal, with too few valid samples."""
     n = result.totals
     refused = f"; {n['train/refused_steps']} optimizer steps refused" if n["train/refused_steps"] else ""
     return (

@@ -1,4 +1,4 @@
-"""How evaluations and comparisons look in a terminal."""
+"""Evaluations and comparisons as tables."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ ALL = "all prompts"
 
 
 def is_share(name: str, names: Sequence[str]) -> bool:
-    """Whether a figure is a share of 1: pass@k always, the others where no reward is graded."""
+    """Return True if a figure is a share of 1: pass@k always, other figures if no reward is graded."""
     return name.startswith("pass@") or not any(other.startswith("max@") for other in names)
 
 
 def number(value: float, share: bool, *, sign: bool = False) -> str:
-    """A value of a figure without its unit."""
+    """Return the value of a figure without its unit."""
     plus = "+" if sign else ""
     return f"{100 * value:{plus}.1f}" if share else f"{value:{plus}.3f}"
 
 
 def with_interval(estimate: Estimate | None, share: bool, *, sign: bool = False) -> str:
-    """An estimate as `12.3 % [10.1, 14.6]`; a dash where there is none."""
+    """Return an estimate as `12.3 % [10.1, 14.6]`, or a dash without one."""
     if estimate is None:
         return "-"
     value, low, high = (number(v, share, sign=sign) for v in (estimate.value, estimate.low, estimate.high))
@@ -33,7 +33,7 @@ def with_interval(estimate: Estimate | None, share: bool, *, sign: bool = False)
 
 
 def one_line(report: EvalReport) -> str:
-    """The figures of all prompts but avg@n, which pass@1 or max@1 nearly are, on one line."""
+    """Return the figures of all prompts on one line, without avg@n, which is nearly pass@1 or max@1."""
     figures = report.overall.estimates
     return "  ".join(
         f"{name} {with_interval(e, is_share(name, list(figures)))}"
@@ -43,7 +43,7 @@ def one_line(report: EvalReport) -> str:
 
 
 def report_table(reports: Sequence[EvalReport], titles: Sequence[str]) -> Table:
-    """Reports side by side, each with a column: all prompts first, then each source where there are several."""
+    """Return a table with a column for each report: all prompts first, then each source if there are several."""
     table = Table()
     table.add_column("held-out")
     for title in titles:
@@ -79,7 +79,7 @@ def _add_figures(table: Table, what: str, figures: Sequence[Figures | None]) -> 
 
 
 def difference_table(comparison: Comparison) -> Table:
-    """Both models and the difference; a star marks intervals of the difference that exclude 0."""
+    """Return a table of both models and their difference. A star marks intervals of the difference that exclude 0."""
     table = Table()
     for title in ("held-out", "A", "B", "B - A, paired", ""):
         table.add_column(title, justify="left" if title in ("held-out", "") else "right", no_wrap=title != "held-out")

@@ -1,1 +1,1 @@
-"""Saved state of the learner."""
+"""The learner's part of a checkpoint, and the exported policy."""

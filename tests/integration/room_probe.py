@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from launch.cluster.placement import Placement, ResourceError
-from launch.cluster.placement_groups import Room
+from launch.cluster.placement_groups import PlacementGroups
 from maxpo.config import ClusterConfig
 
 
@@ -31,7 +31,7 @@ def gpus_of(colocated: bool, ranks: int, engines: int, each: int) -> dict[str, A
         learner_env={"WHO": "rank"},
         rollout_env={"WHO": "engine"},
     )
-    room = Room(places, ClusterConfig(node_timeout_s=3.0))
+    room = PlacementGroups(places, ClusterConfig(node_timeout_s=3.0))
     try:
         room.wait()
         remote: Any = ray.remote(Probe)

@@ -187,8 +187,19 @@ def test_a_learner_rank_that_dies_is_named_and_the_learner_starts_again(running:
     both_back(running)
 
 
+def test_an_engine_that_hangs_in_a_sync_is_named_after_the_deadline(running: System) -> None:
+    """It leaves the learner waiting: an engine process is stopped, as a lost machine would be."""
+    core = core_of(running, 1)
+    core.suspend()
+    try:
+        with pytest.raises(RemoteError, match=r"worker 1 did not finish preparing to receive weights within 15 s"):
+            running.learner.publish(running.rollouts.receivers())
+    finally:
+        core.kill()
+
+
 def test_too_many_losses_stop_the_run(running: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pool is not used after this."""
+    """Last: the pool is not used after this."""
     fleet = running.rollouts._fleet
     monkeypatch.setattr(fleet, "_config", replace(fleet._config, max_restarts=len(fleet._losses)))
     process = actor_of(running, 1)
@@ -197,15 +208,3 @@ def test_too_many_losses_stop_the_run(running: System, monkeypatch: pytest.Monke
         RunError, match=rf"(?s)rollout.max_restarts = .*rollout worker 1: .*worker-\*-{process.pid}\.\*"
     ):
         generate(running)
-
-
-def test_an_engine_that_hangs_in_a_sync_is_named_after_the_deadline(running: System) -> None:
-    """Last, because it leaves the learner waiting: an engine process is stopped, as a lost machine would be."""
-    (receiver,) = (r for r in running.rollouts.receivers() if r.name == "rollout worker 0")
-    core = core_of(running, 0)
-    core.suspend()
-    try:
-        with pytest.raises(RemoteError, match=r"worker 0 did not finish preparing to receive weights within 15 s"):
-            running.learner.publish([receiver])
-    finally:
-        core.kill()

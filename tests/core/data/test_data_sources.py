@@ -217,7 +217,7 @@ def test_templates_of_a_tokenizer(tmp_path: Path) -> None:
     assert texts(system_prompt="7") == ["2+2", "s=7:u=1+1:a=", "s=3:u=1+1:a="]
     assert texts(chat=True, system_prompt="7")[0] == "s=7:u=2+2:a="
     assert texts(template_args={"short": True})[1] == "u=1+1:a=1"
-    with pytest.raises(DataError, match="line 2: the chat template refuses it: no systems"):
+    with pytest.raises(DataError, match="line 2: the chat template refuses the messages: no systems"):
         texts(system_prompt="no")
     tokenizer.chat_template = None
     with pytest.raises(DataError, match=r"the tokenizer in model\.path has no chat template"):

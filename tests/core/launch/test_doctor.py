@@ -395,7 +395,7 @@ def test_a_port_that_never_answers(silent_port: int) -> None:
     ],
 )
 def test_why_there_is_no_connection(causes: list[str], said: str) -> None:
-    assert said in doctor._why(doctor.Ran(0, "", ""), causes, "x:1")
+    assert said in doctor._why(doctor.Output(0, "", ""), causes, "x:1")
 
 
 @pytest.fixture
@@ -431,13 +431,13 @@ def test_the_answers_of_a_cluster(no_machine: None, tmp_path: Path, monkeypatch:
     """A node that told nothing is an error; the file that nodes look for exists meanwhile, and not afterwards."""
     markers: list[Path] = []
 
-    def ask(question: dict[str, Any], **_: Any) -> doctor.Ran:
+    def ask(question: dict[str, Any], **_: Any) -> doctor.Output:
         markers.append(Path(question["marker"]))
         assert markers[0].parent == tmp_path
         assert markers[0].exists()
         nodes = [{"id": i, "name": f"n{i}", "gpus": 0.0, "session": "/s"} for i in "ab"]
         told = {"a": {"facts": node()["facts"]}}
-        return doctor.Ran(None, f"noise\n{json.dumps({'nodes': nodes})}\n{json.dumps({'told': told})}\n", "")
+        return doctor.Output(None, f"noise\n{json.dumps({'nodes': nodes})}\n{json.dumps({'told': told})}\n", "")
 
     monkeypatch.setattr(doctor, "ask_cluster", ask)
     monkeypatch.setattr(doctor, "reach", lambda address: Line("ok", "reached"))

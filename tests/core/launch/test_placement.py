@@ -70,7 +70,7 @@ def test_folders_of_runs_that_were_killed_are_removed(tmp_path: Path, monkeypatc
     monkeypatch.setattr(launch.cluster.ray_cluster.tempfile, "gettempdir", lambda: str(tmp_path))
     dead = subprocess.Popen(["true"])
     dead.wait()
-    here = launch.cluster.ray_cluster._where()
+    here = launch.cluster.ray_cluster._pid_namespace()
     for name, owner in (
         ("dead", f"{here} {dead.pid}"),
         ("alive", f"{here} {os.getpid()}"),

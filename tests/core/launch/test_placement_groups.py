@@ -9,7 +9,7 @@ import pytest
 
 import launch.cluster.placement_groups
 from launch.cluster.placement import Placement, ResourceError
-from launch.cluster.placement_groups import Room
+from launch.cluster.placement_groups import PlacementGroups
 from maxpo.config import ClusterConfig
 
 
@@ -50,7 +50,7 @@ def places(ranks: int, engines: int) -> Placement:
     )
 
 
-def bundles_of(room: Room) -> tuple[list[int], list[int]]:
+def bundles_of(room: PlacementGroups) -> tuple[list[int], list[int]]:
     return tuple([make(i)["scheduling_strategy"] for i in range(3)] for make in (room.rank, room.engine))  # type: ignore
 
 
@@ -58,7 +58,7 @@ def test_after_a_loss_engines_keep_their_bundles_and_ranks_are_put_in_order_agai
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tables = Tables(monkeypatch, engines={0: "b", 1: "c", 2: "b"}, learner={0: "c", 1: "b", 2: "c"})
-    room = Room(places(3, 3), ClusterConfig())
+    room = PlacementGroups(places(3, 3), ClusterConfig())
     room.wait()
     assert bundles_of(room) == ([1, 0, 2], [0, 2, 1])
     assert room.describe() == (
@@ -75,7 +75,7 @@ def test_after_a_loss_engines_keep_their_bundles_and_ranks_are_put_in_order_agai
 
 def test_a_learner_does_not_wait_for_room_for_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = Tables(monkeypatch, engines={0: "a"}, learner={0: "a"})
-    room = Room(places(1, 1), ClusterConfig(node_timeout_s=0.0))
+    room = PlacementGroups(places(1, 1), ClusterConfig(node_timeout_s=0.0))
     room.wait()
     tables.of["engines"][0] = ""
     room.wait(learner_only=True)

@@ -109,7 +109,7 @@ def test_a_cluster_that_does_not_answer_is_one_clear_error(tmp_path: Path) -> No
 
 def test_more_nodes_than_an_own_cluster_has_are_refused(tmp_path: Path) -> None:
     settings = load_config([Path("configs/presets/demo.yaml")], ["cluster.nodes=2"]).config
-    with pytest.raises(InputError, match="a run's own cluster has one node"), cluster(settings, tmp_path):
+    with pytest.raises(InputError, match="a run that starts its own cluster has one node"), cluster(settings, tmp_path):
         pass
 
 
@@ -137,7 +137,7 @@ class _Head(grpc.GenericRpcHandler):
         ("abc", "abc", None),
         ("abc", "xyz", "does not accept this token"),
         ("abc", None, "wants a token: set RAY_AUTH_TOKEN_PATH"),
-        (None, "abc", "lets everybody in, and whoever reaches it can run code there"),
+        (None, "abc", "needs no token, so whoever reaches it can run code there"),
     ],
 )
 def test_who_is_let_in_by_a_head(heads: str | None, ours: str | None, message: str | None) -> None:

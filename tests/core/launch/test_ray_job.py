@@ -96,7 +96,9 @@ class TestPacked:
         (here / "model").mkdir()
         (here / "model" / "key").symlink_to(here.parent / "secret" / "key")
         settings = load_config([DEMO], [f"model.path={path}"], files_here=False)
-        refusal = pytest.raises(InputError, match=rf"model.path = {path}: relative paths go along.*absolute path")
+        refusal = pytest.raises(
+            InputError, match=rf"model.path = {path}: relative paths travel with the job.*absolute path"
+        )
         with refusal, packed(settings):
             pass
 
@@ -107,7 +109,7 @@ class TestPacked:
         code = main(["submit", "ray", "--address", URL, str(DEMO), f"model.path={MODEL}", *words])
         assert code == 2
         assert (
-            f"data.train_file = train.jsonl has {LIMIT_MIB + 1} MiB; {LIMIT_MIB} MiB may go along"
+            f"data.train_file = train.jsonl has {LIMIT_MIB + 1} MiB; {LIMIT_MIB} MiB may travel with a job"
             in capsys.readouterr().err
         )
 
@@ -178,9 +180,9 @@ class TestDashboard:
             ({"Bearer good": 200, None: 401}, "good", None),
             ({"Bearer good": 200, None: 401}, "bad", "does not accept this token"),
             ({None: 401}, None, "wants a token: set RAY_AUTH_TOKEN_PATH"),
-            ({"Bearer good": 200, None: 200}, "good", "lets everybody in"),
-            ({"Bearer good": 302}, "good", "is no Ray dashboard that takes jobs: it answers 302"),
-            ({"Bearer good": 404}, "good", "is no Ray dashboard that takes jobs: it answers 404"),
+            ({"Bearer good": 200, None: 200}, "good", "needs no token"),
+            ({"Bearer good": 302}, "good", "is not a Ray dashboard that accepts jobs: it answers 302"),
+            ({"Bearer good": 404}, "good", "is not a Ray dashboard that accepts jobs: it answers 404"),
         ],
     )
     def test_who_is_let_in(self, codes: dict[str | None, int], token: str | None, message: str | None) -> None:
@@ -280,7 +282,9 @@ class TestFollow:
         monkeypatch.setattr(launch.submit.ray_job.time, "monotonic", lambda: float(next(clock)))
         gone = [OSError("no route to host") for _ in range(9)]
         job = Job([["x"], *gone], ["RUNNING", *gone])
-        with pytest.raises(RunError, match=r"no word from the cluster .*job-1 may still be running: no route to host"):
+        with pytest.raises(
+            RunError, match=r"no answer from the cluster .*job-1 may still be running: no route to host"
+        ):
             self.follow(job)
 
 

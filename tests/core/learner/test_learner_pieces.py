@@ -163,7 +163,7 @@ def test_the_parts_of_a_row_have_each_token_once() -> None:
         ({"num_attention_heads": 2, "num_key_value_heads": 2}, "= 4 does not divide the 2 attention heads"),
         (
             {"num_key_value_heads": 4, "layer_types": ["linear_attention"] * 3},
-            "not every layer of .* is full attention",
+            "some layers of .* do not use full attention",
         ),
     ],
 )

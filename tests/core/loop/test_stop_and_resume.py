@@ -15,7 +15,7 @@ from rich.console import Console
 
 from launch.cli import main
 from launch.cluster.ray_cluster import own_sigterm
-from launch.run.folder import _open
+from launch.run.folder import open_run
 from launch.run.resuming import describe_changes, find_checkpoint
 from launch.run.signals import StopTooLateError, stop_on_signal
 from maxpo.checkpoints.local import Checkpoints
@@ -159,7 +159,7 @@ def settings_for(folder: Path, *overrides: str) -> LoadedConfig:
 
 def test_a_run_folder_that_is_lost_comes_back_from_the_remote_copy(tmp_path: Path) -> None:
     out = console()
-    folder, source, checkpoints = _open(settings_for(tmp_path), out)
+    folder, source, checkpoints = open_run(settings_for(tmp_path), out)
     assert source is None
     for step in (1, 2, 3):
         with (folder / "metrics.jsonl").open("a") as file:
@@ -169,22 +169,22 @@ def test_a_run_folder_that_is_lost_comes_back_from_the_remote_copy(tmp_path: Pat
     assert checkpoints.poll() == {"checkpoint/copies_failed": 0.0}
     assert sorted(p.name for p in (tmp_path / "bucket" / "demo").iterdir()) == ["LATEST", "step_000002", "step_000003"]
     shutil.rmtree(folder)
-    folder, source, _ = _open(settings_for(tmp_path, "checkpoint.resume=auto"), out)
+    folder, source, _ = open_run(settings_for(tmp_path, "checkpoint.resume=auto"), out)
     assert source is not None and source == folder / "checkpoints" / "step_000003"
     assert (source / "w").read_text() == "weights"
     assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
     assert "fetched step_000003 from file://" in said(out)
     # What is damaged here is replaced by the copy, and is then no reason to refuse.
     (source / "w").write_text("Weights")
-    assert _open(settings_for(tmp_path, "checkpoint.resume=must"), out)[1] == source
+    assert open_run(settings_for(tmp_path, "checkpoint.resume=must"), out)[1] == source
     assert (source / "w").read_text() == "weights"
     # Where both are damaged, it is said of both, and the one before is taken.
     (source / "w").write_text("Weights")
     (tmp_path / "bucket" / "demo" / "step_000003" / "w").write_text("Weights")
     with pytest.raises(CheckpointError, match=r"(?s)damaged.*/checkpoints/step_000003/w.*bucket/demo/step_000003/w"):
-        _open(settings_for(tmp_path, "checkpoint.resume=must"), out)
+        open_run(settings_for(tmp_path, "checkpoint.resume=must"), out)
     before = source.with_name("step_000002")
-    assert _open(settings_for(tmp_path, "checkpoint.resume=auto"), out)[1] == before
+    assert open_run(settings_for(tmp_path, "checkpoint.resume=auto"), out)[1] == before
     # Nothing takes the damaged one for the newest any more.
     assert sorted(p.name for p in before.parent.glob("*_0*")) == ["damaged_000003", "step_000002"]
     assert "damaged checkpoint set aside: " in said(out)
@@ -192,34 +192,34 @@ def test_a_run_folder_that_is_lost_comes_back_from_the_remote_copy(tmp_path: Pat
 
 def test_going_back_needs_another_name_while_there_are_newer_checkpoints(tmp_path: Path) -> None:
     out = console()
-    folder, _, checkpoints = _open(settings_for(tmp_path), out)
+    folder, _, checkpoints = open_run(settings_for(tmp_path), out)
     for step in (1, 2):
         checkpoints.write(step, {"step": step}, {}, lambda f: lambda: None)
     first = folder / "checkpoints" / "step_000001"
     asked = f"checkpoint.resume={first}"
     with pytest.raises(
-        CheckpointError, match=r"not the newest checkpoint of its run, there are steps \[2\]: .*run.name"
+        CheckpointError, match=r"not the newest checkpoint of its run, which also has those of steps \[2\]: .*run.name"
     ):
-        _open(settings_for(tmp_path, asked), out)
+        open_run(settings_for(tmp_path, asked), out)
     assert checkpoints.steps() == [1, 2]
-    assert _open(settings_for(tmp_path, asked, "run.name=other"), out)[1] == first
+    assert open_run(settings_for(tmp_path, asked, "run.name=other"), out)[1] == first
     # Also where only the copy has the newer one.
     shutil.rmtree(folder / "checkpoints" / "step_000002")
-    with pytest.raises(CheckpointError, match=r"there are steps \[2\]"):
-        _open(settings_for(tmp_path, asked), out)
+    with pytest.raises(CheckpointError, match=r"also has those of steps \[2\]"):
+        open_run(settings_for(tmp_path, asked), out)
 
 
 def test_what_must_proposes_works(tmp_path: Path) -> None:
     out = console()
-    folder, _, checkpoints = _open(settings_for(tmp_path), out)
+    folder, _, checkpoints = open_run(settings_for(tmp_path), out)
     for step in (1, 2):
         checkpoints.write(step, {"step": step}, {}, lambda f: lambda: None)
     for damaged in (folder / "checkpoints", tmp_path / "bucket" / "demo"):
         (damaged / "step_000002" / "state.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"name it with (checkpoint\.resume=.*step_000001)") as refusal:
-        _open(settings_for(tmp_path, "checkpoint.resume=must"), out)
+        open_run(settings_for(tmp_path, "checkpoint.resume=must"), out)
     named = str(refusal.value).rpartition("name it with ")[2]
-    assert _open(settings_for(tmp_path, named), out)[1] == folder / "checkpoints" / "step_000001"
+    assert open_run(settings_for(tmp_path, named), out)[1] == folder / "checkpoints" / "step_000001"
 
 
 def test_removing_here_removes_there_and_nothing_else(tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""Lines that a run prints: the banner at the start, and one for each step."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from launch.run.wording import banner
+from launch.terminal.progress import Terminal
+from maxpo.configure.loading import load_config
+from maxpo.data.order import Mixture
+from maxpo.types import Prompt
+
+METRICS = {"reward/mean": 0.25, "groups/kept": 3.0, "groups/sampled": 4.0, "policy/entropy": 0.5, "time/step_s": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], "advantages maxpo with K = 4; "),
+        *(
+            ([f"algorithm.advantage={name}"], f"advantages {name} with K = 4; ")
+            for name in ("canonical", "pkpo", "pkpo_loo", "pkpo_loo_minus_one", "passk_training")
+        ),
+        *(
+            ([f"algorithm.advantage={name}"], f"advantages {name}; ")
+            for name in ("rloo", "grpo", "dr_grpo", "maxrl", "top1_gap")
+        ),
+        (
+            ["algorithm.k_schedule=linear", "algorithm.k_values=[6,1]"],
+            "advantages maxpo with K from 6 to 1 in a straight line; ",
+        ),
+        (
+            ["algorithm.k_schedule=stepwise", "algorithm.k_values=[6,4,1]", "algorithm.k_steps=[10,20]"],
+            "advantages maxpo with K = 6, 4 from step 10, 1 from step 20; ",
+        ),
+        (
+            ["algorithm.k_schedule=adaptive", "algorithm.k_values=[1,6]"],
+            "advantages maxpo with K from 1 to 6 by each prompt's pass rate; ",
+        ),
+    ],
+    ids=str,
+)
+def test_the_banner_says_which_k_the_run_uses(overrides: list[str], words: str) -> None:
+    config = load_config([Path("configs/presets/demo.yaml")], overrides).config
+    prompt = Prompt(prompt_id="1", text="a", token_ids=(1,), reference="", source="x")
+    assert words in banner(config, Mixture([[prompt]], ["x"], [1]))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "line"),
+    [
+        ({"reward/max@4": 0.5}, "step 7  reward 0.250  max@4 0.500  kept 3/4  entropy 0.50  1.00 s ()\n"),
+        ({}, "step 7  reward 0.250  kept 3/4  entropy 0.50  1.00 s ()\n"),
+    ],
+)
+def test_a_metric_that_is_absent_is_not_printed(metrics: dict[str, float], line: str) -> None:
+    out = StringIO()
+    Terminal(Console(file=out), steps=10, k=4).step_done(7, METRICS | metrics)
+    assert out.getvalue() == line
