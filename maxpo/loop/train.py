@@ -56,7 +56,7 @@ class Trainer:
     should_stop: Callable[[], bool] = never
     """Function that returns True when the run shall end after the current step."""
     checkpoints: Checkpoints | None = None
-    """Place of the checkpoints; None: none are written."""
+    """Store of the checkpoints. None: no checkpoint is written."""
     result: RunResult = field(init=False, default_factory=RunResult)
     """Outcome of the run so far."""
 
