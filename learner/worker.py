@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # deepspeed must be imported after the environment is set, to
     import torch
     from torch import Tensor
 
+    from learner.model.policy import Layout
     from learner.state.policy_folder import Shard
     from learner.state.training_state import TrainingState
     from learner.update.reference import Forward
@@ -62,7 +63,7 @@ class LearnerWorker:
         from learner.update.reference import reference_policy
 
         sequence = SequenceGroup.of(self._config.learner)
-        loaded = load_policy(self._config, sequence)
+        loaded = load_policy(self._config, sequence, self._choose_layout(device))
         self._policy, self._base = loaded.policy, loaded.base
         self._engine = TrainEngine(self._policy, self._config.learner, device)
         self._updater = self._new_updater(reference_policy(self._config, self._engine, sequence))
@@ -98,6 +99,20 @@ class LearnerWorker:
             world_size=learner.ranks,
             timeout=timedelta(seconds=learner.step_timeout_s),
         )
+
+    def _choose_layout(self, device: torch.device) -> Layout:
+        """Return the layout of rows that the self-test finds right here, the same on all ranks. Collective."""
+        import torch
+        import torch.distributed as dist
+
+        from learner.model.loading import self_test
+        from learner.model.policy import LAYOUTS
+
+        report = self_test(self._config, getattr(torch, self._config.learner.dtype), device)
+        mine = 0 if report is None else LAYOUTS.index(report.layout)
+        chosen = torch.tensor(mine, device=device)
+        dist.all_reduce(chosen, dist.ReduceOp.MAX)
+        return LAYOUTS[int(chosen)]
 
     def _new_updater(self, reference: Forward | None) -> Updater:
         from learner.update.updater import Updater

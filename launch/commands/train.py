@@ -42,7 +42,7 @@ def dry_run(loaded: LoadedConfig, console: Console) -> int:
     import torch
 
     from launch.cluster.placement import gpus_described, place
-    from launch.run.preflight import load_data
+    from launch.run.preflight import load_data, test_learner
     from launch.run.resuming import remote_store
     from launch.run.wording import banner
 
@@ -53,7 +53,7 @@ def dry_run(loaded: LoadedConfig, console: Console) -> int:
     place(config, gpus=torch.cuda.device_count() if described is None else described)
     remote_store(config)
     say(console, to_yaml(loaded))
-    for line in (*sources, banner(config, train_prompts)):
+    for line in (*sources, banner(config, train_prompts), test_learner(config)):
         say(console, line)
     say(console, f"{len(held_out)} held-out prompts x {config.eval.samples} completions per evaluation")
     say(console, "dry run: everything checked, nothing started")

@@ -10,6 +10,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from learner.model.loading import self_test
 from learner.model.lora import require_peft, target_layers
 from maxpo.config import Config
 from maxpo.data.order import Mixture
@@ -70,11 +71,6 @@ def _length(s: _Subject) -> Iterator[str]:
         )
 
 
-def _sliding_window(s: _Subject) -> Iterator[str]:
-    if getattr(s.model, "sliding_window", None) and getattr(s.model, "use_sliding_window", True):
-        yield f"{s.path} uses sliding-window attention, which packed training does not support"
-
-
 def _sequence_parallel(s: _Subject) -> Iterator[str]:
     ranks = s.config.learner.sequence_parallel
     if ranks == 1:
@@ -87,8 +83,6 @@ def _sequence_parallel(s: _Subject) -> Iterator[str]:
                 f"learner.sequence_parallel = {ranks} does not divide the {count} {name} heads of {s.path}: each of "
                 "the ranks that share a row takes a part of the heads"
             )
-    if set(getattr(s.model, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
-        yield f"learner.sequence_parallel = {ranks}: some layers of {s.path} do not use full attention"
 
 
 def _adapter(s: _Subject) -> Iterator[str]:
@@ -144,7 +138,6 @@ def _verifiers(s: _Subject) -> Iterator[str]:
 
 CHECKS = (
     _length,
-    _sliding_window,
     _sequence_parallel,
     _adapter,
     _end_of_sequence,
@@ -153,6 +146,16 @@ CHECKS = (
     _verifiers,
 )
 """Checks of `check_model`. Each yields the problems that it finds."""
+
+
+def test_learner(config: Config) -> str:
+    """Test on the host, in float32, that the learner computes the model's own log-probabilities; return a sentence.
+
+    Raises:
+        InputError: the model cannot be loaded, or the learner would compute others.
+    """
+    report = self_test(config, torch.float32, torch.device("cpu"))
+    return "self-test of the learner: off (model.self_test)" if report is None else report.sentence()
 
 
 def load_data(

@@ -14,7 +14,7 @@ from launch.cluster.paths import for_all_nodes
 from launch.cluster.ray_cluster import own_logs
 from launch.cluster.system import System, system
 from launch.run.folder import locked, open_run
-from launch.run.preflight import load_data
+from launch.run.preflight import load_data, test_learner
 from launch.run.restarts import with_restarts
 from launch.run.signals import StopRequest, stop_on_signal
 from launch.run.watchdog import Watchdog
@@ -39,6 +39,7 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
     reach(config.ray)
     prompts, held_out = load_data(config, say=partial(say, console))
     say(console, banner(config, prompts))
+    say(console, test_learner(config))
     with locked(Path(config.run.dir), config.run.name, console):
         return _Run(replace(loaded, config=config), console, prompts, held_out).train()
 

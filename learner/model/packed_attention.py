@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.masking_utils import causal_mask_function
 
 if TYPE_CHECKING:  # it imports deepspeed, which must come after the environment is set
     from learner.model.sequence_parallel import SequenceGroup
 
 PACKED_ATTENTION = "maxpo_packed"
+QUERIES = 1024
+"""Number of queries of a sequence that are computed at once where a mask or scores must be in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +32,19 @@ class RowLayout:
     inverse: Tensor
     """[T] index of each token of the row in the flattened and joined blocks."""
 
+    attended: list[nn.Module] = field(default_factory=list[nn.Module])
+    """Layers that have computed attention over this row."""
+
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> RowLayout:
-        """Return the layout of a row of sequences of these lengths."""
+    def of(cls, lengths: Sequence[int], device: torch.device, *, one_block: bool = False) -> RowLayout:
+        """Return the layout of a row of sequences of these lengths. `one_block`: pad all to the longest."""
         starts = torch.tensor([0, *lengths]).cumsum(0)[:-1]
         sizes = torch.tensor(lengths)
         blocks: list[Tensor] = []
         inverse = torch.empty(int(sizes.sum()), dtype=torch.long)
         offset = 0
         # Computed on the host, so that no step waits for the device. Only the finished index tensors are moved.
-        classes = torch.tensor([int(n - 1).bit_length() for n in lengths])
+        classes = torch.tensor([0 if one_block else int(n - 1).bit_length() for n in lengths])
         for size_class in classes.unique().tolist():
             members = (classes == size_class).nonzero().squeeze(1)
             steps = torch.arange(int(sizes[members].max()))
@@ -51,16 +57,62 @@ class RowLayout:
         return cls(tuple(blocks), inverse.to(device))
 
 
+class VisibleKeys:
+    """The keys that each query of a sequence may see, by positions in the sequence. Stands in for a mask tensor.
+
+    Whatever a model's mask is made of (causality, a sliding window, chunks), transformers describes it by a function of
+    positions. So no kind of mask needs a case of its own.
+    """
+
+    def __init__(self, visible: Callable[..., Any], device: torch.device) -> None:
+        """Keep the function of (batch, head, query, key), of integer tensors that broadcast, and the device."""
+        self._visible, self._device = visible, device
+        self._pieces: dict[int, list[tuple[slice, slice, Tensor | None]]] = {}
+
+    def pieces(self, length: int) -> list[tuple[slice, slice, Tensor | None]]:
+        """Return pieces of the queries of a sequence: the queries, keys that hold all visible ones, and the mask.
+
+        The mask is [queries, keys], True where visible. None: the piece is plain causal attention.
+        """
+        if length not in self._pieces:
+            self._pieces[length] = list(self._cut(length))
+        return self._pieces[length]
+
+    def _cut(self, length: int) -> list[tuple[slice, slice, Tensor | None]]:
+        whole = slice(0, length)
+        if self._visible is causal_mask_function:
+            return [(whole, whole, None)]
+        keys = torch.arange(length, device=self._device)
+        zero = torch.zeros((), dtype=torch.long, device=self._device)
+        pieces: list[tuple[slice, slice, Tensor | None]] = []
+        causal = True
+        for start in range(0, length, QUERIES):
+            queries = slice(start, min(start + QUERIES, length))
+            mask = self._visible(zero, zero, keys[queries, None], keys[None, : queries.stop])
+            mask = mask.expand(queries.stop - start, queries.stop)
+            causal = causal and torch.equal(mask, keys[queries, None] >= keys[None, : queries.stop])
+            first = int(mask.any(0).nonzero()[0])
+            pieces.append((queries, slice(first, queries.stop), mask[:, first:]))
+        return [(whole, whole, None)] if causal else pieces
+
+
+def visible_keys(mask_function: Callable[..., Tensor], device: torch.device, **kwargs: object) -> VisibleKeys:
+    """Return the mask of a forward pass. transformers calls this function for each kind of mask of a model."""
+    return VisibleKeys(mask_function, device)
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: VisibleKeys | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     row: RowLayout | None = None,
     sequence: SequenceGroup | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Compute causal attention within each sequence of a packed row. No sequence sees another.
@@ -72,37 +124,88 @@ def packed_attention(
         query: [1, heads, T, D]; `key` and `value` [1, kv_heads, T, D].
         key: see query.
         value: see query.
-        attention_mask: must be None.
-        scaling: factor of the scores before the softmax.
+        attention_mask: the visible keys. None: all keys up to the query.
+        scaling: factor of the scores before the softmax. None: 1 / sqrt(D).
         dropout: attention dropout.
         row: positions of the sequences.
         sequence: the ranks that share the row. T is then the length of this rank's part.
-        **kwargs: further arguments of the model. Sliding windows, soft caps and attention sinks are refused.
+        softcap: bound c of the scores, which become c tanh(score / c).
+        s_aux: [heads] attention sinks: scores of a further key without a value.
+        **kwargs: further arguments of the model. A sliding window is part of the mask.
 
     Raises:
-        ValueError: the model asks for something else than plain causal attention, or the row has no layout.
+        ValueError: the row has no layout, or the model asks for something else than causal attention under a mask.
     """
-    unsupported = [name for name in ("sliding_window", "softcap", "s_aux") if kwargs.get(name) is not None]
-    if row is None or attention_mask is not None or unsupported:
-        raise ValueError(
-            f"packed attention is plain causal attention of a laid-out row; the model asks for {unsupported}"
-        )
+    unsupported = [name for name in ("position_bias", "cache") if kwargs.get(name) is not None]
+    if kwargs.get("is_causal") is False:
+        unsupported.append("is_causal=False")
+    if row is None or not isinstance(attention_mask, VisibleKeys | None) or unsupported:
+        asked = ", ".join(unsupported) or "a mask of its own"
+        raise ValueError(f"packed attention is causal attention of a laid-out row; the model asks for {asked}")
+    row.attended.append(module)
     if sequence is not None:
-        # `Policy.forward` compares the count with the layers: a layer that mixes tokens otherwise would go unnoticed.
-        sequence.attended += 1
         query, key, value = (sequence.gather_tokens(x) for x in (query, key, value))
-    # In grouped-query attention, several query heads share one head of keys and values.
-    grouped = query.shape[1] != key.shape[1]
+        s_aux = None if s_aux is None else s_aux.chunk(sequence.size)[sequence.rank]
+    visible = attention_mask or VisibleKeys(causal_mask_function, query.device)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    pieces: list[Tensor] = []
+    outputs: list[Tensor] = []
     for block in row.blocks:
-        out = F.scaled_dot_product_attention(
-            *(x[block].transpose(1, 2) for x in (q, k, v)),
-            dropout_p=dropout,
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=grouped,
-        )
-        pieces.append(out.transpose(1, 2).flatten(0, 1))
-    out = torch.cat(pieces)[row.inverse][None]
+        queries, keys, values = (x[block].transpose(1, 2) for x in (q, k, v))
+        parts = [
+            _attend(queries[:, :, here], keys[:, :, seen], values[:, :, seen], mask, scaling, dropout, softcap, s_aux)
+            for here, seen, mask in visible.pieces(block.shape[1])
+        ]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    out = torch.cat(outputs)[row.inverse][None]
     return out if sequence is None else sequence.gather_heads(out), None
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Return the attention [S, heads, L, D] of the queries over the keys, which end with the last query's.
+
+    Args:
+        query: [S, heads, L, D]; `key` and `value` [S, kv_heads, K, D].
+        key: see query.
+        value: see query.
+        mask: [L, K] True where visible. None: L = K, plain causal attention.
+        scaling: see `packed_attention`.
+        dropout: see `packed_attention`.
+        softcap: see `packed_attention`.
+        sinks: see `packed_attention`.
+    """
+    # In grouped-query attention, several query heads share one head of keys and values.
+    groups = query.shape[1] // key.shape[1]
+    if softcap is None and sinks is None:
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=mask is None,
+            scale=scaling,
+            enable_gqa=groups > 1,
+        )
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is None:
+        mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
+    scores = scores.float().masked_fill(~mask, -torch.inf)
+    if sinks is not None:
+        sink = sinks.float()[None, :, None, None].expand(*scores.shape[:3], 1)
+        weights = torch.cat([scores, sink], dim=-1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
+    return F.dropout(weights.to(value.dtype), dropout) @ value

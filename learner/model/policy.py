@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.utils import logging
 
-from learner.model.packed_attention import PACKED_ATTENTION, RowLayout, packed_attention
+from learner.model.head import Head
+from learner.model.packed_attention import PACKED_ATTENTION, RowLayout, packed_attention, visible_keys
 from maxpo.batches.packing import TrainBatch
 from maxpo.losses.logprobs import token_logprobs
 
 if TYPE_CHECKING:  # it imports deepspeed, which must come after the environment is set
     from learner.model.sequence_parallel import SequenceGroup
 
+Layout = Literal["packed", "sdpa", "eager"]
+"""How sequences go through the layers. packed: one after the other in a row, with `packed_attention`. The others: one
+sequence a row, padded to the longest, with this attention of transformers."""
+
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+"""All layouts, in the order in which the self-test tries them."""
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+AttentionMaskInterface.register(PACKED_ATTENTION, visible_keys)
 
 
 class Policy(nn.Module):
     """A language model whose output is log-probabilities instead of logits."""
 
-    def __init__(self, lm: PreTrainedModel, sequence: SequenceGroup | None = None) -> None:
-        """Wrap `lm`, whose parameters keep their names under the prefix `lm.`. `sequence`: ranks that share rows."""
+    def __init__(self, lm: PreTrainedModel, sequence: SequenceGroup | None = None, layout: Layout = "packed") -> None:
+        """Wrap `lm`, whose parameters keep their names under the prefix `lm.`.
+
+        Args:
+            lm: the language model.
+            sequence: ranks that share rows.
+            layout: how sequences go through the layers.
+
+        Raises:
+            ValueError: the model has no output embedding.
+        """
         super().__init__()
         self.lm = lm
         self._sequence = sequence
+        self._head = Head(lm)
+        self.layout: Layout = layout
+        use_attention(lm, PACKED_ATTENTION if layout == "packed" else layout)
 
     def forward(
         self, batch: TrainBatch, *, temperature: float, chunk: int, entropy_grad: bool = False
@@ -39,31 +59,14 @@ class Policy(nn.Module):
         Raises:
             ValueError: the row is shared, and a layer of the model is not attention.
         """
-        lm = self.lm
-        tokens, sequence = batch.token_ids.shape[0], self._sequence
-        start, end = (0, tokens) if sequence is None else sequence.span(tokens)
-        if sequence is not None:
-            sequence.attended = 0
-        hidden = lm.base_model(
-            input_ids=batch.token_ids[None, start:end],
-            position_ids=batch.position_ids[None, start:end],
-            use_cache=False,
-            row=RowLayout.of(batch.lengths, batch.token_ids.device),
-            sequence=sequence,
-        ).last_hidden_state[0]
-        if sequence is not None and sequence.attended != lm.config.num_hidden_layers:
-            raise ValueError(
-                f"learner.sequence_parallel = {sequence.size}: {sequence.attended} of the model's "
-                f"{lm.config.num_hidden_layers} layers are attention; all must be: set it to 1"
-            )
-        # The head is a function of its weight, not a module: under ZeRO-3 the call of a module gathers its parameters
-        # on all ranks together, but ranks may have different numbers of chunks.
-        head = lm.get_output_embeddings()
-        assert head is not None
+        tokens = batch.token_ids.shape[0]
+        start, end = (0, tokens) if self._sequence is None else self._sequence.span(tokens)
+        hidden = self._packed(batch, start, end) if self.layout == "packed" else self._padded(batch)
+        weight, bias = self._head.weight()
         judged = slice(start, min(end + 1, tokens))  # the last state predicts the first token of the next rank's part
         logprobs, entropy = token_logprobs(
             hidden,
-            partial(F.linear, weight=head.weight, bias=head.bias),
+            lambda states: self._head(states, weight, bias),
             batch.token_ids[judged],
             batch.loss_mask[judged],
             temperature=temperature,
@@ -72,3 +75,47 @@ class Policy(nn.Module):
         )
         around = (start, tokens - judged.stop)
         return F.pad(logprobs, around), F.pad(entropy, around)
+
+    def _packed(self, batch: TrainBatch, start: int, end: int) -> Tensor:
+        """Return the last hidden states [end - start, H] of a part of the row."""
+        row = RowLayout.of(batch.lengths, batch.token_ids.device)
+        tokens = batch.token_ids[None, start:end]
+        hidden = self.lm.base_model(
+            input_ids=tokens,
+            # All tokens are real. Without it, transformers would look for sequences by itself.
+            attention_mask=tokens.new_ones(tokens.shape),
+            position_ids=batch.position_ids[None, start:end],
+            use_cache=False,
+            row=row,
+            sequence=self._sequence,
+        ).last_hidden_state[0]
+        layers: int = self.lm.config.num_hidden_layers
+        if self._sequence is not None and len(row.attended) != layers:
+            raise ValueError(
+                f"learner.sequence_parallel = {self._sequence.size}: {len(row.attended)} of the model's {layers} "
+                "layers are attention; all must be: set it to 1"
+            )
+        return hidden
+
+    def _padded(self, batch: TrainBatch) -> Tensor:
+        """Return the last hidden states [T, H], with one sequence a row in a single call of the layers.
+
+        A single call, because ZeRO-3 needs the same number of calls on all ranks. A sequence is padded at its end,
+        where no causal layer looks.
+        """
+        row = RowLayout.of(batch.lengths, batch.token_ids.device, one_block=True)
+        (block,) = row.blocks
+        hidden = self.lm.base_model(input_ids=batch.token_ids[block], use_cache=False).last_hidden_state
+        return hidden.flatten(0, 1)[row.inverse]
+
+
+def use_attention(lm: PreTrainedModel, implementation: str) -> None:
+    """Set the attention of all layers. A model with attention code of its own keeps that code, see `self_test`."""
+    if lm.config._attn_implementation == implementation:
+        return
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # transformers warns of the models that keep their own
+    try:
+        lm.set_attn_implementation(implementation)
+    finally:
+        logging.set_verbosity(verbosity)

@@ -28,8 +28,6 @@ class SequenceGroup:
         groups = [dist.new_group(list(range(first, first + size)), limit) for first in range(0, world, size)]
         self.size, self.rank = size, rank % size
         self._group = groups[rank // size]
-        self.attended = 0
-        """Number of attention layers since the last reset to 0."""
 
     @classmethod
     def of(cls, config: LearnerConfig) -> SequenceGroup | None:

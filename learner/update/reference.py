@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -32,7 +32,8 @@ def reference_policy(config: Config, engine: TrainEngine, sequence: SequenceGrou
         return None
     if config.learner.lora.rank:
         return base_of(engine)
-    return load_frozen_policy(config, sequence).to(engine.device)
+    layout: Any = engine.module.layout
+    return load_frozen_policy(config, sequence, layout).to(engine.device)
 
 
 def base_of(engine: TrainEngine) -> Forward:

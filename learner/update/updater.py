@@ -153,7 +153,10 @@ class Updater:
         )
         shared = self._learner.sequence_parallel
         plan = plan_microbatches(
-            [len(s.token_ids) for s in samples], self._learner.token_budget, self._engine.world_size // shared
+            [len(s.token_ids) for s in samples],
+            self._learner.token_budget,
+            self._engine.world_size // shared,
+            padded=self._engine.module.layout != "packed",
         )
         mine, part = divmod(self._rank, shared)
         rows = [

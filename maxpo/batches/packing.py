@@ -46,11 +46,20 @@ class TrainBatch:
         )
 
 
-def plan_microbatches(lengths: Sequence[int], token_budget: int, ranks: int) -> list[list[list[int]]]:
+def plan_microbatches(
+    lengths: Sequence[int], token_budget: int, ranks: int, *, padded: bool = False
+) -> list[list[list[int]]]:
     """Assign sequences to microbatches. plan[rank][microbatch] is a list of indices into `lengths`.
 
     Every rank gets the same number of microbatches. A microbatch may be empty. The longest sequence goes first, to the
     least loaded rank and within the rank to the least loaded microbatch.
+
+    Args:
+        lengths: Numbers of tokens of the sequences.
+        token_budget: Largest number of tokens of a microbatch, padding included.
+        ranks: Number of ranks.
+        padded: True if each sequence of a microbatch is padded to the longest. Sequences of similar lengths then share
+            a microbatch.
 
     Raises:
         ValueError: A sequence is longer than the budget.
@@ -72,8 +81,9 @@ def plan_microbatches(lengths: Sequence[int], token_budget: int, ranks: int) -> 
     # All ranks take the same count of rows, since ZeRO-3 gathers parameters on all ranks together. The count starts at
     # the lower bound of the fullest rank and grows while the rows of some rank overflow.
     count = max(1, *(-(-rank_load // token_budget) for rank_load in load))
+    fill = _fill_padded if padded else _fill
     while True:
-        plan = [_fill(share, lengths, token_budget, count) for share in shares]
+        plan = [fill(share, lengths, token_budget, count) for share in shares]
         if all(bins is not None for bins in plan):
             return [bins for bins in plan if bins is not None]
         count += 1
@@ -90,6 +100,17 @@ def _fill(share: Sequence[int], lengths: Sequence[int], token_budget: int, count
         bins[b].append(i)
         load[b] += lengths[i]
     return bins
+
+
+def _fill_padded(share: Sequence[int], lengths: Sequence[int], token_budget: int, count: int) -> list[list[int]] | None:
+    """Fill `count` bins one after the other, from the longest sequence. Return None if the sequences do not fit."""
+    bins: list[list[int]] = [[]]
+    for i in share:
+        # The first of a bin is its longest.
+        if bins[-1] and (len(bins[-1]) + 1) * lengths[bins[-1][0]] > token_budget:
+            bins.append([])
+        bins[-1].append(i)
+    return None if len(bins) > count else bins + [[] for _ in range(count - len(bins))]
 
 
 def pack(

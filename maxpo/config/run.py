@@ -1,7 +1,7 @@
 """Settings of the sections `run`, `model`, `tracking` and `checkpoint`."""
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from omegaconf import MISSING
 
@@ -42,6 +42,10 @@ class ModelConfig:
     """Folder of a Hugging Face causal language model (config.json, safetensors, tokenizer)."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model folder. false: such a model is refused."""
+    self_test: Literal["auto", "full", "off"] = "auto"
+    """Test before the start that the learner's log-probabilities in a batch are those of each sequence alone. auto: on
+    the loaded weights, or above 300 million parameters on a random copy with few layers. full: always on the loaded
+    weights. off: no test, and rows are packed whatever the model."""
 
 
 @dataclass(kw_only=True)

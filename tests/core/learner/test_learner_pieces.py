@@ -59,16 +59,6 @@ def test_packed_attention_is_attention_of_each_sequence_alone() -> None:
     assert sum(block.numel() for block in row.blocks) <= 2 * total
 
 
-def test_a_model_that_rescales_its_logits_is_refused(tmp_path: Path) -> None:
-    source = Path("configs/models/countdown-0.5m")
-    for file in source.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    config = json.loads((source / "config.json").read_text()) | {"final_logit_softcapping": 30.0}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="final_logit_softcapping"):
-        load_language_model(str(tmp_path), torch.float32, trust_remote_code=False)
-
-
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_log_probabilities_of_packed_rows_are_those_of_each_sequence_alone(family: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -123,7 +113,7 @@ def test_the_users_deepspeed_settings_lie_below_those_of_the_run(tmp_path: Path)
 class _Alone:
     """A sequence group of one rank: nothing to exchange."""
 
-    size, rank, attended = 1, 0, 0
+    size, rank = 1, 0
 
     def span(self, tokens: int) -> tuple[int, int]:
         return 0, tokens
