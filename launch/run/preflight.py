@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from learner.model.loading import self_test
-from learner.model.lora import require_peft, target_layers
+from learner.model.lora import coverage, require_peft, target_layers
 from maxpo.config import Config
 from maxpo.data.order import Mixture
 from maxpo.data.prompts import load_prompts
@@ -149,13 +149,23 @@ CHECKS = (
 
 
 def test_learner(config: Config) -> str:
-    """Test on the host, in float32, that the learner computes the model's own log-probabilities; return a sentence.
+    """Test on the host, in float32, that the learner computes the model's own log-probabilities.
+
+    Returns:
+        Lines for the start of the run: the outcome, and the share of the model that an adapter covers.
 
     Raises:
         InputError: the model cannot be loaded, or the learner would compute others.
     """
     report = self_test(config, torch.float32, torch.device("cpu"))
-    return "self-test of the learner: off (model.self_test)" if report is None else report.sentence()
+    tested = "self-test of the learner: off (model.self_test)" if report is None else report.sentence()
+    lora = config.learner.lora
+    if not lora.rank:
+        return tested
+    trust = config.model.trust_remote_code
+    shape = AutoConfig.from_pretrained(config.model.path, trust_remote_code=trust, local_files_only=True)
+    with torch.device("meta"):
+        return f"{tested}\n{coverage(AutoModelForCausalLM.from_config(shape, trust_remote_code=trust), lora)}"
 
 
 def load_data(

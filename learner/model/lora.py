@@ -67,6 +67,36 @@ def adapter_parameters(lm: PreTrainedModel, lora: LoraConfig) -> int:
     return lora.rank * sum(layer.in_features + layer.out_features for layer in layers)
 
 
+def coverage(lm: PreTrainedModel, lora: LoraConfig) -> str:
+    """Return a sentence: the share of the weights in matrices that get an adapter, and the matrices that get none.
+
+    Embeddings and head do not count. The model may be on the meta device.
+    """
+    layers = [layer for same in target_layers(lm, lora).values() for layer in same]
+    adapted = {layer.weight for layer in layers}
+    outside = {
+        module.weight for module in (lm.get_input_embeddings(), lm.get_output_embeddings()) if module is not None
+    }
+    matrices = {name: p for name, p in lm.named_parameters() if p.ndim > 1 and p not in outside}
+    without = {name: p for name, p in matrices.items() if p not in adapted}
+    share = 1 - sum(p.numel() for p in without.values()) / sum(p.numel() for p in matrices.values())
+    said = f"adapter of rank {lora.rank} on {100 * share:.0f} % of the weights in matrices"
+    if not without:
+        return said
+    kinds: dict[str, int] = {}
+    for name, parameter in without.items():
+        kind = (
+            ".".join(part for part in name.split(".") if not part.isdigit())
+            .removeprefix("model.")
+            .removesuffix(".weight")
+        )
+        kinds[kind] = kinds.get(kind, 0) + parameter.numel()
+    largest = sorted(kinds, key=lambda kind: -kinds[kind])
+    why = "; peft adapts linear layers, and fused experts, convolutions and plain parameters are none"
+    chosen = "; learner.lora.targets names the layers" if lora.targets else why
+    return f"{said}, none on {', '.join(largest[:4])}{', ...' if len(largest) > 4 else ''}{chosen}"
+
+
 def add_adapter(lm: PreTrainedModel, lora: LoraConfig, *, seed: int) -> None:
     """Put an adapter into the model, in place, and freeze the rest. B is 0, so the policy equals the base at first.
 

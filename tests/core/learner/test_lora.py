@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.run.preflight import check_model
 from launch.run.resuming import describe_changes
@@ -126,6 +127,34 @@ def test_targets_that_the_model_does_not_have_are_told_with_those_that_it_has() 
         with pytest.raises(InputError, match=f"no linear layer {missing}.*there are: {there}"):
             check_model(config)
     check_model(load_config([DEMO], ["learner.lora.rank=2", "learner.lora.targets=[q_proj]"]).config)
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "said"),
+    [
+        ("llama", [], r"adapter of rank 4 on 100 % of the weights in matrices$"),
+        (
+            "llama",
+            ["up_proj"],
+            r"on 20 % .*, none on layers.mlp.gate_proj, layers.mlp.down_proj, .*; learner.lora.targets",
+        ),
+        ("qwen3_moe", [], r"on 25 % .*, none on layers.mlp.experts.gate_up_proj, layers.mlp.experts.down_proj.*fused"),
+    ],
+)
+def test_the_share_of_the_matrices_that_an_adapter_covers_is_said(family: str, targets: list[str], said: str) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    moe = {"num_experts": 4, "moe_intermediate_size": 32, "head_dim": 8, "num_key_value_heads": 4, "vocab_size": 64}
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **moe))
+    lora = LoraConfig(rank=4, targets=targets)
+    sentence = lora_module.coverage(lm, lora)
+    assert re.search(said, sentence), sentence
+    # The share of the parameters that the layers hold.
+    layers = [layer for same in lora_module.target_layers(lm, lora).values() for layer in same]
+    inside = sum(
+        p.numel() for name, p in lm.named_parameters() if p.ndim > 1 and "embed" not in name and "head" not in name
+    )
+    assert f" {100 * sum(layer.weight.numel() for layer in layers) / inside:.0f} %" in sentence
 
 
 def test_a_missing_peft_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
