@@ -81,9 +81,10 @@ class RankJob:
         if learner.gradient_checkpointing:
             enable_gradient_checkpointing(lm)
         self.forward_calls = 0
-        lm.model.layers[0].mlp.register_forward_pre_hook(self._count)
+        next(lm.model.layers[0].children()).register_forward_pre_hook(self._count)
         self.sequence = SequenceGroup.of(learner)
-        self.engine: Any = TrainEngine(Policy(lm, self.sequence), learner, torch.device("cpu"))
+        policy = Policy(lm, self.sequence, job.get("layout", "packed"))
+        self.engine: Any = TrainEngine(policy, learner, torch.device("cpu"))
         self.poison = Poison(lm, active=rank == world - 1)
         self.updater = self._updater(model)
         self.gradients: dict[str, torch.Tensor] = {}

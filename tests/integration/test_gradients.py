@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from learner.model.self_test import randomize
 from maxpo.batches.packing import plan_microbatches
 from maxpo.batches.samples import valid_samples
 from maxpo.config import AlgorithmConfig
@@ -175,6 +176,26 @@ def write_untied(folder: Path) -> str:
     return str(folder)
 
 
+def write_with_state(folder: Path) -> str:
+    """Write a tiny model with short convolutions. Returns the folder."""
+    config = AutoConfig.for_model(
+        "lfm2",
+        vocab_size=41,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        layer_types=["conv", "full_attention", "conv"],
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        randomize(model)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
 def one_rank_jobs() -> list[dict[str, Any]]:
     batch = make_batch(0)
     positive = with_signal(batch, "pkpo_loo_minus_one")
@@ -192,6 +213,7 @@ def one_rank_jobs() -> list[dict[str, Any]]:
         job([positive], aggregation="constant", advantage="pkpo_loo_minus_one", kl_coef=0.5),
         job([positive], aggregation="constant", advantage="pkpo_loo_minus_one", entropy_coef=0.3),
         job([make_batch(0, k=KS, mix_weight=0.25)], aggregation="constant", mix_with="rloo", objective="min"),
+        job([batch], aggregation="constant", budget=150) | {"layout": "sdpa"},
     ]
 
 
@@ -225,6 +247,10 @@ def two_rank_jobs(folder: Path) -> list[dict[str, Any]]:
         | {"temperature": 0.7},
         job([positive], **shared, advantage="pkpo_loo_minus_one", minibatches=2, budget=60),
     ]
+    # One sequence a row: a model with a state over tokens, and one without whose ranks have different numbers of rows.
+    padded = job([batch], aggregation="constant", budget=90, stage=3, gradient_checkpointing=True, logprob_chunk=3)
+    jobs.append(padded | {"layout": "sdpa", "model": write_with_state(folder / "state")})
+    jobs.append(job([lopsided()], aggregation="constant", budget=45, stage=3) | {"layout": "eager"})
     return jobs
 
 
@@ -333,6 +359,16 @@ def test_gradient_checkpointing_runs_each_layer_twice_for_the_same_gradient(one_
     assert_same(one_rank[7][0], one_rank[0][0])
     assert one_rank[0][2][0]["forward_calls"] == 1
     assert one_rank[7][2][0]["forward_calls"] == 2
+
+
+def test_padded_rows_give_the_same_gradient_on_one_rank_and_two(
+    one_rank: Any, two_ranks: Any, learned: Learned
+) -> None:
+    assert_same(one_rank[13][0], one_rank[0][0])
+    assert one_rank[13][2][0]["train/microbatches"] > one_rank[0][2][0]["train/microbatches"]
+    with_state, lopsided_rows = two_ranks[14:16]
+    assert_same(with_state[0], plain_gradients(make_batch(0), "constant", path=str(learned.folder / "state")))
+    assert_same(lopsided_rows[0], plain_gradients(lopsided(), "constant"))
 
 
 def test_steps_equal_plain_adamw_with_clipping(one_rank: Any, two_ranks: Any) -> None:

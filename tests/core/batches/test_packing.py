@@ -24,6 +24,20 @@ def test_a_plan_holds_every_sequence_once_within_the_budget(lengths: list[int], 
     assert max(loads) - min(loads) <= max(lengths, default=0)
 
 
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(50, 200), st.integers(1, 4))
+@settings(max_examples=200, deadline=None)
+def test_padding_counts_where_each_sequence_has_a_row(lengths: list[int], budget: int, ranks: int) -> None:
+    plan = plan_microbatches(lengths, budget, ranks, padded=True)
+    assert len({len(rows) for rows in plan}) == 1
+    assert sorted(i for rows in plan for row in rows for i in row) == list(range(len(lengths)))
+    assert all(len(row) * max(lengths[i] for i in row) <= budget for rows in plan for row in rows if row)
+
+
+def test_sequences_of_similar_lengths_share_a_padded_microbatch() -> None:
+    assert plan_microbatches([2, 30, 2, 28, 2, 2], 60, 1, padded=True) == [[[1, 3], [0, 2, 4, 5]]]
+    assert plan_microbatches([2, 30, 2, 28, 2, 2], 66, 1) == [[[1, 3, 0, 2, 4, 5]]]
+
+
 def test_no_more_rows_than_the_longest_first_rule_needs() -> None:
     assert plan_microbatches([5, 5, 4, 4], 9, 1) == [[[0, 2], [1, 3]]] or plan_microbatches([5, 5, 4, 4], 9, 1) == [
         [[0, 3], [1, 2]]
