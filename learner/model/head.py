@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +26,16 @@ class Head:
             ValueError: the model has no such parts.
         """
         self._lm = lm
-        embedding = lm.get_output_embeddings()
         names = {module: name for name, module in lm.named_modules()}
-        if lm.base_model is lm or lm.base_model not in names or embedding not in names:
+        first, last = (names.get(module, "") for module in (lm.get_input_embeddings(), lm.get_output_embeddings()))
+        self._layers, self._embedding = first.partition(".")[0], last
+        if not first or not last or self._layers == last.partition(".")[0]:
             raise ValueError(f"{type(lm).__name__} has no separate output embedding, so logits cannot be cut in chunks")
-        self._layers, self._embedding = names[lm.base_model], names[embedding]
+
+    @property
+    def layers(self) -> nn.Module:
+        """The part of the model that gives the last hidden states."""
+        return self._lm.get_submodule(self._layers)
 
     def weight(self) -> tuple[Tensor, Tensor | None]:
         """Return weight and bias of the output embedding. Under ZeRO-3, they are gathered by this access."""
@@ -42,7 +48,10 @@ class Head:
         """Return the logits [n, V] of the states [n, H]."""
         # The head is a function of its weight, not a module: under ZeRO-3 the call of a module gathers its parameters
         # on all ranks together, but ranks may have different numbers of chunks.
-        with self._replaced(self._layers, _Given(states[None])), self._replaced(self._embedding, _Linear(weight, bias)):
+        with (
+            self._replaced(self._layers, _Given(states[None], self.layers)),
+            self._replaced(self._embedding, _Linear(weight, bias)),
+        ):
             tokens = torch.zeros(1, states.shape[0], dtype=torch.long, device=states.device)
             return type(self._lm).forward(self._lm, input_ids=tokens, use_cache=False).logits[0]
 
@@ -74,16 +83,17 @@ class _Hidden:
 class _Given(nn.Module):
     """Layers that return given hidden states."""
 
-    def __init__(self, states: Tensor) -> None:
+    def __init__(self, states: Tensor, original: nn.Module) -> None:
         super().__init__()
-        self._states = (states,)  # in a tuple, so that torch does not look at it
+        self._kept = (states, original)  # in a tuple, so that torch does not look at it
 
-    def __getattr__(self, name: str) -> Tensor | nn.Module:
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.__dict__["_kept"][1], name)
         # Some models call a part of their layers, such as `self.model.decoder`.
-        return self if name.isidentifier() and not name.startswith("_") else super().__getattr__(name)
+        return self if isinstance(value, nn.Module) else value
 
     def forward(self, *args: object, **kwargs: object) -> _Hidden:
-        return _Hidden(self._states[0])
+        return _Hidden(self._kept[0])
 
 
 class _Linear(nn.Module):

@@ -37,8 +37,9 @@ def require_peft() -> None:
 def linear_layers(lm: PreTrainedModel) -> dict[str, list[nn.Linear]]:
     """Return the linear layers of a language model by the last part of their names, without the head."""
     found: dict[str, list[nn.Linear]] = {}
+    head = lm.get_output_embeddings()
     for name, module in lm.base_model.named_modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and module is not head:
             found.setdefault(name.rpartition(".")[2], []).append(module)
     return found
 

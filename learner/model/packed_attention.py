@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -57,16 +59,25 @@ class RowLayout:
         return cls(tuple(blocks), inverse.to(device))
 
 
-class VisibleKeys:
-    """The keys that each query of a sequence may see, by positions in the sequence. Stands in for a mask tensor.
+class PackedMask:
+    """A row, and the keys that each query of a sequence may see. Goes through the layers in place of a mask tensor.
 
     Whatever a model's mask is made of (causality, a sliding window, chunks), transformers describes it by a function of
-    positions. So no kind of mask needs a case of its own.
+    positions, here of those in the sequence. So no kind of mask needs a case of its own.
     """
 
-    def __init__(self, visible: Callable[..., Any], device: torch.device) -> None:
-        """Keep the function of (batch, head, query, key), of integer tensors that broadcast, and the device."""
-        self._visible, self._device = visible, device
+    def __init__(
+        self, row: RowLayout, visible: Callable[..., Any] = causal_mask_function, sequence: SequenceGroup | None = None
+    ) -> None:
+        """Keep the parts.
+
+        Args:
+            row: positions of the sequences.
+            visible: function of (batch, head, query, key), of integer tensors that broadcast. True: may be seen.
+            sequence: ranks that share the row.
+        """
+        self.row, self.sequence = row, sequence
+        self._visible, self._device = visible, row.inverse.device
         self._pieces: dict[int, list[tuple[slice, slice, Tensor | None]]] = {}
 
     def pieces(self, length: int) -> list[tuple[slice, slice, Tensor | None]]:
@@ -96,9 +107,29 @@ class VisibleKeys:
         return [(whole, whole, None)] if causal else pieces
 
 
-def visible_keys(mask_function: Callable[..., Tensor], device: torch.device, **kwargs: object) -> VisibleKeys:
-    """Return the mask of a forward pass. transformers calls this function for each kind of mask of a model."""
-    return VisibleKeys(mask_function, device)
+_current: ContextVar[tuple[RowLayout, SequenceGroup | None]] = ContextVar("row")
+
+
+@contextmanager
+def laid_out(row: RowLayout, sequence: SequenceGroup | None) -> Iterator[None]:
+    """Make this the row of the forward pass in the block, and these the ranks that share it."""
+    token = _current.set((row, sequence))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def packed_mask(mask_function: Callable[..., Any], **kwargs: object) -> PackedMask:
+    """Return the mask of a forward pass. transformers calls this function for each kind of mask of a model.
+
+    The mask carries the row, since not every model hands further arguments on to its attention.
+
+    Raises:
+        LookupError: the call is not within `laid_out`.
+    """
+    row, sequence = _current.get()
+    return PackedMask(row, mask_function, sequence)
 
 
 def packed_attention(
@@ -106,11 +137,9 @@ def packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: VisibleKeys | None,
+    attention_mask: PackedMask | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    row: RowLayout | None = None,
-    sequence: SequenceGroup | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **kwargs: object,
@@ -121,39 +150,40 @@ def packed_attention(
 
     Args:
         module: the attention layer.
-        query: [1, heads, T, D]; `key` and `value` [1, kv_heads, T, D].
+        query: [1, heads, T, D]; `key` and `value` [1, kv_heads, T, D]. T is the length of this rank's part of the row.
         key: see query.
         value: see query.
-        attention_mask: the visible keys. None: all keys up to the query.
+        attention_mask: the row and the visible keys.
         scaling: factor of the scores before the softmax. None: 1 / sqrt(D).
         dropout: attention dropout.
-        row: positions of the sequences.
-        sequence: the ranks that share the row. T is then the length of this rank's part.
         softcap: bound c of the scores, which become c tanh(score / c).
         s_aux: [heads] attention sinks: scores of a further key without a value.
         **kwargs: further arguments of the model. A sliding window is part of the mask.
 
     Raises:
-        ValueError: the row has no layout, or the model asks for something else than causal attention under a mask.
+        ValueError: the model asks for something else than causal attention under a mask.
     """
     unsupported = [name for name in ("position_bias", "cache") if kwargs.get(name) is not None]
     if kwargs.get("is_causal") is False:
         unsupported.append("is_causal=False")
-    if row is None or not isinstance(attention_mask, VisibleKeys | None) or unsupported:
-        asked = ", ".join(unsupported) or "a mask of its own"
+    if not isinstance(attention_mask, PackedMask):
+        unsupported.append("a mask of its own")
+    if unsupported:
+        asked = ", ".join(unsupported)
         raise ValueError(f"packed attention is causal attention of a laid-out row; the model asks for {asked}")
+    assert attention_mask is not None
+    row, sequence = attention_mask.row, attention_mask.sequence
     row.attended.append(module)
     if sequence is not None:
         query, key, value = (sequence.gather_tokens(x) for x in (query, key, value))
         s_aux = None if s_aux is None else s_aux.chunk(sequence.size)[sequence.rank]
-    visible = attention_mask or VisibleKeys(causal_mask_function, query.device)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     outputs: list[Tensor] = []
     for block in row.blocks:
         queries, keys, values = (x[block].transpose(1, 2) for x in (q, k, v))
         parts = [
             _attend(queries[:, :, here], keys[:, :, seen], values[:, :, seen], mask, scaling, dropout, softcap, s_aux)
-            for here, seen, mask in visible.pieces(block.shape[1])
+            for here, seen, mask in attention_mask.pieces(block.shape[1])
         ]
         out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         outputs.append(out.transpose(1, 2).flatten(0, 1))

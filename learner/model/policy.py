@@ -10,7 +10,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.utils import logging
 
 from learner.model.head import Head
-from learner.model.packed_attention import PACKED_ATTENTION, RowLayout, packed_attention, visible_keys
+from learner.model.packed_attention import PACKED_ATTENTION, RowLayout, laid_out, packed_attention, packed_mask
 from maxpo.batches.packing import TrainBatch
 from maxpo.losses.logprobs import token_logprobs
 
@@ -25,7 +25,7 @@ LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 """All layouts, in the order in which the self-test tries them."""
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
-AttentionMaskInterface.register(PACKED_ATTENTION, visible_keys)
+AttentionMaskInterface.register(PACKED_ATTENTION, packed_mask)
 
 
 class Policy(nn.Module):
@@ -80,15 +80,14 @@ class Policy(nn.Module):
         """Return the last hidden states [end - start, H] of a part of the row."""
         row = RowLayout.of(batch.lengths, batch.token_ids.device)
         tokens = batch.token_ids[None, start:end]
-        hidden = self.lm.base_model(
-            input_ids=tokens,
-            # All tokens are real. Without it, transformers would look for sequences by itself.
-            attention_mask=tokens.new_ones(tokens.shape),
-            position_ids=batch.position_ids[None, start:end],
-            use_cache=False,
-            row=row,
-            sequence=self._sequence,
-        ).last_hidden_state[0]
+        with laid_out(row, self._sequence):
+            hidden = self._head.layers(
+                input_ids=tokens,
+                # All tokens are real. Without it, transformers would look for sequences by itself.
+                attention_mask=tokens.new_ones(tokens.shape),
+                position_ids=batch.position_ids[None, start:end],
+                use_cache=False,
+            ).last_hidden_state[0]
         layers: int = self.lm.config.num_hidden_layers
         if self._sequence is not None and len(row.attended) != layers:
             raise ValueError(
@@ -105,7 +104,7 @@ class Policy(nn.Module):
         """
         row = RowLayout.of(batch.lengths, batch.token_ids.device, one_block=True)
         (block,) = row.blocks
-        hidden = self.lm.base_model(input_ids=batch.token_ids[block], use_cache=False).last_hidden_state
+        hidden = self._head.layers(input_ids=batch.token_ids[block], use_cache=False).last_hidden_state
         return hidden.flatten(0, 1)[row.inverse]
 
 

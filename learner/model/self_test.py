@@ -250,7 +250,7 @@ def small_copy(config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_cod
 
 
 def randomize(lm: nn.Module) -> None:
-    """Give every matrix weights of variance 1 / inputs, and shake all other weights and buffers, in place."""
+    """Give every matrix weights of variance 1 / inputs, and shake all other weights and buffers of zeros, in place."""
     with torch.no_grad():
         for parameter in lm.parameters():
             if parameter.ndim > 1:
@@ -259,7 +259,8 @@ def randomize(lm: nn.Module) -> None:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
         persistent = set(lm.state_dict())
         for name, buffer in lm.named_buffers():
-            if name in persistent and buffer.is_floating_point():
+            # Not those that hold a table, such as a mask. A router's bias starts as zeros.
+            if name in persistent and buffer.is_floating_point() and buffer.numel() > 1 and bool((buffer == 0).all()):
                 buffer.add_(torch.randn_like(buffer) * 0.1)
 
 

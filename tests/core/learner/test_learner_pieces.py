@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from launch.run.preflight import check_model
 from learner.deepspeed_engine import deepspeed_config
 from learner.model.loading import load_language_model
-from learner.model.packed_attention import RowLayout, packed_attention
+from learner.model.packed_attention import PackedMask, RowLayout, packed_attention
 from learner.model.policy import Policy
 from learner.update.schedule import learning_rate
 from maxpo.batches.packing import own_part, pack
@@ -42,7 +42,7 @@ def test_packed_attention_is_attention_of_each_sequence_alone() -> None:
     q = torch.randn(1, 4, total, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     k, v = torch.randn(2, 1, 2, total, 8, generator=torch.Generator().manual_seed(1))
     row = RowLayout.of(lengths, torch.device("cpu"))
-    out, _ = packed_attention(torch.nn.Identity(), q, k, v, None, scaling=0.3, row=row)
+    out, _ = packed_attention(torch.nn.Identity(), q, k, v, PackedMask(row), scaling=0.3)
     start = 0
     for n in lengths:
         part = slice(start, start + n)

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from launch.run.preflight import test_learner as learner_in_words
 from learner.model.loading import load_language_model, self_test
-from learner.model.packed_attention import RowLayout, VisibleKeys, packed_attention
+from learner.model.packed_attention import PackedMask, RowLayout, packed_attention
 from learner.model.policy import Policy, use_attention
 from learner.model.rotary import fix_rotary_length
 from learner.model.self_test import layout_of, randomize, row_of, small_copy
@@ -153,8 +153,8 @@ def test_a_window_is_kept_over_pieces_of_the_queries(window: int, monkeypatch: p
     def visible(_: Tensor, __: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query - key < window)
 
-    keys = VisibleKeys(visible, torch.device("cpu"))
-    out, _ = packed_attention(nn.Identity(), q, k, v, keys, row=row)
+    keys = PackedMask(row, visible)
+    out, _ = packed_attention(nn.Identity(), q, k, v, keys)
     for part in (slice(0, 37), slice(37, 60)):
         n = part.stop - part.start
         where = torch.arange(n)
@@ -170,7 +170,7 @@ def test_a_window_is_kept_over_pieces_of_the_queries(window: int, monkeypatch: p
 def test_attention_that_is_not_understood_is_refused(asked: dict[str, object]) -> None:
     q = torch.zeros(1, 2, 4, 4)
     with pytest.raises(ValueError, match=next(iter(asked))):
-        packed_attention(nn.Identity(), q, q, q, None, row=RowLayout.of([4], torch.device("cpu")), **asked)  # type: ignore[arg-type]
+        packed_attention(nn.Identity(), q, q, q, PackedMask(RowLayout.of([4], torch.device("cpu"))), **asked)  # type: ignore[arg-type]
 
 
 LONG = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 1e4}
