@@ -81,7 +81,7 @@ def self_test(config: Config, dtype: torch.dtype, device: torch.device) -> SelfT
     whole = mode == "full" or size < LARGE
     lm = _load(config, dtype) if whole else _fixed(small_copy(shape, dtype, trust_remote_code=trust), config)
     lm.to(device)  # pyright: ignore[reportArgumentType]
-    report = layout_of(lm, layers=None if whole else lm.config.num_hidden_layers)
+    report = layout_of(lm, None if whole else lm.config.num_hidden_layers, config.learner.token_budget)
     if config.learner.sequence_parallel > 1 and report.cause is not None:
         raise InputError(
             f"learner.sequence_parallel = {config.learner.sequence_parallel} shares packed rows, which {path} does not "

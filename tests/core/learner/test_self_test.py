@@ -98,6 +98,16 @@ def test_the_layer_that_mixes_sequences_is_named() -> None:
     assert "sequences are not packed; one sequence a row" in report.sentence()
 
 
+def test_a_layer_that_looks_at_places_in_the_row_shows_in_a_long_row() -> None:
+    settings = {"num_local_experts": 2, "intermediate_size_mlp": 48, "attn_temperature_tuning": True}
+    lm = model("llama4_text", **settings, floor_scale=200, attn_scale=1.0, no_rope_layers=[0, 0], head_dim=8)
+    assert layout_of(lm).layout == "packed", "a short row shows nothing"
+    report = layout_of(lm, token_budget=1000)
+    assert report.layout == "sdpa"
+    assert "at the end of a row of 986 tokens it is 2.8 nats off" in report.sentence()
+    assert layout_of(model("llama"), token_budget=1000).layout == "packed"
+
+
 class Neighbour(nn.Module):
     """A layer that adds the mean over the batch."""
 
