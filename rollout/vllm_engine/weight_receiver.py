@@ -1,8 +1,8 @@
 """The engine's end of the weight sync. Runs inside vLLM's worker processes.
 
 vLLM's weight-transfer API does the layerwise reload, the packing for the CPU kernels and the sharding. The receivers
-here add three things: a gloo backend for machines without CUDA, a checksum of every received tensor, and a fix for
-tied embeddings on CPU.
+here add a gloo backend for machines without CUDA, a checksum of every received tensor, and cures for what a reload
+leaves wrong in vLLM 0.32 (`_prepare_reload`, `_finish_reload`).
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class _Checked:
     def start_weight_update(self) -> None:
         self.digests = {}
         super().start_weight_update()  # pyright: ignore
+        _prepare_reload(self.model)  # pyright: ignore
 
     def receive_weights(self, update_info: WeightTransferUpdateInfo) -> None:
         model = self.model  # pyright: ignore
@@ -75,14 +76,37 @@ class _Checked:
 
     def finish_weight_update(self) -> None:
         super().finish_weight_update()  # pyright: ignore
-        _repack_tied_heads(self.model)  # pyright: ignore
+        _finish_reload(self.model)  # pyright: ignore
 
 
-def _repack_tied_heads(model: torch.nn.Module) -> None:
-    """Make the packed CPU weight of every language-model head again.
+def _prepare_reload(model: torch.nn.Module) -> None:
+    """Keep what the layerwise reload would lose. Call after `initialize_layerwise_reload`.
+
+    - A persistent buffer that is not sent would come out of the reload as uninitialised memory: the layer is rebuilt
+      with empty tensors, and all of them are copied back. So the rebuilt layer starts from the buffer's value.
+    - On CPU the kernel of fused experts reads packed weights. `UnquantizedFusedMoEMethod._setup_kernel` packs them only
+      when it makes a kernel, and puts plain weights in the place of packed ones in a reload. So a new kernel is made.
+    """
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+    from vllm.platforms import current_platform
+
+    for module in model.modules():
+        kept = (get_layerwise_info(module).kernel_tensors or ({}, {}))[1]
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta and name in kept and kept[name].shape == buffer.shape:
+                value = kept[name].clone()
+                value.__dict__.update(buffer.__dict__)  # the loader that the reload has put there
+                module._buffers[name] = value
+        method = getattr(module, "quant_method", None)
+        if current_platform.is_cpu() and getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
+
+
+def _finish_reload(model: torch.nn.Module) -> None:
+    """Make the packed CPU weight of every language-model head again. Call after `finalize_layerwise_reload`.
 
     On CPU a head that shares the embedding's parameter keeps a matrix product prepared from the old weight. The
-    layerwise reload sees the parameter only once and does not prepare the product again (vLLM 0.32).
+    layerwise reload sees the parameter only once and does not prepare the product again.
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
     from vllm.platforms import current_platform
