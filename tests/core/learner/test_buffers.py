@@ -81,6 +81,7 @@ class Parts(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm1d(3)
         self.scale = nn.Buffer(torch.full((3,), 2.0, dtype=torch.float64))
+        self.mask = nn.Buffer(torch.ones(3, dtype=torch.bool))
         self.scratch = nn.Buffer(torch.zeros(3), persistent=False)
         self.half = nn.Linear(3, 1, dtype=torch.bfloat16)
 
@@ -89,7 +90,7 @@ def test_which_buffers_there_are() -> None:
     parts = Parts()
     assert set(buffers_by_name(parts)) == set(parts.state_dict()) - set(dict(parts.named_parameters()))
     assert set(policy_weights(parts)) == set(parts.state_dict())
-    assert [name for name in buffers_by_name(parts) if "norm" not in name] == ["scale"]
+    assert [name for name in buffers_by_name(parts) if "norm" not in name] == ["scale", "mask"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -166,7 +167,7 @@ def test_buffers_of_all_kinds_in_a_sync() -> None:
     manifests, transport = publish(parts, unknown=("norm.num_batches_tracked", "norm.weight"))
     manifest = next(manifests)
     # A parameter is sent whatever is said of buffers. Every tensor starts at a multiple of its width.
-    assert manifest.names[0] == "scale"
+    assert (manifest.names[0], manifest.names[-1]) == ("scale", "mask")
     assert set(manifest.names) == set(parts.state_dict()) - {"norm.num_batches_tracked"}
     widths = [getattr(torch, dtype).itemsize for dtype in manifest.dtypes]
     assert widths == sorted(widths, reverse=True)
