@@ -25,7 +25,7 @@ SIZES = {
     "topk_group": 1,
     "max_position_embeddings": 256,
 }
-OWN = {
+OWN: dict[str, dict[str, Any]] = {
     "glm4_moe": {"head_dim": 8},
     "deepseek_v3": {
         "q_lora_rank": 16,
@@ -33,6 +33,7 @@ OWN = {
         "qk_nope_head_dim": 8,
         "qk_rope_head_dim": 8,
         "v_head_dim": 16,
+        "topk_method": "noaux_tc",  # vLLM has the bias only then
     },
 }
 

@@ -132,7 +132,7 @@ class _Transport:
         self.sent = dict(self.source)
 
 
-def publish(module: nn.Module, *, unknown: tuple[str, ...] = ()) -> tuple[Iterator[WeightManifest], _Transport]:
+def publish(module: nn.Module) -> tuple[Iterator[WeightManifest], _Transport]:
     """Manifests of one sync after the other in bfloat16, and the transport of their weights."""
     sender = WeightSender(
         fake_engine(module),
@@ -142,7 +142,6 @@ def publish(module: nn.Module, *, unknown: tuple[str, ...] = ()) -> tuple[Iterat
         timeout_s=1.0,
         rank=0,
         host="",
-        unknown=unknown,
     )
     transport = _Transport(sender._source)
     sender._connect = lambda: transport
@@ -164,25 +163,24 @@ def test_a_sync_has_every_buffer_with_its_checksum(glm: Path) -> None:
 
 def test_buffers_of_all_kinds_in_a_sync() -> None:
     parts = Parts()
-    manifests, transport = publish(parts, unknown=("norm.num_batches_tracked", "norm.weight"))
+    manifests, transport = publish(parts)
     manifest = next(manifests)
-    # A parameter is sent whatever is said of buffers. Every tensor starts at a multiple of its width.
+    assert set(manifest.names) == set(parts.state_dict())
+    # Every tensor starts at a multiple of its width.
     assert (manifest.names[0], manifest.names[-1]) == ("scale", "mask")
-    assert set(manifest.names) == set(parts.state_dict()) - {"norm.num_batches_tracked"}
     widths = [getattr(torch, dtype).itemsize for dtype in manifest.dtypes]
     assert widths == sorted(widths, reverse=True)
-    parts.scale = torch.full((3,), 5.0, dtype=torch.float64)  # the module puts another tensor there
+    parts.scale = nn.Buffer(torch.full((3,), 5.0, dtype=torch.float64))  # the module puts another tensor there
     assert int(tensor_digest(parts.scale)) == next(manifests).digests[0]
     assert transport.sent["scale"].tolist() == [5.0] * 3
 
 
-def test_buffers_that_the_files_lack_are_not_sent(glm: Path) -> None:
-    config = load_config([DEMO], [f"model.path={glm}", "learner.dtype=float32"]).config
-    assert load_policy(config, None).absent == frozenset()
+def test_a_model_whose_files_lack_a_buffer_is_refused(glm: Path) -> None:
     weights = load_file(glm / "model.safetensors")
     del weights[BIAS]
     save_file(weights, glm / "model.safetensors", metadata={"format": "pt"})
-    assert load_policy(config, None).absent == {BIAS}
+    with pytest.raises(InputError, match=f"1 weights of the model are not in the files, first {BIAS}"):
+        load(glm)
 
 
 def train(engine: Any, module: Any) -> None:
@@ -236,7 +234,7 @@ def test_export_takes_the_buffers_of_the_checkpoint(
     rank: int, glm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config([DEMO], [f"model.path={glm}", f"learner.lora.rank={rank}"]).config
-    loaded = load_policy(config, None)
+    loaded = load_policy(config, None, "packed")
     lm = loaded.policy.lm
     (tmp_path / "step" / "learner").mkdir(parents=True)
     train(fake_engine(lm), lm)
