@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from learner.model.parameters import ADAPTER, buffers_by_name, trained_parameters
+from learner.model.parameters import ADAPTER, buffers_by_name, policy_weights, trained_parameters
 from maxpo.config import LoraConfig
 from maxpo.errors import InputError
 from maxpo.seeds import derive_seed
@@ -107,16 +107,27 @@ def add_adapter(lm: PreTrainedModel, lora: LoraConfig, *, seed: int) -> None:
         seed: seed of A, the same on every rank.
 
     Raises:
-        InputError: peft is not installed, or the model has no such layers.
+        InputError: peft is not installed, the model has no such layers, or peft takes their names for fused experts.
     """
     require_peft()
     from peft import inject_adapter_in_model
 
-    dtype = lm.dtype
+    dtype, before = lm.dtype, policy_weights(lm).keys()
     settings = peft_config(lora, sorted(target_layers(lm, lora)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(settings, lm, ADAPTER)
+        try:
+            inject_adapter_in_model(settings, lm, ADAPTER)
+        except ValueError as error:
+            raise InputError(f"learner.lora.targets: {error}") from error
+    # For some families peft reads names of linear layers as those of fused experts, whose adapter cannot be merged.
+    if hidden := sorted(before - policy_weights(lm).keys()):
+        layers = {name.partition(".lora_")[0] for name in trained_parameters(lm)}
+        rest = sorted({layer.rpartition(".")[2] for layer in layers if f"{layer}.weight" in before})
+        raise InputError(
+            f"learner.lora.targets: peft would adapt {hidden[0]}, which is no linear layer; leave out the names of "
+            f"layers in experts, and choose among {', '.join(rest)}"
+        )
     for parameter in trained_parameters(lm).values():
         parameter.data = parameter.data.to(dtype)
 

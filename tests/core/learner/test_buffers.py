@@ -233,7 +233,9 @@ def test_a_training_state_restores_a_changed_buffer(glm: Path, tmp_path: Path) -
 def test_export_takes_the_buffers_of_the_checkpoint(
     rank: int, glm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = load_config([DEMO], [f"model.path={glm}", f"learner.lora.rank={rank}"]).config
+    config = load_config(
+        [DEMO], [f"model.path={glm}", f"learner.lora.rank={rank}", "learner.lora.targets=[q_proj]"]
+    ).config
     loaded = load_policy(config, None, "packed")
     lm = loaded.policy.lm
     (tmp_path / "step" / "learner").mkdir(parents=True)
