@@ -97,6 +97,8 @@ class TrainEngine:
 
     def __init__(self, model: nn.Module, config: LearnerConfig, device: torch.device) -> None:
         """Wrap the model. The default process group must exist already."""
+        # DeepSpeed has one number format for all parameters, and leaves that of buffers.
+        self._loaded_dtypes: dict[Tensor, torch.dtype] = {p: p.dtype for p in model.parameters()}
         os.environ["DS_ACCELERATOR"] = device.type
         import deepspeed
         import deepspeed.comm
@@ -143,6 +145,10 @@ class TrainEngine:
     def module(self) -> nn.Module:
         """The model. Under ZeRO-3 its parameters are empty outside `forward` and `full_parameters`."""
         return self._engine.module
+
+    def loaded_dtype(self, tensor: Tensor) -> torch.dtype:
+        """Return the number format that a parameter was loaded in, or that of a buffer."""
+        return self._loaded_dtypes.get(tensor, tensor.dtype)
 
     def forward(self, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         """Run the model's forward pass with DeepSpeed's hooks. See `Policy.forward`."""

@@ -163,7 +163,7 @@ class LearnerWorker:
         return self._sender.publish(version, receivers)
 
     def save(self, folder: str, policy: bool) -> None:
-        """Copy everything that an optimizer step changes, and start to write the copy in the background.
+        """Copy everything that an update changes, and start to write the copy in the background.
 
         Args:
             folder: folder of the checkpoint. `saved` returns True when the files are there.

@@ -10,7 +10,7 @@ import torch
 from learner.model.loading import load_language_model
 from learner.model.lora import add_adapter, base_digest, check_base
 from learner.model.parameters import trained_parameters
-from learner.state.files import META, read_masters
+from learner.state.files import META, read_masters, saved_buffers
 from learner.state.policy_folder import write_policy
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.checkpoints.manifest import verify
@@ -49,5 +49,7 @@ def export_checkpoint(config: Config, run: Path, step: int | None, target: Path)
     with torch.no_grad():
         for name, parameter in trained_parameters(lm).items():
             parameter.copy_(masters[name])
+        for buffer, saved in saved_buffers(source / "learner", lm):
+            buffer.copy_(saved)
     write_policy(lm, config.model.path, target, lora)
     return source

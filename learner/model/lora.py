@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from learner.model.parameters import ADAPTER, trained_parameters
+from learner.model.parameters import ADAPTER, buffers_by_name, policy_weights, trained_parameters
 from maxpo.config import LoraConfig
 from maxpo.errors import InputError
 from maxpo.seeds import derive_seed
@@ -107,16 +107,27 @@ def add_adapter(lm: PreTrainedModel, lora: LoraConfig, *, seed: int) -> None:
         seed: seed of A, the same on every rank.
 
     Raises:
-        InputError: peft is not installed, or the model has no such layers.
+        InputError: peft is not installed, the model has no such layers, or peft takes their names for fused experts.
     """
     require_peft()
     from peft import inject_adapter_in_model
 
-    dtype = lm.dtype
+    dtype, before = lm.dtype, policy_weights(lm).keys()
     settings = peft_config(lora, sorted(target_layers(lm, lora)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(settings, lm, ADAPTER)
+        try:
+            inject_adapter_in_model(settings, lm, ADAPTER)
+        except ValueError as error:
+            raise InputError(f"learner.lora.targets: {error}") from error
+    # For some families peft reads names of linear layers as those of fused experts, whose adapter cannot be merged.
+    if hidden := sorted(before - policy_weights(lm).keys()):
+        layers = {name.partition(".lora_")[0] for name in trained_parameters(lm)}
+        rest = sorted({layer.rpartition(".")[2] for layer in layers if f"{layer}.weight" in before})
+        raise InputError(
+            f"learner.lora.targets: peft would adapt {hidden[0]}, which is no linear layer; leave out the names of "
+            f"layers in experts, and choose among {', '.join(rest)}"
+        )
     for parameter in trained_parameters(lm).values():
         parameter.data = parameter.data.to(dtype)
 
@@ -154,20 +165,27 @@ def write_adapter(tensors: dict[str, Tensor], lora: LoraConfig, model_path: str,
 
 
 def base_digest(lm: PreTrainedModel) -> str:
-    """Return the checksum of a language model without an adapter, in the number format of its parameters."""
-    digests = [(name, int(tensor_digest(parameter))) for name, parameter in lm.named_parameters()]
-    return f"{lm.dtype}:{derive_seed(*digests):x}"
+    """Return the checksums of a language model without an adapter, as `dtype:parameters` or `dtype:parameters:buffers`.
+
+    Models without persistent buffers have no third part, nor has the checkpoint of an older version.
+    """
+    parts = [dict(lm.named_parameters()), buffers_by_name(lm)]
+    digests = [[(name, int(tensor_digest(t))) for name, t in part.items()] for part in parts if part]
+    return ":".join([str(lm.dtype), *(f"{derive_seed(*part):x}" for part in digests)])
 
 
 def check_base(recorded: str | None, now: str, model_path: str) -> None:
     """Compare the checksum of the base in an adapter's checkpoint with that of the loaded base.
 
-    Checksums of different number formats cannot be compared, and pass.
+    Checksums of different number formats cannot be compared, and pass. So does a checksum that one of the two lacks.
 
     Raises:
         InputError: the base is another one.
     """
-    if recorded is not None and recorded != now and recorded.partition(":")[0] == now.partition(":")[0]:
+    if recorded is None:
+        return
+    (dtype, *before), (dtype_now, *found) = recorded.split(":"), now.split(":")
+    if dtype == dtype_now and any(a != b for a, b in zip(before, found, strict=False)):
         raise InputError(
             f"model.path = {model_path}: its weights are not those that the adapter of the checkpoint was trained on; "
             "put them back, or name their folder"

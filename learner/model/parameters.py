@@ -1,4 +1,4 @@
-"""Parameters and weights by their names in the model's files."""
+"""Parameters, buffers and weights by their names in the model's files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ADAPTER = "default"
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A tensor of the policy: a parameter, and the low-rank product that an adapter adds to the parameter."""
+    """A tensor of the policy: a parameter or a buffer, and the low-rank product that an adapter adds to a parameter."""
 
-    base: nn.Parameter
+    base: Tensor
     low_rank: tuple[nn.Parameter, nn.Parameter] | None = None
     """A [rank, in] and B [out, rank]."""
     scaling: float = 0.0
@@ -25,7 +25,8 @@ class Weight:
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """Parameters that must be gathered before `copy`."""
-        return (self.base, *(self.low_rank or ()))
+        base = (self.base,) if isinstance(self.base, nn.Parameter) else ()  # no ZeRO stage shards buffers
+        return (*base, *(self.low_rank or ()))
 
     def copy(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
         """Return W, or W + scaling B A computed in float32, as a new tensor.
@@ -43,10 +44,13 @@ class Weight:
 
 
 def policy_weights(model: nn.Module) -> dict[str, Weight]:
-    """Return all weights of the policy under the names of the model without an adapter. Tied weights appear once."""
+    """Return all weights of the policy under the names of the model without an adapter.
+
+    Persistent buffers come first, then the parameters. Tied weights appear once.
+    """
     parameters = parameters_by_name(model)
     modules = {name.removeprefix("lm."): module for name, module in model.named_modules()}
-    weights: dict[str, Weight] = {}
+    weights = {name: Weight(buffer) for name, buffer in buffers_by_name(model).items()}
     for name, parameter in parameters.items():
         layer, within, leaf = name.rpartition(".base_layer.")
         if within and leaf == "weight":
@@ -71,6 +75,20 @@ def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name.removeprefix("lm."): parameter for name, parameter in model.named_parameters()}
 
 
-def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """Return the shape of the gathered parameter, also while ZeRO-3 has sharded the parameter."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+def buffers_by_name(model: nn.Module) -> dict[str, Tensor]:
+    """Return the persistent buffers under the names of the model without an adapter.
+
+    A module may replace a buffer by another tensor, so the result is true only for now.
+    """
+    return {
+        name.removeprefix("lm.").replace(".base_layer.", "."): buffer
+        for path, module in model.named_modules()
+        if ".lora_" not in path
+        for name, buffer in module.named_buffers(path, recurse=False)
+        if name.rpartition(".")[2] not in module._non_persistent_buffers_set
+    }
+
+
+def full_shape(tensor: Tensor) -> tuple[int, ...]:
+    """Return the shape of a parameter or buffer, gathered if ZeRO-3 has sharded the parameter."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))

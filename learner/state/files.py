@@ -1,4 +1,4 @@
-"""The learner's files in a checkpoint, without DeepSpeed: names and master weights."""
+"""The learner's files in a checkpoint, without DeepSpeed: names, master weights and buffers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
+
+from learner.model.parameters import buffers_by_name
 
 
 class Extra(TypedDict):
@@ -21,13 +23,42 @@ META = "meta.json"
 """Name of the JSON file of a training state."""
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
 """Endings of the names of a parameter's tensors in the files: `<name>/master` and so on."""
+BUFFER = "buffer"
+"""Ending of the name of a buffer in the files."""
 
 
 def read_masters(folder: Path) -> dict[str, Tensor]:
     """Return the master weights of a training state by parameter name, on the CPU."""
-    masters: dict[str, Tensor] = {}
+    return _read(folder, MASTER)
+
+
+def saved_buffers(folder: Path, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Return each persistent buffer of a model with its value in a training state.
+
+    The list is empty if the state has no buffers, as in a checkpoint of an older version: the model keeps its own.
+
+    Raises:
+        ValueError: the state is of a model with other buffers.
+    """
+    saved, own = _read(folder, BUFFER), buffers_by_name(model)
+    if not saved:
+        return []
+    if odd := sorted(saved.keys() ^ own.keys()):
+        raise ValueError(
+            f"{folder}: the checkpoint is of another model: {len(odd)} names of buffers differ, first {odd[0]}"
+        )
+    for name, buffer in own.items():
+        there, here = tuple(saved[name].shape), tuple(buffer.shape)
+        if there != here:
+            raise ValueError(f"{folder}: the checkpoint is of another model: {name} is {there} there, {here} here")
+    return [(buffer, saved[name]) for name, buffer in own.items()]
+
+
+def _read(folder: Path, kind: str) -> dict[str, Tensor]:
+    """Return the tensors whose names end in `/kind`, by the name before."""
+    found: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
-            keys = [key for key in tensors.keys() if key.endswith(f"/{MASTER}")]  # noqa: SIM118
-            masters |= {key.removesuffix(f"/{MASTER}"): tensors.get_tensor(key) for key in keys}
-    return masters
+            keys = [key for key in tensors.keys() if key.endswith(f"/{kind}")]  # noqa: SIM118
+            found |= {key.removesuffix(f"/{kind}"): tensors.get_tensor(key) for key in keys}
+    return found

@@ -31,18 +31,18 @@ Shard = tuple[str, dict[str, Tensor]]
 
 
 def policy_shards(engine: TrainEngine, *, rank: int, shard_bytes: int = SHARD_BYTES) -> Iterator[Shard]:
-    """Yield the policy's weights, copied to the host of rank 0 shard by shard.
+    """Yield the policy's weights in the number formats of the loaded model, copied to the host of rank 0.
 
     Collective: every rank must iterate to the end.
     """
     weights = policy_weights(engine.module)
-    metas = [TensorMeta(name, w.base.dtype, full_shape(w.base)) for name, w in weights.items()]
+    metas = [TensorMeta(name, engine.loaded_dtype(w.base), full_shape(w.base)) for name, w in weights.items()]
     shards = list(cut_into_buckets(metas, shard_bytes))
     for number, shard in enumerate(shards, start=1):
         tensors: dict[str, Tensor] = {}
         with torch.no_grad(), engine.full_parameters([p for meta in shard for p in weights[meta.name].parameters]):
             if rank == 0:
-                tensors = {meta.name: _on_host(weights[meta.name]) for meta in shard}
+                tensors = {meta.name: _on_host(weights[meta.name], meta.dtype) for meta in shard}
         yield f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else SINGLE, tensors
 
 
@@ -103,5 +103,5 @@ def _write_weights(folder: Path, shards: Iterable[Shard]) -> None:
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
-def _on_host(weight: Weight) -> Tensor:
-    return weight.copy(weight.base.dtype, torch.device("cpu")).contiguous()
+def _on_host(weight: Weight, dtype: torch.dtype | None = None) -> Tensor:
+    return weight.copy(dtype or weight.base.dtype, torch.device("cpu")).contiguous()

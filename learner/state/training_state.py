@@ -1,8 +1,9 @@
-"""Master weights and Adam moments by parameter name: the same files for every ZeRO stage and number of ranks.
+"""Master weights, Adam moments and buffers by name: the same files for every ZeRO stage and number of ranks.
 
 DeepSpeed's own checkpoints are pickles, and can be loaded only with the ranks and the stage that wrote them. Its
 universal format goes neither from nor to stage 0, nor between stage 3 and the others. Here each parameter has three
-float32 tensors in safetensors files, which any layout writes and reads, bit for bit.
+float32 tensors in safetensors files, and each persistent buffer has one, in its own number format. Any layout writes
+and reads them, bit for bit.
 """
 
 from __future__ import annotations
@@ -27,24 +28,24 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from learner.deepspeed_engine import TrainEngine
-from learner.model.parameters import full_shape
-from learner.state.files import MASTER, META, MOMENTS, Extra
+from learner.model.parameters import buffers_by_name, full_shape
+from learner.state.files import BUFFER, MASTER, META, MOMENTS, Extra, saved_buffers
 
 
 class TrainingState:
-    """Everything that an optimizer step changes, read and written by all ranks together."""
+    """Everything that an update changes, read and written by all ranks together."""
 
     def __init__(self, engine: TrainEngine, parameters: dict[str, nn.Parameter]) -> None:
         """Remember an engine and its trained parameters, by name."""
         self._engine, self._adam, self._stage = engine.deepspeed, engine.optimizer, engine.stage
-        self._parameters = parameters
+        self._parameters, self._module = parameters, engine.module
         self._master: dict[str, Tensor] = {}
         if self._stage == 0:  # AdamW's own tensors, which in float32 are the parameters themselves
             own: list[Tensor] = [p for group in self._adam.param_groups for p in group["params"]]
             self._master = dict(zip(parameters, own, strict=True))
 
     def copy(self, extra: Extra) -> Callable[[Path], None]:
-        """Copy the state to the host; each rank takes its share of the names. Collective.
+        """Copy the state to the host; each rank takes its share of the parameters, rank 0 its buffers. Collective.
 
         Args:
             extra: values beside the tensors, which `load` returns.
@@ -58,7 +59,9 @@ class TrainingState:
         for index, name in enumerate(self._parameters):
             whole = self._whole(name)
             if index % world == rank:
-                mine |= {f"{name}/{key}": t.detach().to("cpu", copy=True).contiguous() for key, t in whole.items()}
+                mine |= {f"{name}/{key}": _on_host(tensor) for key, tensor in whole.items()}
+        if rank == 0:
+            mine |= {f"{name}/{BUFFER}": _on_host(buffer) for name, buffer in buffers_by_name(self._module).items()}
         meta = {"adam_step": self._adam_step(), "names": list(self._parameters), "extra": extra}
 
         def write(folder: Path) -> None:
@@ -72,7 +75,7 @@ class TrainingState:
         """Restore a state that any layout wrote, and return its `extra`. Collective.
 
         Raises:
-            ValueError: the checkpoint is of a model or of an adapter with other parameters.
+            ValueError: the checkpoint is of a model or of an adapter with other parameters or buffers.
         """
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         if set(meta["names"]) != set(self._parameters):
@@ -88,15 +91,21 @@ class TrainingState:
             if there != here:
                 raise ValueError(f"{folder}: the checkpoint is of another model: {name} is {there} there, {here} here")
 
+        buffers = saved_buffers(folder, self._module)
+
         def read(name: str) -> dict[str, Tensor]:
             return {key: where[f"{name}/{key}"].get_tensor(f"{name}/{key}") for key in (MASTER, *MOMENTS)}
 
-        if meta["adam_step"]:
+        # An engine that has stepped has moments, which a state from before the first step sets to 0.
+        moments = bool(meta["adam_step"] or self._adam_step())
+        if moments:
             self._make_moments(meta["adam_step"])
         for name in self._parameters:
             values = read(name)
-            self._put(name, values if meta["adam_step"] else {MASTER: values[MASTER]})
+            self._put(name, values if moments else {MASTER: values[MASTER]})
         self._refresh(read)
+        for buffer, saved in buffers:
+            buffer.copy_(saved)
         return meta["extra"]
 
     def _whole(self, name: str) -> dict[str, Tensor]:
@@ -173,6 +182,10 @@ class TrainingState:
                         parameter.data.copy_(read(name)[MASTER])
         else:
             self._engine.optimizer.update_lp_params()
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _share_of(whole: Tensor, size: int) -> Tensor:

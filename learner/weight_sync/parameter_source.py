@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from learner.deepspeed_engine import TrainEngine
 from learner.model.parameters import full_shape, policy_weights
@@ -24,21 +24,24 @@ class UpdateInfo(TypedDict):
 
 
 class ParameterSource:
-    """Weights of a training engine in buckets, under Hugging Face names, with an adapter merged into them."""
+    """Weights of a training engine in buckets, under Hugging Face names, with an adapter merged into them.
+
+    Persistent buffers keep their number format, because an engine may hold them in more digits than its weights. The
+    engines know the name of every buffer: they have loaded the files of the model, and a model whose files lack a
+    buffer is refused.
+    """
 
     def __init__(self, engine: TrainEngine, dtype: torch.dtype, bucket_bytes: int, *, keep: bool) -> None:
         """Look at the weights; nothing is copied yet.
 
         Args:
             engine: the engine of the policy.
-            dtype: number format on the wire.
+            dtype: number format of parameters on the wire.
             bucket_bytes: most bytes of a bucket, unless one tensor alone is larger.
             keep: True if this rank sends, or hands its copy to an engine on its GPU. The other ranks only take part
                 in the gathering.
         """
-        self._engine = engine
-        self._weights = policy_weights(engine.module)
-        self.metas = [TensorMeta(name, dtype, full_shape(w.base)) for name, w in self._weights.items()]
+        self._engine, self._dtype = engine, dtype
         self._bucket_bytes = bucket_bytes
         self._keep = keep
         self.digests: dict[str, Tensor] = {}
@@ -46,6 +49,11 @@ class ParameterSource:
 
     def begin(self) -> None:
         """Begin a new pass over the weights."""
+        # Looked up each time, because a module may replace a buffer.
+        self._weights = policy_weights(self._engine.module)
+        metas = [TensorMeta(name, self._format(w.base), full_shape(w.base)) for name, w in self._weights.items()]
+        # Wide numbers first: vLLM reads packed tensors in place, where each must start at a multiple of its width.
+        self.metas = sorted(metas, key=lambda meta: -meta.dtype.itemsize)
         self._pass = self._gather()
 
     def buckets(self) -> Iterator[list[tuple[str, Tensor]]]:
@@ -59,6 +67,9 @@ class ParameterSource:
         """Go through the rest of the pass after sending has failed, because the other ranks gather to the end."""
         for _ in self._pass:
             pass
+
+    def _format(self, tensor: Tensor) -> torch.dtype:
+        return self._dtype if isinstance(tensor, nn.Parameter) else tensor.dtype
 
     def _gather(self) -> Iterator[list[tuple[str, Tensor]]]:
         self.digests = {}

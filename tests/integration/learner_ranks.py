@@ -91,7 +91,7 @@ class RankJob:
         self._step, self.engine.step = self.engine.step, self._step_with_gradients
         self.state = TrainingState(self.engine, trained_parameters(self.engine.module))
         if "load" in job:
-            self.updater.optimizer_steps = self.state.load(Path(job["load"]))["optimizer_steps"]
+            self._load()
 
     def run(self) -> tuple[Any, Any, Any]:
         """Gradients of the first optimizer step, weights at the end, metrics."""
@@ -105,6 +105,9 @@ class RankJob:
                 if str(error) != self.job.get("raises", {}).get(i):
                     raise
             self._save_numbered(i + 1)
+        self._buffers()
+        if "go_back" in self.job:
+            metrics = self._go_back()
         if "save" in self.job:
             self._save(Path(self.job["save"]))
         weights = self._weights()
@@ -158,6 +161,29 @@ class RankJob:
             with torch.no_grad(), self.engine.full_parameters([parameter]):
                 weights[name] = parameter.detach().float().clone()
         return weights
+
+    def _load(self) -> None:
+        self.updater.optimizer_steps = self.state.load(Path(self.job["load"]))["optimizer_steps"]
+
+    def _go_back(self) -> list[dict[str, float]]:
+        """Load the state again after all batches, then train on the batches of `go_back`."""
+        self._load()
+        return [self.updater.update(batch) for batch in self.job["go_back"]]
+
+    def _buffers(self) -> None:
+        """On request change the buffers, and write the policy and what a sync has."""
+        from learner.model.parameters import buffers_by_name
+        from learner.state.policy_folder import policy_shards, write_policy
+        from learner.weight_sync.parameter_source import ParameterSource
+
+        for buffer in buffers_by_name(self.engine.module).values():
+            buffer.add_(self.job.get("shift", 0.0))
+        if folder := self.job.get("policy"):
+            shards = list(policy_shards(self.engine, rank=self.rank))
+            sync = dict(ParameterSource(self.engine, torch.bfloat16, 1 << 12, keep=self.rank == 0))
+            if self.rank == 0:
+                write_policy(self.engine.module.lm, self.job["model"], Path(folder), LoraConfig(), shards)
+                save_file(sync, Path(folder, "sync.safetensors"))
 
     def _save(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True, parents=True)

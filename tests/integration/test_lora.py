@@ -123,7 +123,7 @@ def test_a_state_of_another_rank_is_refused(folder: Path, results: dict[str, Ran
     lm = plain_model()
     adapt(lm, replace(LORA, rank=8))
     parameters = trained_parameters(lm)
-    engine: Any = SimpleNamespace(deepspeed=None, optimizer=torch.optim.AdamW(parameters.values()), stage=0)
+    engine: Any = SimpleNamespace(module=lm, deepspeed=None, optimizer=torch.optim.AdamW(parameters.values()), stage=0)
     state = TrainingState(engine, parameters)
     with pytest.raises(ValueError, match=r"is of another model: \S+lora_A.weight is \(4, 128\) there, \(8, 128\) here"):
         state.load(folder / "0-float32")

@@ -59,8 +59,18 @@ def rank_jobs(folder: Path) -> Rounds:
     return (
         making(1, folder) | {"one batch": one_batch},
         making(2, folder) | loading(2, 1, folder),
-        loading(1, 2, folder) | fresh,
+        loading(1, 2, folder) | fresh | going_back(folder),
     )
+
+
+def going_back(folder: Path) -> dict[str, dict[str, Any]]:
+    """One batch from the start, and the same by an engine that has trained and then loads the start, of each layout."""
+    jobs: dict[str, dict[str, Any]] = {}
+    for layout in LAYOUTS:
+        start = folder / "2-fresh"
+        jobs[f"{layout} straight"] = layout_job(layout, BATCHES[:1], load=start)
+        jobs[f"{layout} back"] = layout_job(layout, BATCHES[1:], load=start) | {"go_back": BATCHES[:1]}
+    return jobs
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +127,10 @@ def test_every_layout_takes_over_the_state_of_every_other(
 def test_a_state_from_before_the_first_step(weights: dict[str, dict[str, torch.Tensor]], folder: Path) -> None:
     assert contents(folder / "2-fresh")[1]["adam_step"] == 0
     assert_equal(weights["fresh in 1"], weights["one batch"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_an_engine_that_has_trained_goes_back_to_the_start(
+    layout: tuple[int, str], weights: dict[str, dict[str, torch.Tensor]]
+) -> None:
+    assert_equal(weights[f"{layout} back"], weights[f"{layout} straight"])

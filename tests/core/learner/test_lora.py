@@ -25,6 +25,7 @@ from maxpo.configure.loading import load_config
 from maxpo.configure.writing import to_yaml
 from maxpo.errors import CheckpointError, InputError
 from tests.integration.learner_ranks import adapt
+from tests.routers import write_router_model
 
 MODEL = "configs/models/countdown-0.5m"
 DEMO = Path("configs/presets/demo.yaml")
@@ -192,3 +193,19 @@ def test_checkpoints_from_before_there_were_adapters_go_on(tmp_path: Path) -> No
     (tmp_path / "config.yaml").write_text(before + after[after.index("sync:") :])
     assert "lora" not in (tmp_path / "config.yaml").read_text()
     describe_changes(tmp_path, settings, Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (
+            [],
+            r"peft would adapt \S+experts.down_proj, which is no linear layer; .* among k_proj, o_proj, q_proj, v_proj",
+        ),
+        (["up_proj"], "Cannot convert PEFT target"),
+    ],
+)
+def test_an_adapter_that_would_hide_weights_is_refused(targets: list[str], message: str, tmp_path: Path) -> None:
+    lm = model(str(write_router_model("glm4_moe", tmp_path)))
+    with pytest.raises(InputError, match=f"learner.lora.targets: {message}"):
+        add_adapter(lm, LoraConfig(rank=2, targets=targets), seed=0)
