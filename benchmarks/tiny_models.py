@@ -101,6 +101,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         ),
         MLA,
     ),
+    "glm4_moe": {"head_dim": 32},
     "cohere2": LAYERS,
     "cohere2_moe": LAYERS,
     "exaone4": LAYERS,

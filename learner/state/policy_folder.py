@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 
 from learner.deepspeed_engine import TrainEngine
 from learner.model.lora import ADAPTER_FOLDER, write_adapter
+from learner.model.original_names import OriginalNames, cut_pieces
 from learner.model.parameters import Weight, full_shape, policy_weights, trained_parameters
 from maxpo.config import LoraConfig
 from maxpo.files import replacing
-from maxpo.weights.buckets import TensorMeta, cut_into_buckets
+from maxpo.weights.buckets import TensorMeta
 
 SHARD_BYTES = 4 << 30
 SINGLE = "model.safetensors"
@@ -36,13 +37,19 @@ def policy_shards(engine: TrainEngine, *, rank: int, shard_bytes: int = SHARD_BY
     Collective: every rank must iterate to the end.
     """
     weights = policy_weights(engine.module)
+    names = OriginalNames(engine.module)
     metas = [TensorMeta(name, engine.loaded_dtype(w.base), full_shape(w.base)) for name, w in weights.items()]
-    shards = list(cut_into_buckets(metas, shard_bytes))
-    for number, shard in enumerate(shards, start=1):
+    shards = list(cut_pieces(names.pieces(metas), shard_bytes))
+    ready: dict[str, Tensor] = {}
+    for number, (shard, pieces) in enumerate(shards, start=1):
         tensors: dict[str, Tensor] = {}
-        with torch.no_grad(), engine.full_parameters([p for meta in shard for p in weights[meta.name].parameters]):
+        inside = {name: weights[name] for piece in pieces for name in piece.sources}
+        with torch.no_grad(), engine.full_parameters([p for w in inside.values() for p in w.parameters]):
             if rank == 0:
-                tensors = {meta.name: _on_host(weights[meta.name], meta.dtype) for meta in shard}
+                for piece in pieces:
+                    copies = {n: _on_host(inside[n], engine.loaded_dtype(inside[n].base)) for n in piece.sources}
+                    ready |= names.convert(copies)
+                tensors = {meta.name: ready.pop(meta.name) for meta in shard}
         yield f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else SINGLE, tensors
 
 
@@ -74,7 +81,8 @@ def write_policy(
         adapter: tensors of the adapter. None: those of `lm`.
     """
     if shards is None:
-        shards = [(SINGLE, {name: _on_host(weight) for name, weight in policy_weights(lm).items()})]
+        whole = {name: _on_host(weight) for name, weight in policy_weights(lm).items()}
+        shards = [(SINGLE, OriginalNames(lm).convert(whole))]
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as partial:
         partial.mkdir()

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from learner.deepspeed_engine import TrainEngine
+from learner.model.original_names import OriginalNames, cut_pieces
 from learner.model.parameters import full_shape, policy_weights
-from maxpo.weights.buckets import TensorMeta, cut_into_buckets
+from maxpo.weights.buckets import TensorMeta
 from maxpo.weights.checksum import tensor_digest
 
 
@@ -24,7 +25,7 @@ class UpdateInfo(TypedDict):
 
 
 class ParameterSource:
-    """Weights of a training engine in buckets, under Hugging Face names, with an adapter merged into them.
+    """Weights of a training engine in buckets, under the names of the model's files, with an adapter merged into them.
 
     Persistent buffers keep their number format, because an engine may hold them in more digits than its weights. The
     engines know the name of every buffer: they have loaded the files of the model, and a model whose files lack a
@@ -45,6 +46,7 @@ class ParameterSource:
         self._bucket_bytes = bucket_bytes
         self._keep = keep
         self.digests: dict[str, Tensor] = {}
+        self._names = OriginalNames(engine.module)
         self.begin()
 
     def begin(self) -> None:
@@ -53,7 +55,8 @@ class ParameterSource:
         self._weights = policy_weights(self._engine.module)
         metas = [TensorMeta(name, self._format(w.base), full_shape(w.base)) for name, w in self._weights.items()]
         # Wide numbers first: vLLM reads packed tensors in place, where each must start at a multiple of its width.
-        self.metas = sorted(metas, key=lambda meta: -meta.dtype.itemsize)
+        self._pieces = self._names.pieces(sorted(metas, key=lambda meta: -meta.dtype.itemsize))
+        self.metas = [meta for piece in self._pieces for meta in piece.outputs]
         self._pass = self._gather()
 
     def buckets(self) -> Iterator[list[tuple[str, Tensor]]]:
@@ -74,16 +77,19 @@ class ParameterSource:
     def _gather(self) -> Iterator[list[tuple[str, Tensor]]]:
         self.digests = {}
         _finish_cuda_work()
-        for bucket in cut_into_buckets(self.metas, self._bucket_bytes):
-            weights = [self._weights[meta.name] for meta in bucket]
+        ready: dict[str, Tensor] = {}
+        for bucket, pieces in cut_pieces(self._pieces, self._bucket_bytes):
+            weights = {name: self._weights[name] for piece in pieces for name in piece.sources}
+            parameters = [p for w in weights.values() for p in w.parameters]
             tensors: list[tuple[str, Tensor]] = []
-            with torch.no_grad(), self._engine.full_parameters([p for w in weights for p in w.parameters]):
+            with torch.no_grad(), self._engine.full_parameters(parameters):
                 if self._keep:
-                    for meta, weight in zip(bucket, weights, strict=True):
-                        # A copy: the gathered tensor is gone after the bucket, and training may change the weight.
-                        tensor = weight.copy(meta.dtype)
-                        self.digests[meta.name] = tensor_digest(tensor)
-                        tensors.append((meta.name, tensor))
+                    for piece in pieces:
+                        # Copies: the gathered tensors are gone after the bucket, and training may change the weights.
+                        copies = {n: weights[n].copy(self._format(weights[n].base)) for n in piece.sources}
+                        ready |= self._names.convert(copies)
+                    tensors = [(meta.name, ready.pop(meta.name)) for meta in bucket]
+                    self.digests |= {name: tensor_digest(tensor) for name, tensor in tensors}
             _finish_cuda_work()
             yield tensors
 

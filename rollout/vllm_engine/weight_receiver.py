@@ -95,9 +95,9 @@ def _prepare_reload(model: torch.nn.Module) -> None:
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta and name in kept and kept[name].shape == buffer.shape:
                 value = kept[name].clone()
-                value.__dict__.update(buffer.__dict__)  # the loader that the reload has put there
+                vars(value).update(vars(buffer))  # the loader that the reload has put there
                 module._buffers[name] = value
-        method = getattr(module, "quant_method", None)
+        method: Any = getattr(module, "quant_method", None)
         if current_platform.is_cpu() and getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
 
