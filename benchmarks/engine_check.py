@@ -2,8 +2,9 @@
 
     python -m benchmarks.engine_check qwen3_moe mixtral     # names of benchmarks/tiny_models.py
 
-Prints one JSON object a line: the largest difference of log-probabilities in nats between engine and transformers with
-the weights of the folder (`start`) and after each of two syncs (`synced`), whether greedy tokens were equal, or `error`.
+Prints one JSON object a line: the largest difference of log-probabilities in nats between engine and transformers
+with the weights of the folder (`start`) and after each of two syncs (`synced`), whether greedy tokens were equal, or
+`error`.
 """
 
 from __future__ import annotations
