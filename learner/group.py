@@ -12,6 +12,7 @@ import ray
 from ray import ObjectRef
 
 from learner.worker import LearnerWorker
+from maxpo.batches.samples import Sample
 from maxpo.config import Config
 from maxpo.errors import LateError, LearnerLostError, RemoteError
 from maxpo.runtime.ray_calls import RemoteMethod, actor_is_lost, ready_of, told, wait_for
@@ -27,6 +28,7 @@ class LearnerActor(Protocol):
     start: RemoteMethod[tuple[int, int]]
     ping: RemoteMethod[None]
     update: RemoteMethod[dict[str, float]]
+    logprobs: RemoteMethod[list[list[float]]]
     publish: RemoteMethod[WeightManifest | None]
     save: RemoteMethod[None]
     saved: RemoteMethod[bool]
@@ -100,6 +102,11 @@ class LearnerGroup:
         limit = self._config.learner.step_timeout_s
         results = self._call(lambda rank: rank.update.remote(shared), limit, f"step {batch.step}")
         return StepResult(metrics=results["learner rank 0"])
+
+    def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """Return the policy's log-probability of each token of each sample in nats, 0 outside the loss mask."""
+        limit = self._config.learner.step_timeout_s
+        return self._call(lambda rank: rank.logprobs.remote(samples), limit, "scoring samples")["learner rank 0"]
 
     def publish(self, receivers: Sequence[Receiver], *, again: bool = False) -> WeightManifest:
         """Send the current weights to the engines.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from maxpo.batches.samples import Sample
 from maxpo.config import Config
 from maxpo.runtime.background import Background
 from maxpo.runtime.network import use_interface
@@ -157,6 +158,12 @@ class LearnerWorker:
 
             torch.cuda.empty_cache()  # for the engine that wakes up on this GPU
         return metrics | {"memory/learner_rss_mib": psutil.Process().memory_info().rss / 2**20}
+
+    def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """Return the policy's log-probabilities of the samples' tokens, equal on all ranks, see `score_samples`."""
+        from learner.update.scoring import score_samples
+
+        return score_samples(self._engine, samples, self._config.learner, self._config.rollout.temperature)
 
     def publish(self, version: int, receivers: Sequence[Receiver]) -> WeightManifest | None:
         """Send the weights to the engines as `version`. Rank 0 returns the manifest."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from maxpo.batches.samples import Sample
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
 
 
@@ -54,8 +55,11 @@ class Rollouts(Sampler, Protocol):
         """Return the engines that receive weights."""
         ...
 
-    def confirm(self, manifest: WeightManifest) -> None:
-        """Raise unless every engine has exactly these weights."""
+    def confirm(self, manifest: WeightManifest) -> str | None:
+        """Raise unless every engine has exactly these weights, and computes with them what the learner computes.
+
+        Returns a sentence on engines that were compared with the learner for the first time.
+        """
         ...
 
     def replace_lost(self) -> bool:
@@ -76,6 +80,10 @@ class Learner(Protocol):
 
     def update(self, batch: StepBatch) -> StepResult:
         """Take one training step."""
+        ...
+
+    def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """Return the policy's log-probability of each token of each sample in nats, 0 outside the loss mask."""
         ...
 
     def publish(self, receivers: Sequence[Receiver], *, again: bool = False) -> WeightManifest:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import ObjectRef
 
+from maxpo.batches.samples import Sample
 from maxpo.config import Config
 from maxpo.errors import LateError, LearnerLostError, RemoteError, RunError
 from maxpo.runtime.ray_calls import wait_for
 from maxpo.seeds import derive_seed
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, WeightManifest
+from rollout.comparison import compare
 from rollout.fleet import Fleet, is_loss
 from rollout.generation import Generation
-from rollout.protocols import WeightsState, WorkerHandle
+from rollout.protocols import Probe, WeightsState, WorkerHandle
 from rollout.scoring.verifier_pool import RewardPool
 from rollout.worker import RolloutWorker
 
@@ -57,6 +59,11 @@ class RolloutPool:
         self._syncing = False
         self._sleep_level = config.cluster.sleep_level if sync_backend == "ipc" else 0
         self._asleep = False
+        self._dtypes = (config.rollout.dtype, config.learner.dtype)
+        self._compared: dict[str, WorkerHandle] = {}
+        self.logprobs: Callable[[Sequence[Sample]], list[list[float]]] | None = None
+        """The learner's log-probabilities of sampled tokens. Without this function engines are not compared with the
+        learner."""
         self.republish: Callable[[Sequence[Receiver]], WeightManifest] | None = None
         """Sends the current weights again, under their version, to the given engines. Needed when all workers were
         lost between two syncs. Without this function such a loss ends the run."""
@@ -123,6 +130,7 @@ class RolloutPool:
             for name in list(self._fleet.started):
                 self._fleet.replace(name)
         self._syncing = self._asleep = False
+        self._compared = {}
 
     def generate(
         self,
@@ -184,11 +192,18 @@ class RolloutPool:
             self._ask("sleep", "going to sleep", self._sleep_level)
             self._asleep = True
 
-    def confirm(self, manifest: WeightManifest) -> None:
+    def confirm(self, manifest: WeightManifest) -> str | None:
         """Compare the weights of every engine with those that the learner sent. From then on restarted engines serve.
+
+        The checksums cover what was sent, not what the engine makes of it. So an engine that is new, or new to this
+        learner, also samples fixed prompts, and the learner computes the log-probabilities of its tokens.
+
+        Returns:
+            A sentence on engines that were compared in this way.
 
         Raises:
             RemoteError: An engine has another version, or a tensor arrived differently or not at all.
+            RunError: An engine computes other log-probabilities than the learner, beyond rounding.
         """
         states: dict[str, WeightsState] = self._ask("weights_state", "reporting its weights")
         expected = dict(zip(manifest.names, manifest.digests, strict=True))
@@ -203,8 +218,25 @@ class RolloutPool:
                         f"{name} (process {rank}) holds other weights than version {manifest.version} of the learner: "
                         f"{len(wrong) + len(extra)} of {len(expected)} tensors differ, first {(wrong + extra)[0]}"
                     )
+        sentence = self._compare_new()
         self._fleet.admit()
         self._syncing = False
+        return sentence
+
+    def _compare_new(self) -> str | None:
+        """Compare the engines that have not been compared since they or the learner started, see `confirm`."""
+        new = {name: a for name, a in self._fleet.started.items() if self._compared.get(name) is not a}
+        if self.logprobs is None or not new:
+            return None
+        probes: dict[str, Probe] = self._ask(
+            "probe", "sampling fixed prompts", only=new, limit_s=self._config.generate_timeout_s + 30
+        )
+        found = [compare(name, probe, self.logprobs, self._dtypes) for name, probe in probes.items()]
+        self._compared |= {name: new[name] for name in probes}
+        if not found:
+            return None
+        largest, tokens = max(each.largest for each in found), sum(each.tokens for each in found)
+        return f"{' and '.join(probes)}: engine and learner agree to {largest:.1e} nats on {tokens} sampled tokens"
 
     def metrics(self) -> dict[str, float]:
         """Return the memory of the workers and the numbers of their losses."""
@@ -235,14 +267,23 @@ class RolloutPool:
                 if not self.replace_lost():
                     raise
 
-    def _ask(self, method: str, doing: str, *args: object) -> dict[str, Any]:
-        """Call a method of all workers whose engines run, and return the results by name.
+    def _ask(
+        self,
+        method: str,
+        doing: str,
+        *args: object,
+        only: Mapping[str, WorkerHandle] | None = None,
+        limit_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Call a method of all workers whose engines run, or of those in `only`, and return the results by name.
 
-        Workers that are lost, or do not answer within `rollout.health_timeout_s`, are replaced and left out.
+        Workers that are lost, or do not answer in time, are replaced and left out. The time is `limit_s`, or
+        `rollout.health_timeout_s`.
         """
         results: dict[str, Any] = {}
-        end = time.monotonic() + self._config.health_timeout_s
-        calls = [(name, actor, getattr(actor, method).remote(*args)) for name, actor in self._fleet.started.items()]
+        end = time.monotonic() + (limit_s or self._config.health_timeout_s)
+        workers = self._fleet.started if only is None else only
+        calls = [(name, actor, getattr(actor, method).remote(*args)) for name, actor in workers.items()]
         for name, actor, ref in calls:
             try:
                 left = max(0.0, end - time.monotonic())

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from maxpo.runtime.ray_calls import RemoteMethod
-from maxpo.types import Group
+from maxpo.types import Completion, Group
 
 WeightsState = tuple[int | None, list[dict[str, int]]]
 """Version of an engine's weights, and for each of its processes the checksum of each tensor received."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Completions of fixed prompts, to compare an engine with the learner and with itself."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    together: tuple[Completion, ...]
+    """Completion of each prompt, sampled at the same time."""
+    alone: tuple[Completion, ...]
+    """The same with the same seeds, one after the other."""
 
 
 class WorkerHandle(Protocol):
@@ -52,6 +64,15 @@ class Tokenizer(Protocol):
     @property
     def eos_token_id(self) -> int:
         """Token of the end of sequence."""
+        ...
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Ids of the special tokens."""
+        ...
+
+    def get_vocab(self) -> Mapping[str, int]:
+        """Return the id of every token."""
         ...
 
     def encode(self, text: str, **options: bool) -> list[int]:

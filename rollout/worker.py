@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -16,9 +17,11 @@ from maxpo.types import Completion, Group, Prompt
 from rollout.episodes.environment_pool import EnvironmentPool
 from rollout.episodes.episode import run_episode
 from rollout.episodes.observations import ObservationEncoder
-from rollout.protocols import Tokenizer, WeightsState
+from rollout.protocols import Probe, Tokenizer, WeightsState
 
 T = TypeVar("T")
+PROBE_LENGTHS, PROBE_TOKENS = (3, 8, 21, 55, 512), 24
+"""Tokens of the prompts that an engine is compared with the learner on, and of each completion."""
 
 
 class EngineLostError(RunError):
@@ -136,6 +139,28 @@ class RolloutWorker:
         finally:
             for episode in episodes:  # if one failed, the others are still running
                 episode.cancel()
+
+    async def probe(self) -> Probe:
+        """Sample fixed random prompts twice: all at once, and one after the other."""
+        prompts = self._probe_prompts()
+        limit = min(PROBE_TOKENS, self._config.max_new_tokens)
+
+        async def sample(index: int, way: str) -> Completion:
+            call = self._engine.generate(f"probe/{way}/{index}", prompts[index], 1, seed=index, max_tokens=limit)
+            (completion,) = await self._while_alive(call)
+            return completion
+
+        async with asyncio.timeout(self._config.generate_timeout_s):
+            together = await asyncio.gather(*(sample(i, "together") for i in range(len(prompts))))
+            alone = [await sample(i, "alone") for i in range(len(prompts))]
+        return Probe(prompts=tuple(map(tuple, prompts)), together=tuple(together), alone=tuple(alone))
+
+    def _probe_prompts(self) -> list[list[int]]:
+        """Return random tokens, none of them special, in several lengths up to that of the longest prompt."""
+        longest = self._max_model_len - self._config.max_new_tokens
+        plain = sorted(set(self._tokenizer.get_vocab().values()) - set(self._tokenizer.all_special_ids))
+        draw = random.Random(0)
+        return [draw.choices(plain, k=min(length, longest)) for length in PROBE_LENGTHS]
 
     async def init_weight_transfer(self, init_info: dict[str, object]) -> None:
         """Connect to the learner."""

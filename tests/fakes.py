@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from maxpo.batches.samples import Sample
 from maxpo.seeds import derive_seed
 from maxpo.types import Completion, Group, Prompt, Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
 
@@ -102,6 +103,8 @@ class FakeLearner:
 
     def __init__(self) -> None:
         self.batches: list[StepBatch] = []
+        self.off = 0.0
+        """Difference of this learner's log-probabilities from those of the sampler."""
         self.version = -1
         self.weights = 0
         """Stands for the weights: depends on every batch so far."""
@@ -132,6 +135,9 @@ class FakeLearner:
     def export(self, target: Path) -> None:
         target.mkdir()
         (target / "model.txt").write_text(str(self.weights))
+
+    def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
+        return [[logprob + self.off for logprob in sample.rollout_logprobs] for sample in samples]
 
     def publish(self, receivers: Sequence[Receiver], *, again: bool = False) -> WeightManifest:
         self.version += not again

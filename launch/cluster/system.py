@@ -63,5 +63,6 @@ def system(config: Config, log_folder: Path) -> Iterator[System]:
             learner.begin_start()
             parameters = learner.finish_start()
             rollouts.finish_start()
+            rollouts.logprobs = learner.logprobs
             rollouts.republish = lambda receivers: learner.publish(receivers, again=True)
             yield System(rollouts=rollouts, learner=learner, placement=placement, groups=groups, parameters=parameters)

@@ -56,6 +56,10 @@ class Watchdog(Observer):
         self._closed.set()
         signal.signal(signal.SIGUSR2, self._before)
 
+    def note(self, text: str) -> None:
+        """See `Observer`."""
+        self._inner.note(text)
+
     def stage(self, name: str, total: int = 0) -> None:
         """See `Observer`."""
         self._progress(f"stage {name}")

@@ -54,6 +54,10 @@ class Terminal(Observer):
         if self._live:
             self._live.stop()
 
+    def note(self, text: str) -> None:
+        """Print the text."""
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
     def stage(self, name: str, total: int = 0) -> None:
         """Show the stage, with a bar if its number of groups is known."""
         self._bars.reset(self._stage, description=f"  {name}", total=total or None, completed=0)

@@ -8,6 +8,9 @@ from maxpo.evaluation.figures import EvalReport
 class Observer:
     """Receiver of progress reports, for a terminal. This base class ignores them."""
 
+    def note(self, text: str) -> None:
+        """Report a fact about the run, once."""
+
     def stage(self, name: str, total: int = 0) -> None:
         """Report the begin of a stage; `total` is the number of expected groups, 0 if nothing is counted."""
 

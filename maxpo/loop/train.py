@@ -5,10 +5,11 @@ The same loop runs with real engines and with the fakes of the tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from maxpo.batches.agreement import Agreement, samples_of
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.checkpoints.manifest import read_state
 from maxpo.config import Config
@@ -24,8 +25,10 @@ from maxpo.loop.state import TOTALS, RunResult, restore, state_of
 from maxpo.protocols import Learner, Rollouts
 from maxpo.timing import timed
 from maxpo.tracking.run_log import RunLog
-from maxpo.types import Prompt, StepBatch
+from maxpo.types import Prompt, ScoredGroup, StepBatch
 
+EVAL_SCORED = 8
+"""Number of completions of an evaluation that the learner scores too."""
 REFUSED_STEPS = 20
 """Number of consecutive training steps with a non-finite loss or gradient after which a run ends."""
 
@@ -96,7 +99,7 @@ class Trainer:
     def publish(self) -> dict[str, float]:
         """Send the current weights to every engine; return the metrics of the transfer."""
         self.observer.stage("sync")
-        metrics = publish(self.rollouts, self.learner)
+        metrics = publish(self.rollouts, self.learner, self.observer)
         self.version = metrics["weights/version"]
         return metrics
 
@@ -128,8 +131,28 @@ class Trainer:
             self.log.dump(step_name(batch.step, "nonfinite_step"), batch.groups)
         all_refused = metrics["train/refused_steps"] == self.config.algorithm.minibatches
         self.refused_in_a_row = self.refused_in_a_row + 1 if all_refused else 0
+        self._check_mismatch(metrics, "mismatch/kl", f"step {batch.step}", batch.groups)
         metrics["throughput/train_tokens_per_s"] = metrics["train/tokens"] / metrics["time/update_s"]
         return metrics
+
+    def _check_mismatch(
+        self, metrics: Mapping[str, float], name: str, where: str, groups: Sequence[ScoredGroup]
+    ) -> None:
+        """Raise if sampler and learner disagree more than `rollout.max_mismatch_kl`. The groups go to the run folder.
+
+        Raises:
+            RunError: They do.
+        """
+        limit, kl = self.config.rollout.max_mismatch_kl, metrics.get(name, 0.0)
+        if limit is None or kl <= limit:
+            return
+        file = self.log.dump(f"mismatch_{where.replace(' ', '_')}", groups)
+        raise RunError(
+            f"{where}: {name} = {kl:.3g} nats a token, more than rollout.max_mismatch_kl = {limit:g}: the engines "
+            f"sample from another distribution than the learner computes. The groups are in {file}. Suspect number formats "
+            "(learner.dtype, rollout.dtype), rollout.engine_args, or a layer that the engine computes in another way. "
+            "Raise the limit only if you know the cause"
+        )
 
     def record(self, metrics: dict[str, float]) -> None:
         """Write the metrics of a finished step and count the step.
@@ -170,11 +193,26 @@ class Trainer:
                 figures = report(results, self.config.eval.k, greedy=self.config.eval.greedy)
             except ValueError as error:
                 raise RunError(f"evaluation at step {step}: {error}") from error
+        timing |= self._eval_mismatch(scored["eval"], step)
         self.log.log(step, figures.metrics() | timing)
         for name, groups in scored.items():
             self.log.log_rollouts(step_name(step, name), groups)
         evaluations[step] = figures
         self.observer.evaluated(step, figures)
+
+    def _eval_mismatch(self, scored: Sequence[ScoredGroup], step: int) -> dict[str, float]:
+        """Compare the first completion of a few prompts with the learner; return the metric.
+
+        Raises:
+            RunError: They differ too much, see `_check_mismatch`.
+        """
+        some = scored[:EVAL_SCORED]
+        samples = samples_of([replace(g.group, completions=g.group.completions[:1]) for g in some])
+        if not samples:
+            return {}
+        metrics = {"eval/mismatch_kl": Agreement.of(samples, self.learner.logprobs(samples)).kl}
+        self._check_mismatch(metrics, "eval/mismatch_kl", f"evaluation {step}", some)
+        return metrics
 
     def checkpoint(self, metrics: dict[str, float]) -> None:
         """Write a checkpoint if one is due: on schedule, after the last step, and before the run stops."""

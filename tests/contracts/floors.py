@@ -12,8 +12,8 @@ from pathlib import Path
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "maxpo": (
         ("", "config", "errors", "losses", "seeds", "timing", "types", "weights", "wording"),
-        ("batches", "estimators", "files", "plugins", "protocols", "runtime"),
-        ("environments", "rewards"),
+        ("batches", "estimators", "files", "plugins", "runtime"),
+        ("environments", "protocols", "rewards"),
         ("checkpoints", "evaluation", "tasks", "tracking"),
         ("configure", "data"),
         ("loop",),
@@ -26,7 +26,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "rollout": (
         ("", "plugin", "process_pool", "protocols", "vllm_engine"),
-        ("episodes", "scoring"),
+        ("comparison", "episodes", "scoring"),
         ("worker",),
         ("fleet",),
         ("slots",),

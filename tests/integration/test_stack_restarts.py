@@ -17,6 +17,7 @@ import ray
 
 from launch.cluster.system import System
 from maxpo.errors import LearnerLostError, RemoteError, RunError
+from maxpo.loop.observer import Observer
 from maxpo.loop.publish import publish
 from maxpo.types import Group, Prompt
 from tests.integration.conftest import Stack
@@ -27,7 +28,7 @@ PROMPTS = 60
 @pytest.fixture(scope="module")
 def running(stack: Stack) -> System:
     prompts[:] = stack.train[:PROMPTS]
-    publish(stack.rollouts, stack.learner)
+    publish(stack.rollouts, stack.learner, Observer())
     return stack.system
 
 
@@ -85,7 +86,7 @@ def both_back(running: System) -> None:
     while len(fleet.started) < 2:
         fleet.poll(1.0)
     version = running.learner.version
-    assert publish(running.rollouts, running.learner)["weights/version"] == version + 1
+    assert publish(running.rollouts, running.learner, Observer())["weights/version"] == version + 1
     assert len(fleet.serving) == 2
 
 
@@ -153,7 +154,7 @@ def test_hung_during_a_publish(running: System, undisturbed: list[Group]) -> Non
     core = core_of(running, 1)
     core.suspend()
     version = running.learner.version
-    assert publish(running.rollouts, running.learner)["weights/version"] == version + 1
+    assert publish(running.rollouts, running.learner, Observer())["weights/version"] == version + 1
     assert "did not finish giving a sign of life" in running.rollouts._fleet._losses[-1][1]
     assert ids(generate(running)) == ids(undisturbed)
     core.wait(20)
@@ -165,7 +166,7 @@ def test_killed_during_a_publish(running: System, undisturbed: list[Group]) -> N
     core.suspend()  # so that it is in the middle of it
     after(4.0, core.kill)
     version = running.learner.version
-    assert publish(running.rollouts, running.learner)["weights/version"] == version + 1
+    assert publish(running.rollouts, running.learner, Observer())["weights/version"] == version + 1
     assert ids(generate(running)) == ids(undisturbed)
     assert versions(generate(running)) == {version + 1}
     both_back(running)
@@ -176,11 +177,11 @@ def test_a_learner_rank_that_dies_is_named_and_the_learner_starts_again(running:
     psutil.Process(running.learner._pids["learner rank 1"]).kill()
     restarts = running.rollouts.metrics()["rollout/restarts"]
     with pytest.raises(LearnerLostError) as lost:
-        publish(running.rollouts, running.learner)
+        publish(running.rollouts, running.learner, Observer())
     assert str(lost.value).startswith("learner rank 1 died while sending weights: ")
     assert "learner rank 0" not in str(lost.value)
     running.restart_learner()
-    assert publish(running.rollouts, running.learner)["weights/version"] == 0
+    assert publish(running.rollouts, running.learner, Observer())["weights/version"] == 0
     assert running.rollouts.metrics()["rollout/restarts"] == restarts + 2
     assert ids(generate(running)) == ids(stack.first_groups)  # the weights of the start again
     assert versions(generate(running)) == {0}

@@ -98,7 +98,7 @@ def test_a_lost_learner_is_no_reason_to_replace_engines() -> None:
     rollouts = FakeRollouts()
     rollouts.replace_lost = lambda: pytest.fail("asked for engines")  # type: ignore[method-assign]
     with pytest.raises(RemoteError, match="rank 0 died"):
-        publish(rollouts, Lost())
+        publish(rollouts, Lost(), Observer())
 
 
 def test_a_start_that_fails_is_tried_again(tmp_path: Path) -> None:

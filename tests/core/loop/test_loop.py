@@ -59,10 +59,10 @@ def test_a_publish_is_repeated_under_its_version_where_an_engine_was_lost() -> N
 
     rollouts, learner = FakeRollouts(), Failing()
     with pytest.raises(RemoteError):
-        publish(rollouts, learner)
+        publish(rollouts, learner, Observer())
     rollouts.replace_lost = lambda: True  # type: ignore[method-assign]
     learner.failures = 2
-    assert publish(rollouts, learner)["weights/version"] == 1.0
+    assert publish(rollouts, learner, Observer())["weights/version"] == 1.0
     assert rollouts.confirmed == [1]
 
 

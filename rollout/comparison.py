@@ -1,0 +1,61 @@
+"""Comparison of what an engine computes with what the learner computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from maxpo.batches.agreement import Agreement, allowed_mean, samples_of
+from maxpo.batches.samples import Sample
+from maxpo.errors import RunError
+from maxpo.types import Completion, Group, Prompt
+from rollout.protocols import Probe
+
+
+def compare(
+    name: str, probe: Probe, logprobs: Callable[[Sequence[Sample]], list[list[float]]], dtypes: Sequence[str]
+) -> Agreement:
+    """Compare the completions of a probe with the learner.
+
+    Args:
+        name: name of the engine.
+        probe: completions of fixed prompts.
+        logprobs: the learner's log-probabilities of samples.
+        dtypes: number formats of engine and learner.
+
+    Raises:
+        RunError: the mean difference is more than rounding.
+    """
+    samples = samples_of(
+        [
+            Group(prompt=_prompt(ids), completions=(completion,))
+            for ids, completion in zip(probe.prompts, probe.together, strict=True)
+        ]
+    )
+    found = Agreement.of(samples, logprobs(samples))
+    allowed = allowed_mean(dtypes, run_to_run(probe.together, probe.alone))
+    if found.mean > allowed:
+        length = len(probe.prompts[samples[found.worst].group])
+        raise RunError(
+            f"{name} does not compute what the learner computes: their log-probabilities of {found.tokens} sampled "
+            f"tokens differ by {found.mean:.2g} nats on average and {found.largest:.2g} at most (after a prompt of {length} "
+            f"tokens), and rounding of {' and '.join(dict.fromkeys(dtypes))} explains {allowed:.2g} on average. All "
+            "weights have arrived, so suspect a layer that the engine repacks or does not reload, rotary factors for "
+            "long sequences, rollout.engine_args such as quantization, or an engine that supports the model only in part. "
+            "docs/models.md lists the models that were compared"
+        )
+    return found
+
+
+def run_to_run(together: Sequence[Completion], alone: Sequence[Completion]) -> float:
+    """Return the mean difference of an engine from itself in nats, over the tokens before the first different one."""
+    differences: list[float] = []
+    for a, b in zip(together, alone, strict=True):
+        for token, other, x, y in zip(a.token_ids, b.token_ids, a.logprobs, b.logprobs, strict=False):
+            if token != other:
+                break
+            differences.append(abs(x - y))
+    return sum(differences) / len(differences) if differences else 0.0
+
+
+def _prompt(token_ids: tuple[int, ...]) -> Prompt:
+    return Prompt(prompt_id="probe", text="", token_ids=token_ids, reference=None, source="probe")
