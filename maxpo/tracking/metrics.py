@@ -61,6 +61,11 @@ METRICS: dict[str, tuple[str, str]] = {
     "train/lr": ("Learning rate of the last optimizer step", "1"),
     "train/optimizer_steps": ("Optimizer steps since the start", "count"),
     "train/refused_steps": ("Optimizer steps skipped because loss or gradient was not finite", "count"),
+    "train/overflow_steps": (
+        "Optimizer steps skipped because the scaled gradient overflowed, with learner.dtype float16",
+        "count",
+    ),
+    "train/loss_scale": ("Loss scale after the step, with learner.dtype float16", "1"),
     "train/sequences": ("Sequences that the learner computed", "count"),
     "train/zero_advantage": ("Valid sequences of the kept groups left out because their advantage is zero", "fraction"),
     "train/tokens": ("Loss tokens of the optimizer steps taken", "tokens"),

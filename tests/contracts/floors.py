@@ -19,7 +19,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("loop",),
     ),
     "learner": (
-        ("", "deepspeed_engine", "model"),
+        ("", "deepspeed_engine", "loss_scale", "model"),
         ("state", "update", "weight_sync"),
         ("worker",),
         ("group",),

@@ -305,7 +305,7 @@ class TestFiles:
             "  run.steps = 1e3   (f.yaml:5)\n"
             "      Must be a whole number. Write 1000.\n\n"
             "  learner.dtype = fp8   (command line)\n"
-            "      Must be one of float32, bfloat16.\n\n"
+            "      Must be one of float32, bfloat16, float16.\n\n"
             "  seed   (command line)\n"
             "      A setting on the command line is written key=value, without spaces. Did you mean run.seed?\n\n"
             "  algorithm.k = 16   (f.yaml:4)\n"
