@@ -84,26 +84,23 @@ def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, object
     zero = extra.pop("zero_optimization", {}) | {"stage": config.zero_stage, "compute_grad_norm": True}
     # Gradients of 16 bits are added up in float32, over microbatches and over ranks. A sum in bfloat16 loses all terms
     # below 1/256 of it. DeepSpeed reduces in the format of the weights unless told otherwise, even with one rank.
-    sums = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}}
-    return (
-        (sums if config.dtype != "float32" else {})
-        | extra
-        | {
-            # Microbatches are cut by tokens, so their number changes from step to step. This framework marks the last one
-            # itself and divides by global counts: DeepSpeed must neither count nor divide.
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "train_batch_size": world_size,
-            "gradient_clipping": config.grad_clip,
-            "zero_optimization": zero,
-            "bf16": {"enabled": config.dtype == "bfloat16", "check_grad_overflow": True},
-            # A fixed loss scale for DeepSpeed, which `TrainEngine` replaces before each step.
-            "fp16": {"enabled": config.dtype == "float16", "loss_scale": 1.0},
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,  # optimizer offload works with torch's AdamW, nothing to compile
-            "steps_per_print": 1_000_000_000,
-        }
-    )
+    if config.dtype != "float32":
+        extra = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}} | extra
+    return extra | {
+        # Microbatches are cut by tokens, so their number changes from step to step. This framework marks the last one
+        # itself and divides by global counts: DeepSpeed must neither count nor divide.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": world_size,
+        "gradient_clipping": config.grad_clip,
+        "zero_optimization": zero,
+        "bf16": {"enabled": config.dtype == "bfloat16", "check_grad_overflow": True},
+        # A fixed loss scale for DeepSpeed. `TrainEngine` replaces it before each backward pass.
+        "fp16": {"enabled": config.dtype == "float16", "loss_scale": 1.0},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # optimizer offload works with torch's AdamW, nothing to compile
+        "steps_per_print": 1_000_000_000,
+    }
 
 
 class TrainEngine:

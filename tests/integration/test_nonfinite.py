@@ -157,11 +157,8 @@ def test_an_overflow_of_the_loss_scale_lowers_the_scale_and_stops_nothing(
     before, skipped, after = (contents(states / str(i)) for i in (1, 2, 3))
     assert_equal(before[0], skipped[0])
     assert any(not torch.equal(before[0][key], after[0][key]) for key in before[0] if key.endswith("/forward"))
-    assert [about["extra"]["loss_scale"] for _, about in (before, skipped, after)] == [
-        [65536, 1],
-        [32768, 0],
-        [32768, 1],
-    ]
+    scales = [about["extra"]["loss_scale"] for _, about in (before, skipped, after)]
+    assert scales == [[65536, 1], [32768, 0], [32768, 1]]
 
 
 @pytest.mark.parametrize("name", OVERFLOWS)
