@@ -61,8 +61,18 @@ class AlgorithmConfig:
     `rollout.max_new_tokens`."""
     kl_coef: Annotated[float, NOT_NEGATIVE] = 0.0
     """Weight of the KL to the frozen starting model. At 0, or with `learner.lora`, no reference model is loaded."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of the KL to the starting model. No effect while `kl_coef` is 0."""
+    kl_estimator: Annotated[
+        Literal["k1", "k2", "k3"],
+        Must(
+            lambda v: v != "k1",
+            "Must be k2 or k3: in a loss the gradient of k1 is zero on average, so the KL would have no effect. "
+            "Use k2, whose gradient is that of the KL.",
+        ),
+    ] = "k2"
+    """Loss whose gradient pulls towards the starting model, with d the log-ratio of policy to starting model. k2 = d^2 /
+    2: the gradient of the KL of each token, without bias. k3 = exp(-d) - 1 + d: its value is an unbiased estimate of
+    the KL, but its gradient is that of the reverse KL, which points elsewhere. k1 = d is refused: its value is
+    unbiased, its gradient is zero on average. No effect while `kl_coef` is 0."""
     entropy_coef: Annotated[float, NOT_NEGATIVE] = 0.0
     """Weight of the entropy bonus."""
     tis_cap: Annotated[float | None, POSITIVE] = 2.0

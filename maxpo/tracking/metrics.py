@@ -77,7 +77,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "policy/approx_kl": ("Mean estimate (k3) of the KL divergence from the policy at the start of the step", "nats"),
     "policy/clipped_low": ("Tokens at the lower clip bound with negative advantage", "fraction"),
     "policy/clipped_high": ("Tokens at the upper clip bound with positive advantage", "fraction"),
-    "policy/reference_kl": ("Mean estimate of the KL divergence to the frozen starting model", "nats"),
+    "policy/reference_kl": (
+        "Mean estimate (k3, whatever algorithm.kl_estimator is) of the KL divergence to the frozen starting model",
+        "nats",
+    ),
     "mismatch/kl": (
         "Mean estimate (k3) of the KL divergence between sampler and learner on the sampled tokens",
         "nats",
