@@ -20,6 +20,11 @@ METRICS: dict[str, tuple[str, str]] = {
     "groups/refill_rounds": ("Rounds of sampling new prompts in place of dropped groups", "count"),
     "completions/tokens_mean": ("Mean length of a completion", "tokens"),
     "completions/truncated": ("Completions cut at rollout.max_new_tokens or environment.max_turns", "fraction"),
+    "completions/truncated_mask": ("Scored completions masked because they were cut, by algorithm.truncated", "count"),
+    "completions/truncated_zero": (
+        "Scored completions with reward 0 because they were cut, by algorithm.truncated",
+        "count",
+    ),
     "completions/unique": ("Different completions of a group divided by its size, mean over groups", "fraction"),
     "completions/stale": ("Completions with tokens from weights older than the learner's at sampling", "fraction"),
     "environment/turns": ("Mean turns of the policy in an episode. Absent without environment.name", "count"),
