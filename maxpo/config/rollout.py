@@ -19,7 +19,8 @@ class RolloutConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the engines. auto: CUDA if the installed vLLM and the machine have CUDA, else CPU."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Number format of the engines' weights and activations."""
+    """Number format of the engines' weights and activations. Sampler and learner differ least if `learner.dtype` is the
+    same (`benchmarks/dtypes.py` measures the difference)."""
     max_new_tokens: Annotated[int, POSITIVE] = MISSING
     """Longest completion in tokens."""
     temperature: Annotated[float, POSITIVE] = 1.0
