@@ -115,8 +115,12 @@ def measure(path: str, stage: int, dtype: str, rank: int, updates: int) -> dict[
 def gradients(engine: Any) -> int:
     """Return the bytes of the gradients before the step: those of the parameters, or of ZeRO's partitions."""
     held = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    for partition in getattr(engine._engine.optimizer, "averaged_gradients", {}).values():
+    optimizer = engine.deepspeed.optimizer
+    for partition in getattr(optimizer, "averaged_gradients", {}).values():
         held += [t for t in partition or () if t is not None]
+    held += getattr(optimizer, "fp32_groups_gradients_flat", [])  # ZeRO-1 in bfloat16
+    if engine.stage == 3:
+        held.append(optimizer.grad_partitions_flat_buffer)
     return size(held)
 
 

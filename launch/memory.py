@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from launch.cluster.placement import place
 from launch.terminal.printing import say
 from learner.model.lora import adapter_parameters
-from maxpo.config import Config, LoraConfig
+from maxpo.config import Config, LearnerConfig, LoraConfig
 from maxpo.configure.rules.cluster import CLUSTER_COMBINATIONS
 from maxpo.errors import InputError
 
@@ -28,8 +28,10 @@ CONTEXT_GIB = 1.0
 """GPU memory of CUDA, NCCL and the allocator's fragments beside all tensors."""
 KEPT = ("weights", "gradients", "master weights", "Adam's moments", "frozen reference", "buckets")
 """Parts of the learner's memory that stay allocated between two updates."""
-GATHER_BYTES = 2 * (5 * 10**8)
-"""Size of DeepSpeed's default buckets for reducing and gathering, 5e8 elements together, in 16 bits."""
+BUCKET = 5 * 10**8
+"""Elements of DeepSpeed's default bucket for reducing gradients. It exists with one rank, too."""
+SUB_GROUP = 10**9
+"""Elements that ZeRO-3 updates at once by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,28 +82,51 @@ def learner_bytes(config: Config, shape: ModelShape) -> dict[str, float]:
     n = shape.parameters + shape.adapter
     trained = shape.adapter if c.lora.rank else n
     ranks = c.ranks
-    width = 2 if c.dtype == "bfloat16" else 4
+    width = 4 if c.dtype == "float32" else 2
     states = trained / ranks if c.zero_stage else trained
     # In 16 bits DeepSpeed keeps float32 masters beside the weights; in float32 the weights are the masters at stage 0.
     master = 0 if (width == 4 and c.zero_stage == 0) else 4 * states
-    # Reduced gradients stay in float32; those of the layer at work come and go in the width of the weights.
-    gradients = width * (trained / ranks if c.zero_stage >= 2 else trained) + (4 * states if c.zero_stage else 0)
-    gradients += width * min(shape.largest_layer, trained) if c.zero_stage == 3 else 0
     layer_tokens = c.token_budget / c.sequence_parallel * shape.hidden * width / 2
     activations = 34 * layer_tokens * (1 if c.gradient_checkpointing else shape.layers)
     activations += 2 * layer_tokens * shape.layers if c.gradient_checkpointing else 0
     return {
         "weights": width * (n / ranks + shape.largest_layer if c.zero_stage == 3 else n),
-        "gradients": gradients,
+        "gradients": gradient_bytes(c, shape, trained),
         "master weights": master,
         "Adam's moments": 8 * states,
         "frozen reference": width * n if config.algorithm.kl_coef and not c.lora.rank else 0,
         "activations": activations,
         # Logits of a chunk, their softmax and their gradient, in float32.
         "logits": 3 * 4 * min(c.logprob_chunk, c.token_budget // c.sequence_parallel) * shape.vocabulary,
-        "buckets": GATHER_BYTES if c.zero_stage and ranks > 1 else 0,
+        # In 16 bits ZeRO-2 has a bucket in the width of the weights, and a copy in float32 to reduce.
+        "buckets": (4 + (width if width == 2 == c.zero_stage else 0)) * min(BUCKET, trained) if c.zero_stage else 0,
         "weight sync": 2 * (config.sync.bucket_mib << 20),
     }
+
+
+def gradient_bytes(learner: LearnerConfig, shape: ModelShape, trained: int) -> float:
+    """Return the bytes of the gradients of `trained` parameters on each learner GPU, outside buckets.
+
+    In 16 bits the sum over the microbatches is in float32, and the gradients of one microbatch come and go in the width
+    of the weights.
+    """
+    share = trained / learner.ranks
+    layer = min(shape.largest_layer, trained)
+    match learner.zero_stage, learner.dtype:
+        case 0, _:
+            return 4 * trained
+        case 1, "bfloat16":
+            return (2 + 4) * trained  # the optimizer step reads its share of the sum
+        case 1, "float16":
+            return (2 + 4) * trained + 4 * share
+        case 1, _:
+            return 4 * trained + 4 * share
+        case 2, "float32":
+            return (4 + 4) * share
+        case 2, _:
+            return 4 * share + 2 * layer
+        case _, dtype:
+            return 4 * share + 4 * min(share, SUB_GROUP) + (4 if dtype == "float32" else 2) * layer
 
 
 def rollout_bytes(config: Config, shape: ModelShape, gpu_bytes: float) -> dict[str, float]:

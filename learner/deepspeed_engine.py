@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from learner.loss_scale import LossScale
 from maxpo.config import LearnerConfig
 
 
@@ -29,6 +30,10 @@ class ZeroOptimizer(Protocol):
     fp32_partitioned_groups_flat: list[Tensor]
     """Stage 3: this rank's master weights."""
     _hp_optimizer_states_linked: bool
+
+    def override_loss_scale(self, loss_scale: float) -> None:
+        """Multiply the loss by this number, and divide the gradients by it before the step."""
+        ...
 
     def _lazy_init_hp_params_optimizer_state(self) -> None: ...
 
@@ -77,6 +82,10 @@ def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, object
     extra = json.loads(Path(config.deepspeed).read_text()) if config.deepspeed else {}
     # DeepSpeed must look at the gradients before each step, and leave out a step whose gradients are not finite.
     zero = extra.pop("zero_optimization", {}) | {"stage": config.zero_stage, "compute_grad_norm": True}
+    # Gradients of 16 bits are added up in float32, over microbatches and over ranks. A sum in bfloat16 loses all terms
+    # below 1/256 of it. DeepSpeed reduces in the format of the weights unless told otherwise, even with one rank.
+    if config.dtype != "float32":
+        extra = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}} | extra
     return extra | {
         # Microbatches are cut by tokens, so their number changes from step to step. This framework marks the last one
         # itself and divides by global counts: DeepSpeed must neither count nor divide.
@@ -86,6 +95,8 @@ def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, object
         "gradient_clipping": config.grad_clip,
         "zero_optimization": zero,
         "bf16": {"enabled": config.dtype == "bfloat16", "check_grad_overflow": True},
+        # A fixed loss scale for DeepSpeed. `TrainEngine` replaces it before each backward pass.
+        "fp16": {"enabled": config.dtype == "float16", "loss_scale": 1.0},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # optimizer offload works with torch's AdamW, nothing to compile
         "steps_per_print": 1_000_000_000,
@@ -106,6 +117,9 @@ class TrainEngine:
         if device.type == "cpu":
             # Without this, DeepSpeed compiles for over a minute a kernel for inference that training never calls.
             sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+            # DeepSpeed refuses float16 on processors without instructions for it. Torch computes float16 on any.
+            accelerator: Any = deepspeed.accelerator.get_accelerator()
+            accelerator.is_fp16_supported = lambda: True
         deepspeed.init_distributed(dist_backend=dist.get_backend(), dist_init_required=False)
         settings = deepspeed_config(config, dist.get_world_size())
         if config.zero_stage == 3:
@@ -125,6 +139,8 @@ class TrainEngine:
         self._optimizer = optimizer
         self._stage = config.zero_stage
         self.device = device
+        self.loss_scale = LossScale() if config.dtype == "float16" else None
+        """Factor on the loss. None: the format of the weights needs none."""
 
     @property
     def deepspeed(self) -> DeepSpeedEngine:
@@ -161,6 +177,8 @@ class TrainEngine:
             loss: this rank's share of the global loss.
             last: True for the last microbatch before `step`.
         """
+        if self.loss_scale is not None:
+            self._engine.optimizer.override_loss_scale(self.loss_scale.value)
         self._engine.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages over ranks, but the loss is a share of a global sum.
         self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
@@ -170,7 +188,7 @@ class TrainEngine:
 
         Returns:
             The norm of the gradient before clipping. None: the gradient was not finite and was dropped. Nothing else
-            has changed then.
+            has changed then. With a loss scale, the caller decides if the scale was too large, and lowers it.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
@@ -192,6 +210,8 @@ class TrainEngine:
                 # With an offloaded optimizer DeepSpeed would add the next gradients to these.
                 optimizer.averaged_gradients.clear()
             return None
+        if self.loss_scale is not None:
+            self.loss_scale.taken()
         return float(self._engine.get_global_grad_norm())
 
     @contextmanager
@@ -204,4 +224,5 @@ class TrainEngine:
         """Return the full reduced gradient of one parameter, between `backward` and `step`. For tests and probes."""
         from deepspeed.utils import safe_get_full_grad
 
-        return safe_get_full_grad(parameter)
+        gradient = safe_get_full_grad(parameter)
+        return gradient if gradient is None or self.loss_scale is None else gradient / self.loss_scale.value

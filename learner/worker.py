@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # deepspeed must be imported after the environment is set, to
     from torch import Tensor
 
     from learner.model.policy import Layout
+    from learner.state.files import Extra
     from learner.state.policy_folder import Shard
     from learner.state.training_state import TrainingState
     from learner.update.reference import Forward
@@ -178,9 +179,10 @@ class LearnerWorker:
         """
         from learner.state.policy_folder import adapter_of, policy_shards
 
-        write_state = self._training_state().copy(
-            {"optimizer_steps": self._updater.optimizer_steps, "base": self._base}
-        )
+        extra: Extra = {"optimizer_steps": self._updater.optimizer_steps, "base": self._base}
+        if self._engine.loss_scale is not None:
+            extra["loss_scale"] = self._engine.loss_scale.state()
+        write_state = self._training_state().copy(extra)
         shards = list(policy_shards(self._engine, rank=self._rank)) if policy else []
         adapter = adapter_of(self._engine) if policy and self._config.learner.lora.rank else None
 
@@ -210,6 +212,8 @@ class LearnerWorker:
         if self._base is not None:
             check_base(extra.get("base"), self._base, self._config.model.path)
         self._updater.optimizer_steps = extra["optimizer_steps"]
+        if self._engine.loss_scale is not None and "loss_scale" in extra:
+            self._engine.loss_scale.restore(extra["loss_scale"])
 
     def _training_state(self) -> TrainingState:
         from learner.model.parameters import trained_parameters

@@ -71,8 +71,10 @@ class Terminal(Observer):
         shown = {"reward": "reward/mean", f"max@{self._k}": f"reward/max@{self._k}"}
         rewards = [f"{label} {metrics[name]:.3f}" for label, name in shown.items() if name in metrics]
         kept = f"kept {metrics['groups/kept']:.0f}/{metrics['groups/sampled']:.0f}"
-        entropy = f"entropy {metrics.get('policy/entropy', float('nan')):.2f}"
-        status = "  ".join([*rewards, kept, entropy])
+        entropy = [f"entropy {metrics['policy/entropy']:.2f}"] if "policy/entropy" in metrics else []
+        overflowed = metrics.get("train/overflow_steps")
+        overflow = [f"overflow: loss scale {metrics['train/loss_scale']:.0f}"] if overflowed else []
+        status = "  ".join([*rewards, kept, *entropy, *overflow])
         self._bars.update(self._run, completed=step, status=status)
         if not self._live:
             stages = " ".join(f"{s} {metrics[f'time/{s}_s']:.2f}" for s in STAGE_TIMES if f"time/{s}_s" in metrics)
@@ -107,7 +109,7 @@ def timing(result: RunResult) -> Table:
     for stage in (*STAGE_TIMES, "step"):
         seconds = _median([m[f"time/{stage}_s"] for m in result.history if f"time/{stage}_s" in m])
         rate = _median([m[rates[stage]] for m in result.history if rates[stage] in m]) if stage in rates else None
-        table.add_row(stage, f"{seconds:.2f}", f"{rate:,.0f}" if rate else "")
+        table.add_row(stage, "-" if seconds is None else f"{seconds:.2f}", f"{rate:,.0f}" if rate else "")
     return table
 
 
@@ -115,11 +117,12 @@ def counts(result: RunResult) -> str:
     """Return a sentence on the groups of the run: sampled, without signal, with too few valid samples."""
     n = result.totals
     refused = f"; {n['train/refused_steps']} optimizer steps refused" if n["train/refused_steps"] else ""
+    refused += f"; {n['train/overflow_steps']} skipped by the loss scale" if n["train/overflow_steps"] else ""
     return (
         f"{n['groups/sampled']} groups sampled, {n['groups/zero_signal']} without signal, "
         f"{n['groups/too_few_valid']} with too few valid samples{refused}"
     )
 
 
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2] if values else float("nan")
+def _median(values: list[float]) -> float | None:
+    return sorted(values)[len(values) // 2] if values else None

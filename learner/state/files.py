@@ -17,6 +17,8 @@ class Extra(TypedDict):
     optimizer_steps: int
     base: NotRequired[str | None]
     """Checksum of the weights under an adapter. None or absent: no adapter, or a checkpoint of an older version."""
+    loss_scale: NotRequired[list[float]]
+    """State of the loss scale. Absent: the learner needs none."""
 
 
 META = "meta.json"

@@ -62,7 +62,8 @@ def microbatch_loss(
     if ref_logprobs is not None:
         kl = kl_estimate(logprobs, ref_logprobs, algorithm.kl_estimator)
         per_token = per_token + algorithm.kl_coef * kl
-        sums["reference_kl"] = kl.detach()[mask].sum()
+        # The value of k3 is unbiased and never negative, whichever estimator has the gradient.
+        sums["reference_kl"] = kl_estimate(current, ref_logprobs, "k3")[mask].sum()
     if algorithm.entropy_coef:
         per_token = per_token - algorithm.entropy_coef * entropy
     loss = weighted_sum(per_token, batch.token_weights, mask)

@@ -105,6 +105,8 @@ class Updater:
         """
         totals = torch.zeros(len(SUMS), dtype=torch.float64)
         norms: list[float] = []
+        overflows = 0
+        scale = self._engine.loss_scale
         for microbatches, old_logprobs in zip(packed, self._old_logprobs(packed), strict=True):
             sums = self._accumulate(microbatches, old_logprobs)
             norm = self._engine.step(learning_rate(self._learner, self.optimizer_steps, self._total))
@@ -112,14 +114,18 @@ class Updater:
                 totals += sums
                 norms.append(norm)
                 self.optimizer_steps += 1
+            elif scale is not None and math.isfinite(sums[SUMS.index("loss")]) and scale.lower():
+                overflows += 1  # of the scaled gradient in float16, which the next step repeats with a smaller scale
             elif self._learner.on_nonfinite == "stop":
                 quantity = "gradient" if math.isfinite(sums[SUMS.index("loss")]) else "loss"
                 raise FloatingPointError(f"the {quantity} is not finite; no optimizer step was taken")
         metrics = {
             "train/tokens": float(totals[SUMS.index("tokens")]),
             "train/optimizer_steps": float(self.optimizer_steps),
-            "train/refused_steps": float(len(packed) - len(norms)),
+            "train/refused_steps": float(len(packed) - len(norms) - overflows),
         }
+        if scale is not None:
+            metrics |= {"train/loss_scale": scale.value, "train/overflow_steps": float(overflows)}
         if norms:
             metrics |= self._summary(totals, len(norms)) | {
                 "train/grad_norm": sum(norms) / len(norms),

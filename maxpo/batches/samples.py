@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -40,6 +41,28 @@ class Sample:
     def loss_tokens(self) -> int:
         """Number of tokens that contribute to the loss."""
         return sum(self.loss_mask)
+
+
+def treat_truncated(groups: Sequence[ScoredGroup], rule: Literal["train", "mask", "zero"]) -> list[ScoredGroup]:
+    """Return the groups with the rule for completions that were cut at a limit (`finish_reason` length).
+
+    Such a completion gets the outcome 'truncated'. An invalid completion stays as it is.
+
+    Args:
+        groups: Scored groups.
+        rule: train: no change. mask: the completion is invalid. zero: its reward is 0.
+    """
+    return [group if rule == "train" else _without_truncated(group, mask=rule == "mask") for group in groups]
+
+
+def _without_truncated(scored: ScoredGroup, *, mask: bool) -> ScoredGroup:
+    cut = [ok and c.finish_reason == "length" for c, ok in zip(scored.group.completions, scored.valid, strict=True)]
+    return replace(
+        scored,
+        valid=tuple(ok and not (mask and is_cut) for ok, is_cut in zip(scored.valid, cut, strict=True)),
+        rewards=tuple(0.0 if is_cut else r for r, is_cut in zip(scored.rewards, cut, strict=True)),
+        outcomes=tuple("truncated" if is_cut else o for o, is_cut in zip(scored.outcomes, cut, strict=True)),
+    )
 
 
 def reward_matrix(

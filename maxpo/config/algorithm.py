@@ -61,8 +61,18 @@ class AlgorithmConfig:
     `rollout.max_new_tokens`."""
     kl_coef: Annotated[float, NOT_NEGATIVE] = 0.0
     """Weight of the KL to the frozen starting model. At 0, or with `learner.lora`, no reference model is loaded."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of the KL to the starting model. No effect while `kl_coef` is 0."""
+    kl_estimator: Annotated[
+        Literal["k1", "k2", "k3"],
+        Must(
+            lambda v: v != "k1",
+            "Must be k2 or k3: in a loss the gradient of k1 is zero on average, so the KL would have no effect. "
+            "Use k2, whose gradient is that of the KL.",
+        ),
+    ] = "k2"
+    """Loss whose gradient pulls towards the starting model, with d the log-ratio of policy to starting model.
+    k2 = d^2 / 2: the gradient of the KL of each token, without bias. k3 = exp(-d) - 1 + d: its value is an unbiased
+    estimate of the KL, but its gradient is that of the reverse KL, which points elsewhere. k1 = d is refused: its value
+    is unbiased, its gradient is zero on average. No effect while `kl_coef` is 0."""
     entropy_coef: Annotated[float, NOT_NEGATIVE] = 0.0
     """Weight of the entropy bonus."""
     tis_cap: Annotated[float | None, POSITIVE] = 2.0
@@ -72,5 +82,13 @@ class AlgorithmConfig:
     """Drop groups whose advantages are all zero before the learner. With `kl_coef` and `entropy_coef` at 0, also drop
     single sequences of zero advantage in the learner. Dropped groups and sequences are counted. The loss still divides
     by everything that was sampled, so the policy gradient does not change."""
+    truncated: Literal["train", "mask", "zero"] = "train"
+    """Treatment in training of completions cut at `rollout.max_new_tokens` or `environment.max_turns`. Evaluations are
+    not affected. train: like any other, with the reward that the verifier gives to the cut text. zero: the reward is
+    0, so a cut completion is no success. mask: the completion counts as missing, in the estimator and in the loss, like
+    one that could not be scored. With a centred estimator the gradient is then without bias that of the objective for
+    the policy given that its completions end in time: being cut is neither punished nor rewarded. The overlong filter
+    of DAPO masks the loss alone, so the remaining advantages do not add up to 0, which also rewards ending in time. A
+    group with too few completions left is dropped."""
     refill_rounds: Annotated[int, NOT_NEGATIVE] = 0
     """Largest number of times per step that new prompts are sampled to replace dropped groups."""

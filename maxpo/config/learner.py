@@ -25,8 +25,11 @@ class LearnerConfig:
     """Threads per learner process on CPU."""
     zero_stage: Annotated[int, Must(lambda v: 0 <= v <= 3, "Must be 0, 1, 2 or 3.")] = 2
     """DeepSpeed ZeRO stage, 0 to 3."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Number format of forward and backward passes. Master weights and optimizer state are always float32."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Number format of forward and backward passes. Master weights, optimizer state and sums of gradients are always
+    float32. float16 is 8 times finer than bfloat16, so sampler and learner differ less if `rollout.dtype` is float16
+    too. Its range is small: the loss is multiplied by a scale that adapts itself, and a step whose scaled gradient
+    overflows is left out and counted in train/overflow_steps."""
     lr: Annotated[float, POSITIVE] = MISSING
     """Peak learning rate of AdamW."""
     warmup_steps: Annotated[int, NOT_NEGATIVE] = 5
@@ -47,7 +50,7 @@ class LearnerConfig:
     """Largest norm of the gradient. 0: no clipping."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """Reaction to a loss or gradient that is not finite. The optimizer step is never taken. stop: the run stops. skip:
-    the run goes on."""
+    the run goes on. In float16, a gradient that overflows while the loss scale can still be lowered does not count."""
     token_budget: Annotated[int, POSITIVE] = 16384
     """Largest number of tokens of one packed microbatch. A longer single sequence is an error before the start."""
     logprob_chunk: Annotated[int, POSITIVE] = 2048
@@ -55,7 +58,9 @@ class LearnerConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     deepspeed: str | None = None
-    """JSON file with further DeepSpeed settings (offload, buckets). The settings of this section take precedence."""
+    """JSON file with further DeepSpeed settings (offload, buckets). The settings of this section take precedence.
+    In 16 bits, gradients are added up in float32 over microbatches and ranks, unless the file sets `data_types` or
+    `communication_data_type`."""
     step_timeout_s: Annotated[float, POSITIVE] = 1800.0
     """Timeout of one update, seconds."""
     max_restarts: Annotated[int, NOT_NEGATIVE] = 3

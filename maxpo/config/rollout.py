@@ -19,7 +19,8 @@ class RolloutConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the engines. auto: CUDA if the installed vLLM and the machine have CUDA, else CPU."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Number format of the engines' weights and activations."""
+    """Number format of the engines' weights and activations. Sampler and learner differ least if `learner.dtype` is the
+    same (`benchmarks/dtypes.py` measures the difference)."""
     max_mismatch_kl: Annotated[float | None, POSITIVE] = 0.1
     """Largest `mismatch/kl`, the mean of exp(d) - 1 - d over tokens, d the difference of log-probabilities between
     learner and sampler in nats. The run stops above it, in training and in evaluation. bfloat16 gives about 0.002, a

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from maxpo.batches.samples import treat_truncated
 from maxpo.config import AlgorithmConfig, Config
 from maxpo.data.order import PromptStream
 from maxpo.errors import RunError
@@ -62,6 +63,9 @@ class Collector:
         metrics |= {"data/epoch": self.stream.epoch}
         if algorithm.mix_with:
             metrics["algorithm/mix_weight"] = weight
+        if algorithm.truncated != "train":
+            treated = sum(g.scored.outcomes.count("truncated") for g in groups)
+            metrics[f"completions/truncated_{algorithm.truncated}"] = float(treated)
         return step_batch(step, groups, kept, weight), metrics
 
     def _sample(self, count: int, step: int, draw: str, weight: float, timing: dict[str, float]) -> list[AssessedGroup]:
@@ -74,7 +78,7 @@ class Collector:
             groups = self.rollouts.generate(prompts, algorithm.group_size, draw, lambda group: self.observer.advance())
         self.observer.stage("score")
         with timed(timing, "time/score_s"):
-            scored = self.rollouts.score(groups)
+            scored = treat_truncated(self.rollouts.score(groups), algorithm.truncated)
         try:
             return assess(scored, algorithm, ks, weight)
         except ValueError as error:

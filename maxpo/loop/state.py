@@ -11,7 +11,10 @@ from maxpo.data.order import PromptStream
 from maxpo.estimators.k_schedule import PassRates
 from maxpo.evaluation.figures import EvalReport
 
-TOTALS = ("groups/sampled", "groups/zero_signal", "groups/too_few_valid", "train/refused_steps")
+TOTALS = (
+    *("groups/sampled", "groups/zero_signal", "groups/too_few_valid"),
+    *("train/refused_steps", "train/overflow_steps"),
+)
 """Metrics of a step that are summed over the run and its resumes."""
 
 

@@ -56,8 +56,11 @@ def kl_estimate(
     """Estimate KL(pi || ref) at each token from samples of pi, in nats.
 
     With d = logprobs - ref_logprobs: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d
-    (J. Schulman, "Approximating KL divergence", 2020). As a loss, only k2 has the gradient of the KL in expectation.
-    The gradient of k1 is zero on average. The gradient of k3 is that of the reverse divergence.
+    (J. Schulman, "Approximating KL divergence", 2020). The values of k1 and k3 are unbiased, that of k2 is not.
+
+    As a loss, only k2 has the gradient of the KL in expectation, for samples of pi. The gradient of k1 is zero on
+    average. The gradient of k3 is that of the reverse divergence KL(ref || pi). All this is for each token with the
+    tokens before it as they are: the effect of a token on the KL of later tokens has no gradient.
     """
     d = logprobs - ref_logprobs.detach()
     match estimator:

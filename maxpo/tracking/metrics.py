@@ -20,6 +20,11 @@ METRICS: dict[str, tuple[str, str]] = {
     "groups/refill_rounds": ("Rounds of sampling new prompts in place of dropped groups", "count"),
     "completions/tokens_mean": ("Mean length of a completion", "tokens"),
     "completions/truncated": ("Completions cut at rollout.max_new_tokens or environment.max_turns", "fraction"),
+    "completions/truncated_mask": ("Scored completions masked because they were cut, by algorithm.truncated", "count"),
+    "completions/truncated_zero": (
+        "Scored completions with reward 0 because they were cut, by algorithm.truncated",
+        "count",
+    ),
     "completions/unique": ("Different completions of a group divided by its size, mean over groups", "fraction"),
     "completions/stale": ("Completions with tokens from weights older than the learner's at sampling", "fraction"),
     "environment/turns": ("Mean turns of the policy in an episode. Absent without environment.name", "count"),
@@ -61,6 +66,11 @@ METRICS: dict[str, tuple[str, str]] = {
     "train/lr": ("Learning rate of the last optimizer step", "1"),
     "train/optimizer_steps": ("Optimizer steps since the start", "count"),
     "train/refused_steps": ("Optimizer steps skipped because loss or gradient was not finite", "count"),
+    "train/overflow_steps": (
+        "Optimizer steps skipped because the scaled gradient overflowed, with learner.dtype float16",
+        "count",
+    ),
+    "train/loss_scale": ("Loss scale after the step, with learner.dtype float16", "1"),
     "train/sequences": ("Sequences that the learner computed", "count"),
     "train/zero_advantage": ("Valid sequences of the kept groups left out because their advantage is zero", "fraction"),
     "train/tokens": ("Loss tokens of the optimizer steps taken", "tokens"),
@@ -72,7 +82,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "policy/approx_kl": ("Mean estimate (k3) of the KL divergence from the policy at the start of the step", "nats"),
     "policy/clipped_low": ("Tokens at the lower clip bound with negative advantage", "fraction"),
     "policy/clipped_high": ("Tokens at the upper clip bound with positive advantage", "fraction"),
-    "policy/reference_kl": ("Mean estimate of the KL divergence to the frozen starting model", "nats"),
+    "policy/reference_kl": (
+        "Mean estimate (k3, whatever algorithm.kl_estimator is) of the KL divergence to the frozen starting model",
+        "nats",
+    ),
     "mismatch/kl": (
         "Mean estimate (k3) of the KL divergence between sampler and learner on the sampled tokens",
         "nats",

@@ -19,7 +19,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("loop",),
     ),
     "learner": (
-        ("", "deepspeed_engine", "model"),
+        ("", "loss_scale"),
+        ("deepspeed_engine", "model"),
         ("state", "update", "weight_sync"),
         ("worker",),
         ("group",),

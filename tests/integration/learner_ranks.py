@@ -92,6 +92,8 @@ class RankJob:
         self.state = TrainingState(self.engine, trained_parameters(self.engine.module))
         if "load" in job:
             self._load()
+        if "loss_scale" in job:
+            self.engine.loss_scale.restore(job["loss_scale"])
 
     def run(self) -> tuple[Any, Any, Any]:
         """Gradients of the first optimizer step, weights at the end, metrics."""
@@ -104,6 +106,8 @@ class RankJob:
             except FloatingPointError as error:
                 if str(error) != self.job.get("raises", {}).get(i):
                     raise
+            else:
+                assert i not in self.job.get("raises", {})
             self._save_numbered(i + 1)
         self._buffers()
         if "go_back" in self.job:
@@ -163,7 +167,10 @@ class RankJob:
         return weights
 
     def _load(self) -> None:
-        self.updater.optimizer_steps = self.state.load(Path(self.job["load"]))["optimizer_steps"]
+        extra = self.state.load(Path(self.job["load"]))
+        self.updater.optimizer_steps = extra["optimizer_steps"]
+        if self.engine.loss_scale is not None and "loss_scale" in extra:
+            self.engine.loss_scale.restore(extra["loss_scale"])
 
     def _go_back(self) -> list[dict[str, float]]:
         """Load the state again after all batches, then train on the batches of `go_back`."""
@@ -187,7 +194,10 @@ class RankJob:
 
     def _save(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True, parents=True)
-        self.state.copy({"optimizer_steps": self.updater.optimizer_steps})(folder)
+        extra: Any = {"optimizer_steps": self.updater.optimizer_steps}
+        if self.engine.loss_scale is not None:
+            extra["loss_scale"] = self.engine.loss_scale.state()
+        self.state.copy(extra)(folder)
         dist.barrier()
 
     def _save_numbered(self, i: int) -> None:

@@ -330,7 +330,7 @@ def test_plain_policy_gradient_without_importance_weights(one_rank: Any) -> None
 
 
 def test_entropy_bonus_kl_and_temperature(one_rank: Any) -> None:
-    # At the reference itself the gradient of k3 is zero; what is left are the loss and the entropy.
+    # At the reference itself the gradient of the KL is zero; what is left are the loss and the entropy.
     want = plain_gradients(make_batch(0), "token_mean", entropy_coef=0.3, kl=0.5, temperature=0.7)
     assert_same(one_rank[5][0], want)
     assert one_rank[5][2][0]["policy/reference_kl"] == pytest.approx(0.0, abs=1e-6)

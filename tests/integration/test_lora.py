@@ -27,7 +27,7 @@ from tests.integration.test_gradients import assert_same, make_batch, plain_loss
 from tests.integration.test_training_state import assert_equal, contents
 
 LORA = LoraConfig(rank=4, alpha=6.0)
-RESUMED = [(0, "float32"), (3, "bfloat16")]
+RESUMED = [(0, "float32"), (2, "float16"), (3, "bfloat16")]
 BATCHES = [make_batch(seed) for seed in range(3)]
 
 

@@ -38,18 +38,21 @@ def spoilt(batch: StepBatch, at: int = 0) -> StepBatch:
 BATCHES = [make_batch(5), GOOD[0], spoilt(make_batch(6)), make_batch(7), make_batch(8), GOOD[1]]
 POISON = {0: "gradient", 3: "loss", 4: "gradient"}
 REFUSED = (0, 2, 3, 4)
-SUMS = {"data_types": {"grad_accum_dtype": "fp32"}}
+HALVES = {"data_types": {"grad_accum_dtype": "bf16"}, "communication_data_type": "bf16"}
 OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
 CASES: dict[str, tuple[int, int, str, dict[str, Any]]] = {
     f"1-{stage}-{dtype}": (1, stage, dtype, {}) for stage, dtype in LAYOUTS
 }
-# Offloaded, and with gradients added up in float32, for which DeepSpeed keeps other buffers.
-CASES |= {f"1-{stage}-bfloat16-offloaded": (1, stage, "bfloat16", SUMS | OFFLOAD) for stage in (1, 2, 3)}
-CASES |= {"1-1-bfloat16-summed": (1, 1, "bfloat16", SUMS)}  # without offload another optimizer of DeepSpeed's
+# Offloaded, and with gradients added up in bfloat16, for which DeepSpeed keeps other buffers.
+CASES |= {f"1-{stage}-{dtype}-offloaded": (1, stage, dtype, OFFLOAD) for stage, dtype in LAYOUTS if dtype[-2:] == "16"}
+CASES |= {f"1-{stage}-bfloat16-halves": (1, stage, "bfloat16", HALVES) for stage in (1, 2, 3)}
 CASES |= {
     f"2-{stage}-{dtype}": (2, stage, dtype, {})
-    for stage, dtype in ((0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16"))
+    for stage, dtype in ((0, "float32"), (1, "bfloat16"), (2, "float32"), (2, "float16"), (3, "bfloat16"))
 }
+OVERFLOWS = {"1": (1, 1), "2": (1, 2), "3": (1, 3), "2 on 2 ranks": (2, 2)}
+"""Ranks and stages in float16."""
+NO_GRADIENT = "the gradient is not finite; no optimizer step was taken"
 
 
 def rank_jobs(folder: Path) -> Rounds:
@@ -62,14 +65,22 @@ def rank_jobs(folder: Path) -> Rounds:
         # DeepSpeed takes other paths without clipping.
         settings |= {"on_nonfinite": "skip", "grad_clip": 0.0 if stage == 2 else 1.0, "deepspeed": str(file)}
         jobs = one if world == 1 else two
-        jobs[f"{name} spoilt"] = job(BATCHES, **settings) | {"poison": POISON}
+        # In float16 only the loss tells such a gradient from one that the loss scale has made too large.
+        poison = dict.fromkeys(POISON, "loss") if dtype == "float16" else POISON
+        jobs[f"{name} spoilt"] = job(BATCHES, **settings) | {"poison": poison}
         jobs[f"{name} good"] = job(GOOD, **settings)
     for stage in (0, 2):
         stopping = job(BATCHES[:4], aggregation="constant", budget=100, stage=stage)
-        raises = dict.fromkeys((0,), "the gradient is not finite; no optimizer step was taken")
+        raises = dict.fromkeys((0,), NO_GRADIENT)
         raises |= dict.fromkeys((2, 3), "the loss is not finite; no optimizer step was taken")
         one[f"stop {stage}"] = stopping | {"poison": POISON, "raises": raises}
     one["halves"] = job([spoilt(make_batch(0, 4), 3)], minibatches=2, budget=100, on_nonfinite="skip")
+    for name, (world, stage) in OVERFLOWS.items():
+        jobs = one if world == 1 else two
+        settings = {"budget": 100, "stage": stage, "dtype": "float16"}
+        jobs[f"overflow {name}"] = job([GOOD[0], BATCHES[0], GOOD[1]], **settings) | {"poison": {1: "gradient"}}
+        lowest = {"poison": {0: "gradient"}, "raises": {0: NO_GRADIENT}, "loss_scale": [1.0, 7.0]}
+        jobs[f"lowest {name}"] = job(BATCHES[:1], **settings) | lowest
     for jobs in (one, two):
         for name in jobs:
             jobs[name]["save_each"] = str(folder / name)
@@ -131,6 +142,30 @@ def test_only_the_minibatch_that_is_not_finite_is_left_out(metrics: dict[str, li
         < sum(sum(c.loss_mask) for g in make_batch(0, 4).groups for c in g.group.completions)
     )
     assert figures["train/grad_norm"] > 0
+
+
+@pytest.mark.parametrize("name", OVERFLOWS)
+def test_an_overflow_of_the_loss_scale_lowers_the_scale_and_stops_nothing(
+    name: str, folder: Path, metrics: dict[str, list[dict[str, float]]]
+) -> None:
+    figures = metrics[f"overflow {name}"]
+    assert [m["train/overflow_steps"] for m in figures] == [0, 1, 0]
+    assert [m["train/loss_scale"] for m in figures] == [65536, 32768, 32768]
+    assert [m["train/refused_steps"] for m in figures] == [0, 0, 0]
+    assert [m["train/optimizer_steps"] for m in figures] == [1, 1, 2]
+    states = folder / f"overflow {name}"
+    before, skipped, after = (contents(states / str(i)) for i in (1, 2, 3))
+    assert_equal(before[0], skipped[0])
+    assert any(not torch.equal(before[0][key], after[0][key]) for key in before[0] if key.endswith("/forward"))
+    scales = [about["extra"]["loss_scale"] for _, about in (before, skipped, after)]
+    assert scales == [[65536, 1], [32768, 0], [32768, 1]]
+
+
+@pytest.mark.parametrize("name", OVERFLOWS)
+def test_an_overflow_at_the_lowest_loss_scale_is_a_gradient_that_is_not_finite(name: str, folder: Path) -> None:
+    # That the update raises is checked where it runs.
+    states = folder / f"lowest {name}"
+    assert_same_state(states / "0", states / "1")
 
 
 class Halves(torch.nn.Module):

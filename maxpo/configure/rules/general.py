@@ -105,8 +105,8 @@ _FILES: dict[str, tuple[Must, ...]] = {
 COMBINATIONS: tuple[Combination, ...] = (
     (
         ("learner.zero_stage", "learner.dtype"),
-        lambda c: (c.learner.zero_stage, c.learner.dtype) != (0, "bfloat16"),
-        "ZeRO stage 0 keeps no float32 gradients, so bfloat16 loses precision: use stage 1 to 3, or float32.",
+        lambda c: (c.learner.zero_stage, c.learner.dtype) not in ((0, "bfloat16"), (0, "float16")),
+        "ZeRO stage 0 keeps no float32 gradients, so 16 bits lose precision: use stage 1 to 3, or float32.",
     ),
     *ESTIMATOR_COMBINATIONS,
     *CLUSTER_COMBINATIONS,

@@ -305,7 +305,7 @@ class TestFiles:
             "  run.steps = 1e3   (f.yaml:5)\n"
             "      Must be a whole number. Write 1000.\n\n"
             "  learner.dtype = fp8   (command line)\n"
-            "      Must be one of float32, bfloat16.\n\n"
+            "      Must be one of float32, bfloat16, float16.\n\n"
             "  seed   (command line)\n"
             "      A setting on the command line is written key=value, without spaces. Did you mean run.seed?\n\n"
             "  algorithm.k = 16   (f.yaml:4)\n"
@@ -362,6 +362,7 @@ OUT_OF_RANGE = [
     "algorithm.clip_low=1",
     "algorithm.clip_low=-0.1",
     "algorithm.clip_high=-0.1",
+    "algorithm.kl_estimator=k1",
     "algorithm.group_size=1",
     "algorithm.advantage=ppo",
     "algorithm.tis_cap=0",
@@ -413,6 +414,13 @@ class TestChecks:
         Path("list.json").write_text("[]")
         Path("broken.json").write_text("{,}")
         Path("zero.json").write_text('{"zero_optimization": {}}')
+
+    def test_k1_in_the_loss_is_refused_with_a_reason_and_older_runs_keep_k3(self) -> None:
+        problem = only_problem("algorithm.kl_estimator=k1")
+        assert "the gradient of k1 is zero on average" in problem.message
+        assert "Use k2" in problem.message
+        assert load("algorithm.kl_estimator=k3").config.algorithm.kl_estimator == "k3"
+        assert load().config.algorithm.kl_estimator == "k2"
 
     @pytest.mark.parametrize("override", OUT_OF_RANGE)
     def test_out_of_range(self, override: str) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from io import StringIO
+from math import isnan, nan
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from launch.run.wording import banner
-from launch.terminal.progress import Terminal
+from launch.terminal.progress import Terminal, timing
 from maxpo.configure.loading import load_config
 from maxpo.data.order import Mixture
+from maxpo.loop.state import RunResult
 from maxpo.types import Prompt
 
 METRICS = {"reward/mean": 0.25, "groups/kept": 3.0, "groups/sampled": 4.0, "policy/entropy": 0.5, "time/step_s": 1.0}
@@ -55,9 +57,23 @@ def test_the_banner_says_which_k_the_run_uses(overrides: list[str], words: str) 
     [
         ({"reward/max@4": 0.5}, "step 7  reward 0.250  max@4 0.500  kept 3/4  entropy 0.50  1.00 s ()\n"),
         ({}, "step 7  reward 0.250  kept 3/4  entropy 0.50  1.00 s ()\n"),
+        ({"policy/entropy": nan}, "step 7  reward 0.250  kept 3/4  1.00 s ()\n"),
+        (
+            {"train/overflow_steps": 1.0, "train/loss_scale": 32768.0},
+            "step 7  reward 0.250  kept 3/4  entropy 0.50  overflow: loss scale 32768  1.00 s ()\n",
+        ),
     ],
 )
 def test_a_metric_that_is_absent_is_not_printed(metrics: dict[str, float], line: str) -> None:
     out = StringIO()
-    Terminal(Console(file=out), steps=10, k=4).step_done(7, METRICS | metrics)
+    present = {name: value for name, value in (METRICS | metrics).items() if not isnan(value)}
+    Terminal(Console(file=out), steps=10, k=4).step_done(7, present)
     assert out.getvalue() == line
+
+
+def test_a_stage_that_never_ran_has_a_dash_in_the_table() -> None:
+    out = StringIO()
+    steps = [{"time/generate_s": 1.0, "time/step_s": 2.0, "throughput/generate_tokens_per_s": 10.0}]
+    Console(file=out, width=100).print(timing(RunResult(history=steps)))
+    rows = {line.split()[1]: line.split()[3] for line in out.getvalue().splitlines() if line.startswith("│")}
+    assert rows == {"generate": "1.00", "score": "-", "update": "-", "sync": "-", "confirm": "-", "step": "2.00"}

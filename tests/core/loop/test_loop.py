@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from maxpo.loop.selection import assess
 from maxpo.loop.step_metrics import usable_metrics
 from maxpo.loop.train import Trainer
 from maxpo.tracking.run_log import RunLog
-from maxpo.types import Prompt, Receiver, StepBatch, StepResult, WeightManifest
+from maxpo.types import Group, Prompt, Receiver, StepBatch, StepResult, WeightManifest
 from tests.fakes import FakeLearner, FakeRollouts, prompt, scored
 
 
@@ -378,3 +379,32 @@ def test_completions_are_stale_against_the_published_version(tmp_path: Path) -> 
 
     _, _, lines = run(tmp_path, config(), Late())
     assert [line["completions/stale"] for line in lines if "completions/stale" in line] == [0.0, 1.0, 1.0]
+
+
+class Cutting(FakeRollouts):
+    """Cuts each completion that is right."""
+
+    def generate(self, *args: Any, **kwargs: Any) -> list[Group]:
+        return [
+            replace(g, completions=tuple(replace(c, finish_reason=REASONS[c.text]) for c in g.completions))
+            for g in super().generate(*args, **kwargs)
+        ]
+
+
+REASONS = {"yes": "length", "no": "stop"}
+
+
+@pytest.mark.parametrize("rule", ["train", "mask", "zero"])
+def test_completions_that_were_cut_are_treated_in_training_and_not_in_evaluations(rule: Any, tmp_path: Path) -> None:
+    settings = config(truncated=rule, drop_zero_signal=False)
+    result, learner, lines = run(tmp_path, settings, Cutting(lambda p: 0.2))
+    steps = [line for line in lines if "groups/kept" in line]
+    cut = [sum(c.text == "yes" for g in b.groups for c in g.group.completions) for b in learner.batches]
+    assert all(cut) and [line["completions/truncated"] * 32 for line in steps] == cut
+    valid = [sum(map(sum, (g.valid for g in b.groups))) for b in learner.batches]
+    assert [b.sampled_sequences for b in learner.batches] == valid
+    assert valid == [32 - n if rule == "mask" else 32 for n in cut]
+    assert all((line["reward/mean"] > 0) == (rule == "train") for line in steps)
+    counted = {name: line[name] for line in steps for name in line if name.startswith("completions/truncated_")}
+    assert counted == ({} if rule == "train" else {f"completions/truncated_{rule}": cut[-1]})
+    assert result.evaluations[0].overall.estimates["pass@1"].value > 0

@@ -43,16 +43,24 @@ def test_kl_estimators_by_hand() -> None:
     torch.testing.assert_close(kl_estimate(new, ref, "k3"), expected)
 
 
-def test_k3_is_unbiased_and_k2_has_the_gradient_of_the_kl() -> None:
-    logits = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64, requires_grad=True)
-    ref = torch.tensor([0.0, 0.4, -0.3], dtype=torch.float64).log_softmax(0)
+def test_of_a_small_policy_k1_and_k3_have_the_value_of_the_kl_and_only_k2_its_gradient() -> None:
+    """All tokens of a softmax policy, weighted by their probabilities, against the exact KL."""
+    logits = torch.tensor([1.2, -0.7, 0.3, -1.5, 0.9], dtype=torch.float64, requires_grad=True)
+    ref = torch.tensor([-0.4, 1.1, 0.2, 0.8, -1.3], dtype=torch.float64).log_softmax(0)
     logp = logits.log_softmax(0)
-    kl = (logp.exp() * (logp - ref)).sum()
     p = logp.exp().detach()
-    torch.testing.assert_close((p * kl_estimate(logp, ref, "k3")).sum(), kl)
-    (target,) = torch.autograd.grad(kl, logits, retain_graph=True)
-    (got,) = torch.autograd.grad((p * kl_estimate(logp, ref, "k2")).sum(), logits)
-    torch.testing.assert_close(got, target)
+    kl = (logp.exp() * (logp - ref)).sum()
+    reverse = (ref.exp() * (ref - logp)).sum()
+    exact, exact_reverse = (torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (kl, reverse))
+    values = {name: (p * kl_estimate(logp, ref, name)).sum() for name in ("k1", "k2", "k3")}
+    for name in ("k1", "k3"):
+        torch.testing.assert_close(values[name], kl)
+    assert abs(float((values["k2"] - kl).detach())) > 0.01
+    gradients = {name: torch.autograd.grad(value, logits, retain_graph=True)[0] for name, value in values.items()}
+    torch.testing.assert_close(gradients["k1"], torch.zeros(5, dtype=torch.float64))
+    torch.testing.assert_close(gradients["k2"], exact)
+    torch.testing.assert_close(gradients["k3"], exact_reverse)
+    assert float(torch.cosine_similarity(gradients["k3"], exact, dim=0)) < 0.9
 
 
 def test_importance_weights_are_cut_and_carry_no_gradient() -> None:
