@@ -150,8 +150,8 @@ class Trainer:
         raise RunError(
             f"{where}: {name} = {kl:.3g} nats a token, more than rollout.max_mismatch_kl = {limit:g}: the engines "
             f"sample from another distribution than the learner computes. The groups are in {file}. Suspect number "
-            "formats (learner.dtype, rollout.dtype), rollout.engine_args, or a layer that the engine computes in another way. "
-            "Raise the limit only if you know the cause"
+            "formats (learner.dtype, rollout.dtype), rollout.engine_args, or a layer that the engine computes "
+            "differently. Raise the limit only if you know the cause"
         )
 
     def record(self, metrics: dict[str, float]) -> None:

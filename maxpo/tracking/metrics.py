@@ -134,6 +134,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "eval/no_answer": ("Valid completions without an answer, which have no vote in maj@n", "fraction"),
     "eval/unique": ("Different completions of a prompt divided by their number", "fraction"),
     "eval/solved": ("Held-out prompts with at least one reward of 1 or more", "fraction"),
+    "eval/mismatch_kl": (
+        "As mismatch/kl, for a few completions of the evaluation (limit: rollout.max_mismatch_kl)",
+        "nats",
+    ),
     "eval/dropped_prompts": ("Held-out prompts left out because too many of their samples are invalid", "count"),
     "eval/{source}/{name}": (
         "Each eval/ metric for the prompts of one source, if there are several sources",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,14 +36,19 @@ def config(**algorithm: Any) -> Config:
 
 
 def run(
-    tmp_path: Path, settings: Config, rollouts: FakeRollouts, **kwargs: Any
+    tmp_path: Path,
+    settings: Config,
+    rollouts: FakeRollouts,
+    learner: FakeLearner | None = None,
+    observer: Observer | None = None,
+    **kwargs: Any,
 ) -> tuple[Any, FakeLearner, list[dict[str, Any]]]:
-    learner = FakeLearner()
+    learner = learner or FakeLearner()
     tmp_path.mkdir(exist_ok=True)
     log = RunLog(tmp_path, tensorboard=False, save_rollouts=2)
     held_out = [prompt(f"e{i}") for i in range(3)]
     stream = PromptStream([prompt(f"p{i}") for i in range(100)], seed=0)
-    result = Trainer(settings, stream, held_out, rollouts, learner, log, Observer(), **kwargs).run()
+    result = Trainer(settings, stream, held_out, rollouts, learner, log, observer or Observer(), **kwargs).run()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     return result, learner, lines
 
@@ -85,6 +91,62 @@ def test_a_run_does_each_stage_in_order_and_writes_it_down(tmp_path: Path) -> No
     assert json.loads(samples[0])["reward"] in (0.0, 1.0)
     # Nobody learns in this fake, and evaluations draw with the same seeds, so they agree exactly.
     assert result.evaluations[0] == result.evaluations[3]
+
+
+class Off(FakeLearner):
+    """A learner whose log-probabilities are off from a step on."""
+
+    def __init__(self, off: float, step: int) -> None:
+        super().__init__()
+        self._later, self._step = off, step
+
+    def update(self, batch: StepBatch) -> StepResult:
+        metrics = super().update(batch).metrics
+        if batch.step >= self._step:
+            self.off = self._later
+            metrics = {**metrics, "mismatch/kl": math.expm1(self.off) - self.off}
+        return StepResult(metrics=metrics)
+
+
+def test_a_sampler_that_is_not_the_policy_stops_the_training(tmp_path: Path) -> None:
+    learner = Off(0.5, step=2)
+    with pytest.raises(RunError, match=r"step 2: mismatch/kl = 0\.149 nats a token.*rollout\.max_mismatch_kl = 0\.1"):
+        run(tmp_path, config(), FakeRollouts(), learner)
+    assert len(learner.batches) == 2
+    assert (tmp_path / "rollouts" / "mismatch_step_2.jsonl").read_text().count("\n") >= 8
+    settings = config()
+    settings.rollout.max_mismatch_kl = 0.15
+    run(tmp_path / "higher", settings, FakeRollouts(), Off(0.5, step=2))
+    settings.rollout.max_mismatch_kl = None
+    run(tmp_path / "off", settings, FakeRollouts(), Off(3.0, step=2))
+
+
+def test_the_same_in_an_evaluation(tmp_path: Path) -> None:
+    learner = FakeLearner()
+    _, _, lines = run(tmp_path / "right", config(), FakeRollouts(), learner)
+    assert [line["eval/mismatch_kl"] for line in lines if "eval/pass@1" in line] == [0.0, 0.0, 0.0]
+    learner.off = -0.5
+    with pytest.raises(RunError, match=r"evaluation 0: eval/mismatch_kl = 0\.107 nats"):
+        run(tmp_path / "wrong", config(), FakeRollouts(), learner)
+    assert (tmp_path / "wrong" / "rollouts" / "mismatch_evaluation_0.jsonl").is_file()
+
+
+def test_the_comparison_of_new_engines_is_told(tmp_path: Path) -> None:
+    class Noting(Observer):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    class Comparing(FakeRollouts):
+        def confirm(self, manifest: WeightManifest) -> str | None:
+            super().confirm(manifest)
+            return "engines agree" if manifest.version == 0 else None
+
+    observer = Noting()
+    run(tmp_path, config(), Comparing(), observer=observer)
+    assert observer.notes == ["engines agree"]
 
 
 def silent(p: Prompt) -> float:
