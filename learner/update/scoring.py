@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -32,7 +33,7 @@ def score_samples(
     (plan,) = plan_microbatches([len(s.token_ids) for s in samples], config.token_budget, 1, padded=padded)
     scores: list[list[float]] = [[] for _ in samples]
     for row in plan:
-        inside = [samples[i] for i in row]
+        inside = [replace(samples[i], group=0, index=0) for i in row]
         batch = pack(inside, torch.zeros(1, 1), lambda sample: 0.0, multiple=shared)
         mine = own_part(batch, dist.get_rank() % shared, shared).to(engine.device)
         with torch.no_grad():
