@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import tempfile
 import threading
+import traceback
 from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,6 +21,9 @@ from rollout.vllm_engine.process_env import CPU_ENVIRONMENT
 PROMPTS, TOKENS = (9, 14, 30), 12
 LONGEST = 64
 BUCKET = 1 << 20
+
+Said = tuple[list[int], list[int], list[float]]
+"""A prompt, and the tokens of a completion with their log-probabilities."""
 
 
 def start_server() -> Any:
@@ -39,24 +43,48 @@ def start_server() -> Any:
 
 
 def compare(context: Any, name: str, timeout_s: float) -> dict[str, Any]:
-    """Return the differences in nats of a loaded and of a synced engine from transformers, or an error.
+    """Return the differences of a loaded and of a synced engine from transformers, or an error.
 
     The engine loads the weights of another seed, and gets those of seed 0 by a sync.
     """
+    result: dict[str, Any] = {"stage": "load"}
     with tempfile.TemporaryDirectory(prefix="maxpo-bench-") as folder:
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_child, args=(theirs, name, folder))
         process.start()
         theirs.close()
-        result: dict[str, Any] = {"error": f"no answer within {timeout_s:g} s"}
         try:
-            if ours.poll(timeout_s):
-                result = ours.recv()
+            for stage, following, seed in (("loaded", "sync", 1), ("synced", "", 0)):
+                if not ours.poll(timeout_s):
+                    result["error"] = f"no answer within {timeout_s:g} s"
+                    break
+                said = ours.recv()
+                if isinstance(said, str):
+                    result["error"] = said
+                    break
+                result |= {stage: _gap(make(name, seed=seed), said), "stage": following}
         except EOFError:
-            result = {"error": "the engine's process died"}
+            result["error"] = "the engine's process died"
         process.kill()
         process.join()
     return result
+
+
+def _gap(lm: Any, said: list[Said]) -> dict[str, Any]:
+    """Return the largest difference of log-probabilities of greedy tokens, and if all tokens are those of `lm`.
+
+    vLLM changes classes of transformers in its process, so this is not done there.
+    """
+    largest, equal = 0.0, True
+    lm.set_attn_implementation("eager")
+    for prompt, tokens, logprobs in said:
+        with torch.no_grad():
+            logits = lm(input_ids=torch.tensor([prompt + tokens]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+        expected = logits.float().log_softmax(-1)
+        equal = equal and expected.argmax(-1).tolist() == tokens
+        differences = torch.tensor(logprobs) - expected.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+        largest = max(largest, float(differences.abs().nan_to_num(99.0).max()))
+    return {"nats": largest, "greedy": equal}
 
 
 def _child(pipe: Connection, name: str, folder: str) -> None:
@@ -64,25 +92,20 @@ def _child(pipe: Connection, name: str, folder: str) -> None:
     sink = os.open(os.environ.get("MAXPO_ENGINE_LOG", os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
-    result: dict[str, Any] = {}
     try:
-        _run(name, Path(folder), result)
+        _run(pipe, name, Path(folder))
     # Models of vLLM raise whatever their code happens to raise.
     except BaseException as error:
-        import traceback
-
         traceback.print_exc()
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        result["error"] = f"{type(error).__name__}: {lines[0] if lines else ''}"
-    pipe.send(result)
+        pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
-def _run(name: str, folder: Path, result: dict[str, Any]) -> None:
+def _run(pipe: Connection, name: str, folder: Path) -> None:
     from vllm import LLM
 
     torch.set_num_threads(1)
-    started_with, trained = make(name, folder, seed=1), make(name)
-    result["stage"] = "load"
+    make(name, folder, seed=1)
+    trained = make(name)
     llm = LLM(
         model=str(folder),
         skip_tokenizer_init=True,
@@ -97,34 +120,27 @@ def _run(name: str, folder: Path, result: dict[str, Any]) -> None:
         worker_extension_cls="rollout.vllm_engine.weight_receiver.WorkerExtension",
         disable_log_stats=True,
     )
-    result["loaded"] = _gap(llm, started_with)
-    result["stage"] = "sync"
+    pipe.send(_say(llm))
     _sync(llm, trained)
-    result["synced"] = _gap(llm, trained)
-    del result["stage"]
+    pipe.send(_say(llm))
 
 
-def _gap(llm: Any, lm: Any) -> dict[str, Any]:
-    """Return the largest difference of log-probabilities of greedy tokens, and if all tokens are those of `lm`."""
+def _say(llm: Any) -> list[Said]:
+    """Return greedy completions of the prompts."""
     from vllm import SamplingParams
 
     generator = torch.Generator().manual_seed(2)
     prompts = [torch.randint(3, VOCABULARY, (n,), generator=generator).tolist() for n in PROMPTS]
     params = SamplingParams(temperature=0.0, max_tokens=TOKENS, logprobs=0, ignore_eos=True, detokenize=False)
     outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
-    largest, equal = 0.0, True
-    lm.set_attn_implementation("eager")
-    with torch.no_grad():
-        for prompt, output in zip(prompts, outputs, strict=True):
-            completion = output.outputs[0]
-            tokens = list(completion.token_ids)
-            logits = lm(input_ids=torch.tensor([prompt + tokens]), use_cache=False).logits[0, len(prompt) - 1 : -1]
-            logprobs = logits.float().log_softmax(-1)
-            equal = equal and logprobs.argmax(-1).tolist() == tokens
-            said = [entry[token].logprob for entry, token in zip(completion.logprobs, tokens, strict=True)]
-            expected = logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0]
-            largest = max(largest, float((torch.tensor(said) - expected).abs().nan_to_num(99.0).max()))
-    return {"nats": largest, "greedy": equal}
+    said: list[Said] = []
+    for prompt, output in zip(prompts, outputs, strict=True):
+        completion = output.outputs[0]
+        tokens = list(completion.token_ids)
+        said.append(
+            (prompt, tokens, [entry[token].logprob for entry, token in zip(completion.logprobs, tokens, strict=True)])
+        )
+    return said
 
 
 def _sync(llm: Any, lm: Any) -> None:
