@@ -38,15 +38,17 @@ LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 ROUTED_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_shared_experts": 1}
 DENSE_FIRST = {"mlp_layer_types": ["dense", "sparse"]}
 LATENT = {
-    "kv_lora_rank": 32,
+    # The only sizes that vLLM's kernel for CPU has.
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "head_dim": 64,
     "q_lora_rank": 48,
     "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 16,
     "v_head_dim": 32,
-    "head_dim": 16,
     "num_key_value_heads": 4,
 }
-INDEXER = {"index_topk": 8, "index_head_dim": 16, "index_n_heads": 16}
+GROUPS = {"n_group": 2, "topk_group": 1, "topk_method": "noaux_tc"}
+INDEXER = {"index_topk": 8, "index_head_dim": 128, "index_n_heads": 16}
 """With fewer heads, scores of keys would be equal, and any of them would be taken."""
 MAMBA = {
     "mamba_n_heads": 8,
@@ -67,10 +69,21 @@ ROPE = {"rope_theta": 10000.0}
 BOTH_ROPES = {SLIDING: {**ROPE, "rope_type": "default"}, FULL: {"rope_theta": 1e6, "rope_type": "default"}}
 
 CATALOGUE: dict[str, dict[str, Any]] = {
-    "afmoe": {**EXPERTS, **MIXED, "num_dense_layers": 1, "num_shared_experts": 1, "mup_enabled": True},
+    "afmoe": {
+        **EXPERTS,
+        **MIXED,
+        "num_dense_layers": 1,
+        "num_shared_experts": 1,
+        "mup_enabled": True,
+        # Of the files of such models, for vLLM. transformers knows no others.
+        "score_func": "sigmoid",
+        "route_norm": True,
+        "n_group": 1,
+        "topk_group": 1,
+    },
     "apertus": {},
     "arcee": {},
-    "axk1": {**LATENT, **ROUTED_EXPERTS, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1},
+    "axk1": {**LATENT, **ROUTED_EXPERTS, "first_k_dense_replace": 1, **GROUPS},
     "bamba": {**MAMBA, "attn_layer_indices": [1]},
     "biogpt": {},
     "bitnet": {},
@@ -96,13 +109,12 @@ CATALOGUE: dict[str, dict[str, Any]] = {
         "ffn_config": {"hidden_size": 128, "ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "deepseek_v2": {**LATENT, **ROUTED_EXPERTS, "first_k_dense_replace": 1},
-    "deepseek_v3": {**LATENT, **ROUTED_EXPERTS, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1},
+    "deepseek_v3": {**LATENT, **ROUTED_EXPERTS, "first_k_dense_replace": 1, **GROUPS},
     "deepseek_v32": {
         **LATENT,
         **ROUTED_EXPERTS,
         **DENSE_FIRST,
-        "n_group": 2,
-        "topk_group": 1,
+        **GROUPS,
         **INDEXER,
     },
     "diffllama": {},
@@ -148,7 +160,7 @@ CATALOGUE: dict[str, dict[str, Any]] = {
     "glm": {},
     "glm4": {},
     "glm4_moe": {**ROUTED_EXPERTS, "first_k_dense_replace": 1, "use_qk_norm": True},
-    "glm4_moe_lite": {**LATENT, **ROUTED_EXPERTS, **DENSE_FIRST},
+    "glm4_moe_lite": {**LATENT, **ROUTED_EXPERTS, **DENSE_FIRST, "topk_method": "noaux_tc"},
     "glm_moe_dsa": {
         **LATENT,
         **ROUTED_EXPERTS,
