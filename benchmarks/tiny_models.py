@@ -173,7 +173,19 @@ CATALOGUE: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW, "num_layers": 2},
     "gpt_neox": {},
     "gpt_neox_japanese": {"intermediate_multiple_size": 2},
-    "gpt_oss": {**MIXED, **LOCAL_EXPERTS, "rope_parameters": {**ROPE, "rope_type": "default"}},
+    "gpt_oss": {
+        **MIXED,
+        **LOCAL_EXPERTS,
+        "rope_parameters": {
+            **ROPE,
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 32,
+        },
+    },
     "gptj": {"rotary_dim": 16},
     "granite": {
         "logits_scaling": 2.0,
@@ -424,20 +436,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2, no caps": ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
     "gpt2, scaled by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
     "gpt_neox, serial blocks": ("gpt_neox", {"use_parallel_residual": False}),
-    "gpt_oss, yarn": (
-        "gpt_oss",
-        {
-            "rope_parameters": {
-                **ROPE,
-                "rope_type": "yarn",
-                "factor": 8.0,
-                "beta_fast": 32.0,
-                "beta_slow": 1.0,
-                "truncate": False,
-                "original_max_position_embeddings": 32,
-            }
-        },
-    ),
+    "gpt_oss, plain rope": ("gpt_oss", {"rope_parameters": {**ROPE, "rope_type": "default"}}),
     "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama, rope dynamic": (
         "llama",

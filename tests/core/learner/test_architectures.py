@@ -1,6 +1,9 @@
-"""Every architecture of the catalogue is trained right, or refused with a sentence."""
+"""Every architecture of the catalogue is trained right, or refused with a sentence, as docs/models.md says."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +20,10 @@ from maxpo.errors import InputError
 LENGTHS = (17, 3, 40, 2, 17, 33, 9)
 """Other lengths than those of the self-test: equal ones, one and several windows."""
 LONGEST = 256
-REFUSED: frozenset[str] = frozenset()
-"""Models that neither layout trains right."""
+LISTED = dict(
+    re.findall(r"^\| ([^|]+) \| [\d,]+ \| (\w+) \|", Path("docs/models.md").read_text(encoding="utf-8"), re.MULTILINE)
+)
+"""The rows of each model, as docs/models.md says."""
 
 
 def model(name: str) -> PreTrainedModel:
@@ -47,10 +52,10 @@ def test_the_learner_computes_the_models_own_log_probabilities(name: str) -> Non
     try:
         report = layout_of(lm)
     except InputError as error:
-        assert name in REFUSED, error
         assert str(error).startswith(f"{type(lm).__name__} cannot be trained: ")
+        assert LISTED[name] == "refused", error
         return
-    assert name not in REFUSED
+    assert LISTED[name] == ("packed" if report.layout == "packed" else "padded"), report.cause
     logprobs, _ = Policy(lm, layout=report.layout)(row_of(tokens), temperature=1.0, chunk=16)
     got = torch.cat([part[1:] for part in logprobs.split(LENGTHS)])
     assert float((got - expected).abs().max()) < 1e-4
@@ -60,3 +65,7 @@ def test_the_learner_computes_the_models_own_log_probabilities(name: str) -> Non
 
 def test_the_catalogue_has_every_text_decoder_of_transformers() -> None:
     assert set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - NOT_TEXT == set(CATALOGUE)
+
+
+def test_the_document_has_every_model_of_the_catalogue() -> None:
+    assert sorted(LISTED) == names(), "run python benchmarks/models.py --write"
