@@ -56,10 +56,10 @@ ENGINE_CAUSES = {
 """Reasons for differences between vLLM and transformers, as found in their code."""
 TITLE = """# Models
 
-The tiny random models of `benchmarks/tiny_models.py`, one for each text decoder of transformers {transformers}, with every kind of
-layer, and variants. `python benchmarks/models.py --engine --write` made this page. The same self-test runs before each
-training, on the model of the run (`model.self_test`). So a model that is not listed here, or has other settings, is
-trained right too, or is refused before the start.
+The tiny random models of `benchmarks/tiny_models.py`: one for each text decoder of transformers {transformers}, with every
+kind of layer, and variants. `python benchmarks/models.py --engine --write` made this page. The same self-test runs
+before each training, on the model of the run (`model.self_test`). So a model that is not listed here, or has other
+settings, is trained right too, or is refused before the start.
 
 | column | content |
 | --- | --- |
