@@ -37,6 +37,8 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 ROUTED_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_shared_experts": 1}
 DENSE_FIRST = {"mlp_layer_types": ["dense", "sparse"]}
+FIRST_DENSE = {"first_k_dense_replace": 1}
+"""The same in older files, for vLLM."""
 LATENT = {
     # The only sizes that vLLM's kernel for CPU has.
     "kv_lora_rank": 512,
@@ -159,8 +161,8 @@ CATALOGUE: dict[str, dict[str, Any]] = {
     },
     "glm": {},
     "glm4": {},
-    "glm4_moe": {**ROUTED_EXPERTS, "first_k_dense_replace": 1, "use_qk_norm": True},
-    "glm4_moe_lite": {**LATENT, **ROUTED_EXPERTS, **DENSE_FIRST, "topk_method": "noaux_tc"},
+    "glm4_moe": {**ROUTED_EXPERTS, "first_k_dense_replace": 1, "use_qk_norm": True, "head_dim": 32},
+    "glm4_moe_lite": {**LATENT, **ROUTED_EXPERTS, **DENSE_FIRST, **FIRST_DENSE, "topk_method": "noaux_tc"},
     "glm_moe_dsa": {
         **LATENT,
         **ROUTED_EXPERTS,
@@ -206,7 +208,7 @@ CATALOGUE: dict[str, dict[str, Any]] = {
     "helium": {},
     "hunyuan_v1_dense": {},
     "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2},
-    "hy_v3": {**EXPERTS, **DENSE_FIRST, "num_shared_experts": 1},
+    "hy_v3": {**EXPERTS, **DENSE_FIRST, **FIRST_DENSE, "num_shared_experts": 1},
     "hyperclovax": {},
     "jais2": {},
     "jamba": {

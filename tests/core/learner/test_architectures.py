@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from benchmarks.models import DOCUMENT, RESULTS, document
 from benchmarks.tiny_models import CATALOGUE, NOT_TEXT, VOCABULARY, make, names
 from learner.model.policy import Policy, use_attention
 from learner.model.rotary import fix_rotary_length
@@ -20,9 +21,7 @@ from maxpo.errors import InputError
 LENGTHS = (17, 3, 40, 2, 17, 33, 9)
 """Other lengths than those of the self-test: equal ones, one and several windows."""
 LONGEST = 256
-LISTED = dict(
-    re.findall(r"^\| ([^|]+) \| [\d,]+ \| (\w+) \|", Path("docs/models.md").read_text(encoding="utf-8"), re.MULTILINE)
-)
+LISTED = dict(re.findall(r"^\| ([^|]+) \| [\d,]+ \| (\w+) \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE))
 """The rows of each model, as docs/models.md says."""
 
 
@@ -69,3 +68,9 @@ def test_the_catalogue_has_every_text_decoder_of_transformers() -> None:
 
 def test_the_document_has_every_model_of_the_catalogue() -> None:
     assert sorted(LISTED) == names(), "run python benchmarks/models.py --write"
+
+
+def test_the_document_is_made_from_the_results() -> None:
+    made = document(json.loads(RESULTS.read_text(encoding="utf-8")))
+    # But for the last line, which names the machine.
+    assert DOCUMENT.read_text(encoding="utf-8").splitlines()[:-1] == made.splitlines()[:-1]
