@@ -102,7 +102,10 @@ def change(lm: Any, seed: int) -> None:
     """Change every weight and router bias, as training would, but more."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for tensor in [*lm.parameters(), *(b for n, b in lm.named_buffers() if n.endswith("bias"))]:
+        for tensor in [
+            *lm.parameters(),
+            *(b for n, b in lm.named_buffers() if n.endswith("bias") and b.is_floating_point()),
+        ]:
             tensor.mul_(1 + 0.3 * torch.randn(tensor.shape, generator=generator))
 
 
