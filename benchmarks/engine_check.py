@@ -26,12 +26,14 @@ import torch
 from benchmarks.tiny_models import VOCABULARY, make
 from learner.model.loading import load_language_model
 from learner.model.policy import Policy, use_attention
+from learner.model.rotary import fix_rotary_length
 from learner.weight_sync.parameter_source import ParameterSource
 from maxpo.config import RolloutConfig
 from rollout.vllm_engine.process_env import environment_variables
 
 BUCKET_BYTES = 20_000
 PROMPTS, NEW_TOKENS = (5, 17, 30), 12
+LONGEST = 64
 SYNCS = (1, 2)
 """Seeds of the changes before each sync."""
 TIMEOUT_S = 120.0
@@ -56,6 +58,7 @@ def check_one(context: Any, name: str, folder: str) -> dict[str, Any]:
     """Start an engine with a tiny model, compare, and sync twice."""
     make(name).save_pretrained(folder)
     lm: Any = load_language_model(folder, torch.float32, trust_remote_code=False).eval()
+    fix_rotary_length(lm, LONGEST)
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=run_engine, args=(theirs, folder))
     process.start()
@@ -138,7 +141,7 @@ def start(folder: str) -> Any:
         skip_tokenizer_init=True,
         dtype="float32",
         enforce_eager=True,
-        max_model_len=64,
+        max_model_len=LONGEST,
         max_num_seqs=4,
         max_num_batched_tokens=256,
         enable_chunked_prefill=False,

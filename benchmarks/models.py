@@ -49,11 +49,14 @@ ROUNDING = 1e-3
 """Difference in nats up to which two computations in float32 count as equal."""
 ENGINE_CAUSES = {
     "apertus": "vLLM holds two parameters of the activation in bfloat16",
+    "axk1": "vLLM's dense layers have a norm that those of transformers lack",
     "cohere2": "a window of vLLM's layers holds one token more than in transformers",
     "cohere2_moe": "a window of vLLM's layers holds one token more than in transformers",
     "ernie4_5_moe": "vLLM's router on CPU leaves out the bias of a softmax router",
+    "gpt2, scaled by layer": "vLLM does not have this setting",
+    "gpt_oss": "vLLM's reload does not notice when the weights of these experts are complete",
 }
-"""Reasons for differences between vLLM and transformers, as found in their code."""
+"""Reasons for differences between vLLM and transformers and for errors, as found in their code."""
 TITLE = """# Models
 
 The tiny random models of `benchmarks/tiny_models.py`: one for each text decoder of transformers {transformers}, with every
@@ -267,10 +270,11 @@ def reasons(name: str, result: dict[str, Any]) -> list[str]:
     if isinstance(result.get("shared"), str):
         found.append(f"no shared rows: {result['shared']}")
     engine: dict[str, Any] = result.get("engine") or {}
+    why = ENGINE_CAUSES.get(name, ENGINE_CAUSES.get(name.partition(",")[0]))
     if "error" in engine:
-        found.append(f"engine: {engine['error']}")
+        found.append(f"engine: {'; '.join(x for x in (why, engine['error']) if x)}")
     elif engine and (worst := max(engine["start"], *engine["synced"])) > ROUNDING:
-        found.append(f"engine: {worst:.2g} nats from transformers; {ENGINE_CAUSES.get(name, 'cause unknown')}")
+        found.append(f"engine: {worst:.2g} nats from transformers; {why or 'cause unknown'}")
     # Some errors hold the text of a whole module.
     short = [shorten(" ".join(sentence.split()), 300, placeholder=" ...") for sentence in found]
     return [re.sub(r"\bmodel\.(?=[a-z])", "", sentence) for sentence in short]

@@ -110,7 +110,7 @@ CATALOGUE: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
         "ffn_config": {"hidden_size": 128, "ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
     },
-    "deepseek_v2": {**LATENT, **ROUTED_EXPERTS, "first_k_dense_replace": 1},
+    "deepseek_v2": {**LATENT, **ROUTED_EXPERTS, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
     "deepseek_v3": {**LATENT, **ROUTED_EXPERTS, "first_k_dense_replace": 1, **GROUPS},
     "deepseek_v32": {
         **LATENT,
@@ -208,7 +208,7 @@ CATALOGUE: dict[str, dict[str, Any]] = {
     "helium": {},
     "hunyuan_v1_dense": {},
     "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2},
-    "hy_v3": {**EXPERTS, **DENSE_FIRST, **FIRST_DENSE, "num_shared_experts": 1},
+    "hy_v3": {**EXPERTS, **DENSE_FIRST, **FIRST_DENSE, "num_shared_experts": 1, "expert_hidden_dim": 64},
     "hyperclovax": {},
     "jais2": {},
     "jamba": {
@@ -241,7 +241,13 @@ CATALOGUE: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 64,
         "num_attention_heads_per_layer": [4, 4],
     },
-    "lfm2": {"layer_types": ["conv", FULL], "block_auto_adjust_ff_dim": False, "conv_dim": 128},
+    "lfm2": {
+        "layer_types": ["conv", FULL],
+        "block_auto_adjust_ff_dim": False,
+        "conv_dim": 128,
+        "block_dim": 128,
+        "block_ff_dim": 160,
+    },
     "lfm2_moe": {**EXPERTS, "num_dense_layers": 1, "layer_types": ["conv", FULL]},
     "llama": {},
     "llama4_text": {
@@ -457,13 +463,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox, serial blocks": ("gpt_neox", {"use_parallel_residual": False}),
     "gpt_oss, plain rope": ("gpt_oss", {"rope_parameters": {**ROPE, "rope_type": "default"}}),
     "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama, rope dynamic": (
-        "llama",
-        {
-            "max_position_embeddings": 16,
-            "rope_parameters": {**ROPE, "rope_type": "dynamic", "factor": 16.0},
-        },
-    ),
+    "llama, rope dynamic": ("llama", {"rope_parameters": {**ROPE, "rope_type": "dynamic", "factor": 4.0}}),
     "llama, rope linear": ("llama", {"rope_parameters": {**ROPE, "rope_type": "linear", "factor": 4.0}}),
     "llama, rope llama3": (
         "llama",
@@ -515,10 +515,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm, serial blocks": ("stablelm", {"use_parallel_residual": False, "qk_layernorm": False}),
 }
 """An architecture and settings that replace its own, by a name of the variant."""
-
-LENGTH_MATTERS = ("llama, rope dynamic", "phi3, longrope")
-"""Models whose rotary factors depend on the length of a sequence."""
-
 
 NOT_TEXT = frozenset(
     (
