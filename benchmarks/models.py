@@ -50,6 +50,9 @@ ROUNDING = 1e-3
 ENGINE_CAUSES = {
     "apertus": "vLLM holds two parameters of the activation in bfloat16",
     "axk1": "vLLM's dense layers have a norm that those of transformers lack",
+    "deepseek_v2": "latent attention on CPU, cause unknown",
+    "deepseek_v3": "latent attention on CPU, cause unknown",
+    "glm4_moe_lite": "latent attention on CPU, cause unknown",
     "cohere2": "a window of vLLM's layers holds one token more than in transformers",
     "cohere2_moe": "a window of vLLM's layers holds one token more than in transformers",
     "ernie4_5_moe": "vLLM's router on CPU leaves out the bias of a softmax router",
@@ -70,7 +73,7 @@ settings, is trained right too, or is refused before the start.
 | nats | largest difference of a token's log-probability between the learner and each sequence alone in transformers |
 | LoRA | share of the weights in matrices, besides embeddings and head, that `learner.lora` adapts |
 | shared rows | largest difference in nats with `learner.sequence_parallel: 2` on two ranks, or no |
-| engine | largest difference in nats of 36 greedy tokens between vLLM on CPU and transformers: as loaded, then after syncs of changed weights |
+| engine | largest difference in nats of 36 greedy tokens between vLLM on CPU and transformers: as loaded, then after syncs of changed weights. Empty: not tried yet |
 """  # noqa: E501
 
 

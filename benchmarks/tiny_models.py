@@ -292,7 +292,7 @@ CATALOGUE: dict[str, dict[str, Any]] = {
     },
     "minicpm3": {**LATENT, "dim_model_base": 64},
     "minimax": {**LOCAL_EXPERTS, "layer_types": [LINEAR, FULL], "block_size": 8},
-    "minimax_m2": {**LOCAL_EXPERTS},
+    "minimax_m2": {**LOCAL_EXPERTS, "rotary_dim": 32},
     "ministral": {**MIXED},
     "ministral3": {},
     "mistral": {"sliding_window": WINDOW},
