@@ -37,16 +37,20 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 ROUTED_EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_shared_experts": 1}
 DENSE_FIRST = {"mlp_layer_types": ["dense", "sparse"]}
+FIRST_DENSE = {"first_k_dense_replace": 1}
+"""The same in older files, for vLLM."""
 LATENT = {
-    "kv_lora_rank": 32,
+    # The only sizes that vLLM's kernel for CPU has.
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "head_dim": 64,
     "q_lora_rank": 48,
     "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 16,
     "v_head_dim": 32,
-    "head_dim": 16,
     "num_key_value_heads": 4,
 }
-INDEXER = {"index_topk": 8, "index_head_dim": 16, "index_n_heads": 16}
+GROUPS = {"n_group": 2, "topk_group": 1, "topk_method": "noaux_tc"}
+INDEXER = {"index_topk": 8, "index_head_dim": 128, "index_n_heads": 16}
 """With fewer heads, scores of keys would be equal, and any of them would be taken."""
 MAMBA = {
     "mamba_n_heads": 8,
@@ -67,10 +71,21 @@ ROPE = {"rope_theta": 10000.0}
 BOTH_ROPES = {SLIDING: {**ROPE, "rope_type": "default"}, FULL: {"rope_theta": 1e6, "rope_type": "default"}}
 
 CATALOGUE: dict[str, dict[str, Any]] = {
-    "afmoe": {**EXPERTS, **MIXED, "num_dense_layers": 1, "num_shared_experts": 1, "mup_enabled": True},
+    "afmoe": {
+        **EXPERTS,
+        **MIXED,
+        "num_dense_layers": 1,
+        "num_shared_experts": 1,
+        "mup_enabled": True,
+        # Of the files of such models, for vLLM. transformers knows no others.
+        "score_func": "sigmoid",
+        "route_norm": True,
+        "n_group": 1,
+        "topk_group": 1,
+    },
     "apertus": {},
     "arcee": {},
-    "axk1": {**LATENT, **ROUTED_EXPERTS, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1},
+    "axk1": {**LATENT, **ROUTED_EXPERTS, "first_k_dense_replace": 1, **GROUPS},
     "bamba": {**MAMBA, "attn_layer_indices": [1]},
     "biogpt": {},
     "bitnet": {},
@@ -95,14 +110,13 @@ CATALOGUE: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
         "ffn_config": {"hidden_size": 128, "ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
     },
-    "deepseek_v2": {**LATENT, **ROUTED_EXPERTS, "first_k_dense_replace": 1},
-    "deepseek_v3": {**LATENT, **ROUTED_EXPERTS, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1},
+    "deepseek_v2": {**LATENT, **ROUTED_EXPERTS, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
+    "deepseek_v3": {**LATENT, **ROUTED_EXPERTS, "first_k_dense_replace": 1, **GROUPS},
     "deepseek_v32": {
         **LATENT,
         **ROUTED_EXPERTS,
         **DENSE_FIRST,
-        "n_group": 2,
-        "topk_group": 1,
+        **GROUPS,
         **INDEXER,
     },
     "diffllama": {},
@@ -147,8 +161,8 @@ CATALOGUE: dict[str, dict[str, Any]] = {
     },
     "glm": {},
     "glm4": {},
-    "glm4_moe": {**ROUTED_EXPERTS, "first_k_dense_replace": 1, "use_qk_norm": True},
-    "glm4_moe_lite": {**LATENT, **ROUTED_EXPERTS, **DENSE_FIRST},
+    "glm4_moe": {**ROUTED_EXPERTS, "first_k_dense_replace": 1, "use_qk_norm": True, "head_dim": 32},
+    "glm4_moe_lite": {**LATENT, **ROUTED_EXPERTS, **DENSE_FIRST, **FIRST_DENSE, "topk_method": "noaux_tc"},
     "glm_moe_dsa": {
         **LATENT,
         **ROUTED_EXPERTS,
@@ -161,7 +175,19 @@ CATALOGUE: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW, "num_layers": 2},
     "gpt_neox": {},
     "gpt_neox_japanese": {"intermediate_multiple_size": 2},
-    "gpt_oss": {**MIXED, **LOCAL_EXPERTS, "rope_parameters": {**ROPE, "rope_type": "default"}},
+    "gpt_oss": {
+        **MIXED,
+        **LOCAL_EXPERTS,
+        "rope_parameters": {
+            **ROPE,
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 32,
+        },
+    },
     "gptj": {"rotary_dim": 16},
     "granite": {
         "logits_scaling": 2.0,
@@ -182,7 +208,7 @@ CATALOGUE: dict[str, dict[str, Any]] = {
     "helium": {},
     "hunyuan_v1_dense": {},
     "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2},
-    "hy_v3": {**EXPERTS, **DENSE_FIRST, "num_shared_experts": 1},
+    "hy_v3": {**EXPERTS, **DENSE_FIRST, **FIRST_DENSE, "num_shared_experts": 1, "expert_hidden_dim": 64},
     "hyperclovax": {},
     "jais2": {},
     "jamba": {
@@ -215,7 +241,13 @@ CATALOGUE: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 64,
         "num_attention_heads_per_layer": [4, 4],
     },
-    "lfm2": {"layer_types": ["conv", FULL], "block_auto_adjust_ff_dim": False},
+    "lfm2": {
+        "layer_types": ["conv", FULL],
+        "block_auto_adjust_ff_dim": False,
+        "conv_dim": 128,
+        "block_dim": 128,
+        "block_ff_dim": 160,
+    },
     "lfm2_moe": {**EXPERTS, "num_dense_layers": 1, "layer_types": ["conv", FULL]},
     "llama": {},
     "llama4_text": {
@@ -223,6 +255,7 @@ CATALOGUE: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 1,
         "intermediate_size_mlp": 160,
         "moe_layers": [1],
+        "interleave_moe_layer_step": 2,
         "no_rope_layers": [1, 0],
         "layer_types": ["chunked_attention", FULL],
         "attention_chunk_size": 8,
@@ -235,15 +268,31 @@ CATALOGUE: dict[str, dict[str, Any]] = {
         "moe_topk": 2,
         "n_routed_experts": 4,
         "zero_expert_num": 2,
+        "mla_scale_q_lora": True,
+        "mla_scale_kv_lora": True,
         "expert_ffn_hidden_size": 64,
     },
     "mamba": {**STATE_SPACE},
     "mamba2": {**STATE_SPACE, "num_heads": 8, "n_groups": 1, "chunk_size": 8},
     "mellum": {**EXPERTS, **MIXED, **DENSE_FIRST, "num_local_experts": 4},
-    "mimo_v2_flash": {**ROUTED_EXPERTS, **MIXED, **DENSE_FIRST, "v_head_dim": 16},
+    "mimo_v2_flash": {
+        **ROUTED_EXPERTS,
+        **MIXED,
+        **DENSE_FIRST,
+        "v_head_dim": 16,
+        # Of the files of such models, for vLLM.
+        "hybrid_layer_pattern": [1, 0],
+        "moe_layer_freq": [0, 1],
+        "layernorm_epsilon": 1e-5,
+        "swa_head_dim": 32,
+        "swa_v_head_dim": 16,
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 2,
+        "sliding_window_size": WINDOW,
+    },
     "minicpm3": {**LATENT, "dim_model_base": 64},
     "minimax": {**LOCAL_EXPERTS, "layer_types": [LINEAR, FULL], "block_size": 8},
-    "minimax_m2": {**LOCAL_EXPERTS},
+    "minimax_m2": {**LOCAL_EXPERTS, "rotary_dim": 32},
     "ministral": {**MIXED},
     "ministral3": {},
     "mistral": {"sliding_window": WINDOW},
@@ -412,28 +461,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2, no caps": ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
     "gpt2, scaled by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
     "gpt_neox, serial blocks": ("gpt_neox", {"use_parallel_residual": False}),
-    "gpt_oss, yarn": (
-        "gpt_oss",
-        {
-            "rope_parameters": {
-                **ROPE,
-                "rope_type": "yarn",
-                "factor": 8.0,
-                "beta_fast": 32.0,
-                "beta_slow": 1.0,
-                "truncate": False,
-                "original_max_position_embeddings": 32,
-            }
-        },
-    ),
+    "gpt_oss, plain rope": ("gpt_oss", {"rope_parameters": {**ROPE, "rope_type": "default"}}),
     "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama, rope dynamic": (
-        "llama",
-        {
-            "max_position_embeddings": 16,
-            "rope_parameters": {**ROPE, "rope_type": "dynamic", "factor": 16.0},
-        },
-    ),
+    "llama, rope dynamic": ("llama", {"rope_parameters": {**ROPE, "rope_type": "dynamic", "factor": 4.0}}),
     "llama, rope linear": ("llama", {"rope_parameters": {**ROPE, "rope_type": "linear", "factor": 4.0}}),
     "llama, rope llama3": (
         "llama",
@@ -485,10 +515,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm, serial blocks": ("stablelm", {"use_parallel_residual": False, "qk_layernorm": False}),
 }
 """An architecture and settings that replace its own, by a name of the variant."""
-
-LENGTH_MATTERS = ("llama, rope dynamic", "phi3, longrope")
-"""Models whose rotary factors depend on the length of a sequence."""
-
 
 NOT_TEXT = frozenset(
     (

@@ -1,6 +1,9 @@
-"""Every architecture of the catalogue is trained right, or refused with a sentence."""
+"""Every architecture of the catalogue is trained right, or refused with a sentence, as docs/models.md says."""
 
 from __future__ import annotations
+
+import json
+import re
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from benchmarks.models import DOCUMENT, RESULTS, document
 from benchmarks.tiny_models import CATALOGUE, NOT_TEXT, VOCABULARY, make, names
 from learner.model.policy import Policy, use_attention
 from learner.model.rotary import fix_rotary_length
@@ -17,8 +21,8 @@ from maxpo.errors import InputError
 LENGTHS = (17, 3, 40, 2, 17, 33, 9)
 """Other lengths than those of the self-test: equal ones, one and several windows."""
 LONGEST = 256
-REFUSED: frozenset[str] = frozenset()
-"""Models that neither layout trains right."""
+LISTED = dict(re.findall(r"^\| ([^|]+) \| [\d,]+ \| (\w+) \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE))
+"""The rows of each model, as docs/models.md says."""
 
 
 def model(name: str) -> PreTrainedModel:
@@ -47,10 +51,10 @@ def test_the_learner_computes_the_models_own_log_probabilities(name: str) -> Non
     try:
         report = layout_of(lm)
     except InputError as error:
-        assert name in REFUSED, error
         assert str(error).startswith(f"{type(lm).__name__} cannot be trained: ")
+        assert LISTED[name] == "refused", error
         return
-    assert name not in REFUSED
+    assert LISTED[name] == ("packed" if report.layout == "packed" else "padded"), report.cause
     logprobs, _ = Policy(lm, layout=report.layout)(row_of(tokens), temperature=1.0, chunk=16)
     got = torch.cat([part[1:] for part in logprobs.split(LENGTHS)])
     assert float((got - expected).abs().max()) < 1e-4
@@ -60,3 +64,13 @@ def test_the_learner_computes_the_models_own_log_probabilities(name: str) -> Non
 
 def test_the_catalogue_has_every_text_decoder_of_transformers() -> None:
     assert set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - NOT_TEXT == set(CATALOGUE)
+
+
+def test_the_document_has_every_model_of_the_catalogue() -> None:
+    assert sorted(LISTED) == names(), "run python benchmarks/models.py --write"
+
+
+def test_the_document_is_made_from_the_results() -> None:
+    made = document(json.loads(RESULTS.read_text(encoding="utf-8")))
+    # But for the last line, which names the machine.
+    assert DOCUMENT.read_text(encoding="utf-8").splitlines()[:-1] == made.splitlines()[:-1]
