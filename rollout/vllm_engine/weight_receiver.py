@@ -2,7 +2,7 @@
 
 vLLM's weight-transfer API does the layerwise reload, the packing for the CPU kernels and the sharding. The receivers
 here add a gloo backend for machines without CUDA, a checksum of every received tensor, and cures for what a reload
-leaves wrong in vLLM 0.32 (`_prepare_reload`, `_finish_reload`).
+leaves wrong in vLLM 0.32 (`_prepare_reload`, `_refuse_gaps`, `_finish_reload`).
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class _Checked:
             del model.load_weights
 
     def finish_weight_update(self) -> None:
+        _refuse_gaps(self.model)  # pyright: ignore
         super().finish_weight_update()  # pyright: ignore
         _finish_reload(self.model)  # pyright: ignore
 
@@ -100,6 +101,29 @@ def _prepare_reload(model: torch.nn.Module) -> None:
         method: Any = getattr(module, "quant_method", None)
         if current_platform.is_cpu() and getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
+
+
+def _refuse_gaps(model: torch.nn.Module) -> None:
+    """Refuse a sync that left out a parameter of a layer. Call before `finalize_layerwise_reload`.
+
+    vLLM accepts such a layer, and the parameter would be uninitialised memory. A layer of which nothing was sent keeps
+    its weights, for example a head that shares the embedding's.
+
+    Raises:
+        RuntimeError: parameters of a layer are missing. Names them.
+    """
+    from vllm.model_executor.layers.attention import is_deferred_attention_layer
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    missing: list[str] = []
+    for path, module in model.named_modules():
+        loaded = {name for name, _ in get_layerwise_info(module).loaded_weights}
+        # Attention has only scales, and vLLM has values for those that a model lacks.
+        if loaded and not is_deferred_attention_layer(module):
+            own = [name for name, parameter in module.named_parameters(recurse=False) if parameter.is_meta]
+            missing += [f"{path}.{name}" for name in own if name not in loaded]
+    if missing:
+        raise RuntimeError(f"the sync left out weights that the engine has: {', '.join(missing)}")
 
 
 def _finish_reload(model: torch.nn.Module) -> None:
