@@ -50,9 +50,11 @@ class _Checked:
     """Mixin of a receiver that computes a checksum of every tensor on its way to the model."""
 
     digests: dict[str, torch.Tensor]
+    loaded: set[str]
+    """The engine's names of the tensors that the model says it has loaded."""
 
     def start_weight_update(self) -> None:
-        self.digests = {}
+        self.digests, self.loaded = {}, set()
         super().start_weight_update()  # pyright: ignore
         _prepare_reload(self.model)  # pyright: ignore
 
@@ -60,13 +62,13 @@ class _Checked:
         model = self.model  # pyright: ignore
         load = model.load_weights
 
-        def checked(weights: Iterable[tuple[str, torch.Tensor]]) -> object:
+        def checked(weights: Iterable[tuple[str, torch.Tensor]]) -> None:
             def with_digest() -> Iterator[tuple[str, torch.Tensor]]:
                 for name, tensor in weights:
                     self.digests[name] = tensor_digest(tensor)
                     yield name, tensor
 
-            return load(with_digest())
+            self.loaded |= load(with_digest()) or set()
 
         model.load_weights = checked
         try:
@@ -75,7 +77,7 @@ class _Checked:
             del model.load_weights
 
     def finish_weight_update(self) -> None:
-        _refuse_gaps(self.model)  # pyright: ignore
+        _refuse_gaps(self.model, self.loaded)  # pyright: ignore
         super().finish_weight_update()  # pyright: ignore
         _finish_reload(self.model)  # pyright: ignore
 
@@ -103,27 +105,36 @@ def _prepare_reload(model: torch.nn.Module) -> None:
             method.moe_kernel = None
 
 
-def _refuse_gaps(model: torch.nn.Module) -> None:
-    """Refuse a sync that left out a parameter of a layer. Call before `finalize_layerwise_reload`.
+def _refuse_gaps(model: torch.nn.Module, loaded: set[str]) -> None:
+    """Refuse a sync that has not reached a parameter. Call before `finalize_layerwise_reload`.
 
-    vLLM accepts such a layer, and the parameter would be uninitialised memory. A layer of which nothing was sent keeps
-    its weights, for example a head that shares the embedding's.
+    vLLM accepts it. If a parameter of a layer was not sent, it would be uninitialised memory. If the model's
+    `load_weights` has copied without the `weight_loader` of the parameter, as that of gpt_oss does with experts, it
+    would keep its old value. A layer of which nothing was sent keeps its weights, for example a head that shares the
+    embedding's.
+
+    Args:
+        model: the engine's model, with the loaders of the layerwise reload.
+        loaded: the parameters that the model says it has loaded.
 
     Raises:
-        RuntimeError: parameters of a layer are missing. Names them.
+        RuntimeError: names the parameters.
     """
     from vllm.model_executor.layers.attention import is_deferred_attention_layer
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-    missing: list[str] = []
+    missed: list[str] = []
     for path, module in model.named_modules():
-        loaded = {name for name, _ in get_layerwise_info(module).loaded_weights}
-        # Attention has only scales, and vLLM has values for those that a model lacks.
-        if loaded and not is_deferred_attention_layer(module):
-            own = [name for name, parameter in module.named_parameters(recurse=False) if parameter.is_meta]
-            missing += [f"{path}.{name}" for name in own if name not in loaded]
-    if missing:
-        raise RuntimeError(f"the sync left out weights that the engine has: {', '.join(missing)}")
+        reached = {name for name, _ in get_layerwise_info(module).loaded_weights}
+        if is_deferred_attention_layer(module):
+            continue  # it has only scales, and vLLM has values for those that a model lacks
+        unreached = [n for n, p in module.named_parameters(recurse=False) if p.is_meta and n not in reached]
+        missed += [f"{path}.{name}" for name in unreached if reached or f"{path}.{name}" in loaded]
+    if missed:
+        raise RuntimeError(
+            f"the sync has not reached weights of the engine: {', '.join(missed)}. Either they were not sent, or vLLM "
+            f"cannot reload {type(model).__name__}, whose load_weights copies without weight_loader"
+        )
 
 
 def _finish_reload(model: torch.nn.Module) -> None:

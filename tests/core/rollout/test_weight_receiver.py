@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ pytest.importorskip("vllm")
 from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
-from rollout.vllm_engine.weight_receiver import GlooReceiver
+from rollout.vllm_engine.weight_receiver import GlooReceiver, GlooUpdate
 
 NEW = {"layer.weight": torch.tensor([5.0, 6.0]), "layer.shift": torch.tensor([7.0])}
 SCALE = torch.tensor([0.5, 0.25])
@@ -29,14 +30,24 @@ class Layer(nn.Module):
 
 
 class Model(nn.Module):
+    copies = False
+    """True to copy weights without the loaders of vLLM."""
+
     def __init__(self) -> None:
         super().__init__()
         self.layer, self.other = Layer(), Layer()
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         tensors = dict(self.named_parameters()) | dict(self.named_buffers())
+        loaded: set[str] = set()
         for name, weight in weights:
-            getattr(tensors[name], "weight_loader", default_weight_loader)(tensors[name], weight)
+            loader = getattr(tensors[name], "weight_loader", default_weight_loader)
+            if self.copies:
+                tensors[name].data.copy_(weight)
+            else:
+                loader(tensors[name], weight)
+            loaded.add(name)
+        return loaded
 
 
 @pytest.fixture
@@ -47,17 +58,30 @@ def nan_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+class Sent:
+    """A process group whose broadcasts give the bytes of a tensor each."""
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        self._weights = iter(weights.values())
+
+    def broadcast(self, buffer: Tensor, root: int) -> Any:
+        buffer.copy_(next(self._weights).view(torch.uint8))
+        return SimpleNamespace(wait=lambda: None)
+
+
 @pytest.fixture
 def receiver(nan_memory: None) -> Any:
     made: Any = GlooReceiver.__new__(GlooReceiver)
-    made.model, made.model_config = Model(), None
+    made.model, made.model_config, made.bucket_bytes = Model(), None, 1
     record_metadata_for_reloading(made.model)
     return made
 
 
 def sync(receiver: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    receiver.group = Sent(weights)
     receiver.start_weight_update()
-    receiver.model.load_weights(weights.items())
+    shapes = [list(weight.shape) for weight in weights.values()]
+    receiver.receive_weights(GlooUpdate(names=list(weights), dtype_names=["float32"] * len(weights), shapes=shapes))
     receiver.finish_weight_update()
     return dict(receiver.model.state_dict())
 
@@ -81,5 +105,11 @@ def test_a_layer_that_is_not_sent_keeps_its_weights(receiver: Any) -> None:
 
 
 def test_a_sync_without_a_parameter_of_a_layer_is_refused(receiver: Any) -> None:
-    with pytest.raises(RuntimeError, match=r"left out weights that the engine has: layer\.shift$"):
+    with pytest.raises(RuntimeError, match=r"has not reached weights of the engine: layer\.shift\."):
         sync(receiver, {"layer.weight": NEW["layer.weight"]})
+
+
+def test_weights_that_are_copied_past_the_reload_are_refused(receiver: Any) -> None:
+    receiver.model.copies = True
+    with pytest.raises(RuntimeError, match=r"layer\.weight, layer\.shift\. .* vLLM cannot reload Model"):
+        sync(receiver, NEW)
