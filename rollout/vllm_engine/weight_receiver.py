@@ -2,12 +2,14 @@
 
 vLLM's weight-transfer API does the layerwise reload, the packing for the CPU kernels and the sharding. The receivers
 here add a gloo backend for machines without CUDA, a checksum of every received tensor, and cures for what a reload
-leaves wrong in vLLM 0.32 (`_prepare_reload`, `_refuse_gaps`, `_finish_reload`).
+leaves wrong in vLLM 0.32 (`_prepare_reload`, `_prepare_copies`,
+`_refuse_gaps`, `_finish_reload`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,11 +52,9 @@ class _Checked:
     """Mixin of a receiver that computes a checksum of every tensor on its way to the model."""
 
     digests: dict[str, torch.Tensor]
-    loaded: set[str]
-    """The engine's names of the tensors that the model says it has loaded."""
 
     def start_weight_update(self) -> None:
-        self.digests, self.loaded = {}, set()
+        self.digests = {}
         super().start_weight_update()  # pyright: ignore
         _prepare_reload(self.model)  # pyright: ignore
 
@@ -63,12 +63,12 @@ class _Checked:
         load = model.load_weights
 
         def checked(weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-            def with_digest() -> Iterator[tuple[str, torch.Tensor]]:
-                for name, tensor in weights:
-                    self.digests[name] = tensor_digest(tensor)
-                    yield name, tensor
-
-            self.loaded |= load(with_digest()) or set()
+            bucket = list(weights)
+            self.digests |= {name: tensor_digest(tensor) for name, tensor in bucket}
+            loaded: set[str] = load(bucket) or set()
+            if _prepare_copies(model, loaded):
+                with _loaders_off(model):
+                    load(bucket)
 
         model.load_weights = checked
         try:
@@ -77,7 +77,7 @@ class _Checked:
             del model.load_weights
 
     def finish_weight_update(self) -> None:
-        _refuse_gaps(self.model, self.loaded)  # pyright: ignore
+        _refuse_gaps(self.model)  # pyright: ignore
         super().finish_weight_update()  # pyright: ignore
         _finish_reload(self.model)  # pyright: ignore
 
@@ -105,36 +105,78 @@ def _prepare_reload(model: torch.nn.Module) -> None:
             method.moe_kernel = None
 
 
-def _refuse_gaps(model: torch.nn.Module, loaded: set[str]) -> None:
-    """Refuse a sync that has not reached a parameter. Call before `finalize_layerwise_reload`.
+def _prepare_copies(model: torch.nn.Module, loaded: set[str]) -> bool:
+    """Give memory to parameters that the model has loaded without the loaders of the layerwise reload.
 
-    vLLM accepts it. If a parameter of a layer was not sent, it would be uninitialised memory. If the model's
-    `load_weights` has copied without the `weight_loader` of the parameter, as that of gpt_oss does with experts, it
-    would keep its old value. A layer of which nothing was sent keeps its weights, for example a head that shares the
-    embedding's.
+    The `load_weights` of some models, such as gpt_oss, copies into parameters itself. In a reload they have no memory,
+    so nothing is copied.
 
     Args:
-        model: the engine's model, with the loaders of the layerwise reload.
+        model: the engine's model, in a layerwise reload.
         loaded: the parameters that the model says it has loaded.
 
-    Raises:
-        RuntimeError: names the parameters.
+    Returns:
+        True if there are such parameters. They must be loaded again then.
     """
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+    from vllm.model_executor.model_loader.reload.meta import materialize_meta_tensor
+
+    found = False
+    for path, module in model.named_modules():
+        info = get_layerwise_info(module)
+        for name in _unreached(module):
+            if f"{path}.{name}" in loaded:
+                with info.restore_device:
+                    setattr(module, name, materialize_meta_tensor(getattr(module, name)))
+                info.load_numel = max(info.load_numel, 1)  # the layer is completed when the reload ends
+                found = True
+    return found
+
+
+@contextmanager
+def _loaders_off(model: torch.nn.Module) -> Iterator[None]:
+    """Let the loaders of the layerwise reload do nothing."""
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    infos = [get_layerwise_info(module) for module in model.modules()]
+    totals = [info.load_numel_total for info in infos]
+    for info in infos:
+        info.load_numel_total = None
+    try:
+        yield
+    finally:
+        for info, total in zip(infos, totals, strict=True):
+            info.load_numel_total = total
+
+
+def _unreached(module: torch.nn.Module) -> list[str]:
+    """Return the parameters of a layer that nothing has been loaded for in this reload."""
     from vllm.model_executor.layers.attention import is_deferred_attention_layer
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-    missed: list[str] = []
+    if is_deferred_attention_layer(module):
+        return []  # it has only scales, and vLLM has values for those that a model lacks
+    reached = {name for name, _ in get_layerwise_info(module).loaded_weights}
+    return [n for n, p in module.named_parameters(recurse=False) if p.is_meta and n not in reached]
+
+
+def _refuse_gaps(model: torch.nn.Module) -> None:
+    """Refuse a sync that left out a parameter of a layer. Call before `finalize_layerwise_reload`.
+
+    vLLM accepts such a layer, and the parameter would be uninitialised memory. A layer of which nothing was sent keeps
+    its weights, for example a head that shares the embedding's.
+
+    Raises:
+        RuntimeError: parameters of a layer are missing. Names them.
+    """
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    missing: list[str] = []
     for path, module in model.named_modules():
-        reached = {name for name, _ in get_layerwise_info(module).loaded_weights}
-        if is_deferred_attention_layer(module):
-            continue  # it has only scales, and vLLM has values for those that a model lacks
-        unreached = [n for n, p in module.named_parameters(recurse=False) if p.is_meta and n not in reached]
-        missed += [f"{path}.{name}" for name in unreached if reached or f"{path}.{name}" in loaded]
-    if missed:
-        raise RuntimeError(
-            f"the sync has not reached weights of the engine: {', '.join(missed)}. Either they were not sent, or vLLM "
-            f"cannot reload {type(model).__name__}, whose load_weights copies without weight_loader"
-        )
+        if get_layerwise_info(module).load_numel > 0:
+            missing += [f"{path}.{name}" for name in _unreached(module)]
+    if missing:
+        raise RuntimeError(f"the sync left out weights that the engine has: {', '.join(missing)}")
 
 
 def _finish_reload(model: torch.nn.Module) -> None:

@@ -105,11 +105,14 @@ def test_a_layer_that_is_not_sent_keeps_its_weights(receiver: Any) -> None:
 
 
 def test_a_sync_without_a_parameter_of_a_layer_is_refused(receiver: Any) -> None:
-    with pytest.raises(RuntimeError, match=r"has not reached weights of the engine: layer\.shift\."):
+    with pytest.raises(RuntimeError, match=r"left out weights that the engine has: layer\.shift$"):
         sync(receiver, {"layer.weight": NEW["layer.weight"]})
 
 
-def test_weights_that_are_copied_past_the_reload_are_refused(receiver: Any) -> None:
+def test_weights_that_a_model_copies_itself_arrive(receiver: Any) -> None:
     receiver.model.copies = True
-    with pytest.raises(RuntimeError, match=r"layer\.weight, layer\.shift\. .* vLLM cannot reload Model"):
-        sync(receiver, NEW)
+    for factor in (1, 2):
+        weights = {name: factor * weight for name, weight in NEW.items()}
+        state = sync(receiver, weights)
+        assert all(torch.equal(state[name], weight) for name, weight in weights.items())
+        assert torch.equal(state["layer.scale"], SCALE)
