@@ -2,8 +2,7 @@
 
 vLLM's weight-transfer API does the layerwise reload, the packing for the CPU kernels and the sharding. The receivers
 here add a gloo backend for machines without CUDA, a checksum of every received tensor, and cures for what a reload
-leaves wrong in vLLM 0.32 (`_prepare_reload`, `_prepare_copies`,
-`_refuse_gaps`, `_finish_reload`).
+leaves wrong in vLLM 0.32 (`_prepare_reload`, `_prepare_copies`, `_refuse_gaps`, `_finish_reload`).
 """
 
 from __future__ import annotations
@@ -125,7 +124,7 @@ def _prepare_copies(model: torch.nn.Module, loaded: set[str]) -> bool:
     for path, module in model.named_modules():
         info = get_layerwise_info(module)
         for name in _unreached(module):
-            if f"{path}.{name}" in loaded:
+            if f"{path}.{name}".removeprefix(".") in loaded:
                 with info.restore_device:
                     setattr(module, name, materialize_meta_tensor(getattr(module, name)))
                 info.load_numel = max(info.load_numel, 1)  # the layer is completed when the reload ends
@@ -174,7 +173,7 @@ def _refuse_gaps(model: torch.nn.Module) -> None:
     missing: list[str] = []
     for path, module in model.named_modules():
         if get_layerwise_info(module).load_numel > 0:
-            missing += [f"{path}.{name}" for name in _unreached(module)]
+            missing += [f"{path}.{name}".removeprefix(".") for name in _unreached(module)]
     if missing:
         raise RuntimeError(f"the sync left out weights that the engine has: {', '.join(missing)}")
 
