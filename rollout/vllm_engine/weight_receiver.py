@@ -2,12 +2,13 @@
 
 vLLM's weight-transfer API does the layerwise reload, the packing for the CPU kernels and the sharding. The receivers
 here add a gloo backend for machines without CUDA, a checksum of every received tensor, and cures for what a reload
-leaves wrong in vLLM 0.32 (`_prepare_reload`, `_finish_reload`).
+leaves wrong in vLLM 0.32 (`_prepare_reload`, `_prepare_copies`, `_refuse_gaps`, `_finish_reload`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,13 +61,13 @@ class _Checked:
         model = self.model  # pyright: ignore
         load = model.load_weights
 
-        def checked(weights: Iterable[tuple[str, torch.Tensor]]) -> object:
-            def with_digest() -> Iterator[tuple[str, torch.Tensor]]:
-                for name, tensor in weights:
-                    self.digests[name] = tensor_digest(tensor)
-                    yield name, tensor
-
-            return load(with_digest())
+        def checked(weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+            bucket = list(weights)
+            self.digests |= {name: tensor_digest(tensor) for name, tensor in bucket}
+            loaded: set[str] = load(bucket) or set()
+            if _prepare_copies(model, loaded):
+                with _loaders_off(model):
+                    load(bucket)
 
         model.load_weights = checked
         try:
@@ -75,6 +76,7 @@ class _Checked:
             del model.load_weights
 
     def finish_weight_update(self) -> None:
+        _refuse_gaps(self.model)  # pyright: ignore
         super().finish_weight_update()  # pyright: ignore
         _finish_reload(self.model)  # pyright: ignore
 
@@ -100,6 +102,80 @@ def _prepare_reload(model: torch.nn.Module) -> None:
         method: Any = getattr(module, "quant_method", None)
         if current_platform.is_cpu() and getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
+
+
+def _prepare_copies(model: torch.nn.Module, loaded: set[str]) -> bool:
+    """Give memory to parameters that the model has loaded without the loaders of the layerwise reload.
+
+    The `load_weights` of some models, such as gpt_oss, copies into parameters itself. In a reload they have no memory,
+    so nothing is copied.
+
+    Args:
+        model: the engine's model, in a layerwise reload.
+        loaded: the parameters that the model says it has loaded.
+
+    Returns:
+        True if there are such parameters. They must be loaded again then.
+    """
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+    from vllm.model_executor.model_loader.reload.meta import materialize_meta_tensor
+
+    found = False
+    for path, module in model.named_modules():
+        info = get_layerwise_info(module)
+        for name in _unreached(module):
+            if f"{path}.{name}".removeprefix(".") in loaded:
+                with info.restore_device:
+                    setattr(module, name, materialize_meta_tensor(getattr(module, name)))
+                info.load_numel = max(info.load_numel, 1)  # the layer is completed when the reload ends
+                found = True
+    return found
+
+
+@contextmanager
+def _loaders_off(model: torch.nn.Module) -> Iterator[None]:
+    """Let the loaders of the layerwise reload do nothing."""
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    infos = [get_layerwise_info(module) for module in model.modules()]
+    totals = [info.load_numel_total for info in infos]
+    for info in infos:
+        info.load_numel_total = None
+    try:
+        yield
+    finally:
+        for info, total in zip(infos, totals, strict=True):
+            info.load_numel_total = total
+
+
+def _unreached(module: torch.nn.Module) -> list[str]:
+    """Return the parameters of a layer that nothing has been loaded for in this reload."""
+    from vllm.model_executor.layers.attention import is_deferred_attention_layer
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    if is_deferred_attention_layer(module):
+        return []  # it has only scales, and vLLM has values for those that a model lacks
+    reached = {name for name, _ in get_layerwise_info(module).loaded_weights}
+    return [n for n, p in module.named_parameters(recurse=False) if p.is_meta and n not in reached]
+
+
+def _refuse_gaps(model: torch.nn.Module) -> None:
+    """Refuse a sync that left out a parameter of a layer. Call before `finalize_layerwise_reload`.
+
+    vLLM accepts such a layer, and the parameter would be uninitialised memory. A layer of which nothing was sent keeps
+    its weights, for example a head that shares the embedding's.
+
+    Raises:
+        RuntimeError: parameters of a layer are missing. Names them.
+    """
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    missing: list[str] = []
+    for path, module in model.named_modules():
+        if get_layerwise_info(module).load_numel > 0:
+            missing += [f"{path}.{name}".removeprefix(".") for name in _unreached(module)]
+    if missing:
+        raise RuntimeError(f"the sync left out weights that the engine has: {', '.join(missing)}")
 
 
 def _finish_reload(model: torch.nn.Module) -> None:
