@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from maxpo.errors import RemoteError
+from maxpo.errors import RemoteError, RunError
 from maxpo.loop.selection import assess
 from maxpo.types import Group, StepBatch, WeightManifest
 from maxpo.weights.checksum import tensor_digest
@@ -128,6 +129,29 @@ def test_a_wrong_digest_or_version_stops_the_run_naming_worker_and_tensor(stack:
         stack.rollouts.confirm(
             replace(manifest, names=(*manifest.names, "lm_head.weight"), digests=(*manifest.digests, 7))
         )
+
+
+def test_new_engines_are_compared_with_the_learner(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollouts, learner = stack.rollouts, stack.learner
+    manifest = learner.publish(rollouts.receivers(), again=True)
+    assert rollouts.confirm(manifest) is None, "both were compared after their first sync"
+    rollouts._compared.pop("rollout worker 1")
+    sentence = rollouts.confirm(manifest)
+    assert sentence is not None
+    found = re.fullmatch(r"rollout worker 1: engine and learner agree to (.*) nats on (\d+) sampled tokens", sentence)
+    assert found, sentence
+    assert float(found[1]) < 1e-5
+    assert int(found[2]) > 50
+
+    def off(samples: Any) -> list[list[float]]:
+        return [[x + 0.01 for x in values] for values in learner.logprobs(samples)]
+
+    rollouts._compared.pop("rollout worker 0")
+    monkeypatch.setattr(rollouts, "logprobs", off)
+    with pytest.raises(RunError, match=r"rollout worker 0 does not compute what the learner computes.* 0\.01 nats"):
+        rollouts.confirm(manifest)
+    monkeypatch.undo()
+    assert rollouts.confirm(manifest) is not None
 
 
 def test_engines_that_rest_wake_up_for_the_next_weights(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
