@@ -40,8 +40,8 @@ def compare(
             f"tokens differ by {found.mean:.2g} nats on average and {found.largest:.2g} at most (after a prompt of "
             f"{length} tokens), and rounding of {' and '.join(dict.fromkeys(dtypes))} explains {allowed:.2g} on "
             "average. All weights have arrived, so suspect a layer that the engine repacks or does not reload, rotary "
-            "factors for long sequences, rollout.engine_args such as quantization, or an engine with a part of the model "
-            "only. docs/models.md lists the models that were compared"
+            "factors for long sequences, rollout.engine_args such as quantization, or an engine that lacks a part of "
+            "the model. docs/models.md lists the models that were compared"
         )
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from learner.model.parameters import ADAPTER, buffers_by_name, policy_weights, trained_parameters
+from learner.model.parameters import ADAPTER, buffers_by_name, trained_parameters
 from maxpo.config import LoraConfig
 from maxpo.errors import InputError
 from maxpo.seeds import derive_seed
@@ -35,11 +36,16 @@ def require_peft() -> None:
 
 
 def linear_layers(lm: PreTrainedModel) -> dict[str, list[nn.Linear]]:
-    """Return the linear layers of a language model by the last part of their names, without the head."""
-    found: dict[str, list[nn.Linear]] = {}
+    """Return the linear layers of a language model by the last part of their names.
+
+    The head is left out, and layers that share a weight: each would have an adapter of its own, and the weight is one.
+    """
     head = lm.get_output_embeddings()
-    for name, module in lm.base_model.named_modules():
-        if isinstance(module, nn.Linear) and module is not head:
+    linear = {n: m for n, m in lm.base_model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    uses = Counter(module.weight for module in linear.values())
+    found: dict[str, list[nn.Linear]] = {}
+    for name, module in linear.items():
+        if uses[module.weight] == 1:
             found.setdefault(name.rpartition(".")[2], []).append(module)
     return found
 
@@ -93,7 +99,7 @@ def coverage(lm: PreTrainedModel, lora: LoraConfig) -> str:
         )
         kinds[kind] = kinds.get(kind, 0) + parameter.numel()
     largest = sorted(kinds, key=lambda kind: -kinds[kind])
-    why = "; peft adapts linear layers, and fused experts, convolutions and plain parameters are none"
+    why = "; peft adapts linear layers, and fused experts, convolutions and weights of several layers are none"
     chosen = "; learner.lora.targets names the layers" if lora.targets else why
     return f"{said}, none on {', '.join(largest[:4])}{', ...' if len(largest) > 4 else ''}{chosen}"
 
@@ -107,27 +113,20 @@ def add_adapter(lm: PreTrainedModel, lora: LoraConfig, *, seed: int) -> None:
         seed: seed of A, the same on every rank.
 
     Raises:
-        InputError: peft is not installed, the model has no such layers, or peft takes their names for fused experts.
+        InputError: peft is not installed, or the model has no such layers.
     """
     require_peft()
     from peft import inject_adapter_in_model
 
-    dtype, before = lm.dtype, policy_weights(lm).keys()
-    settings = peft_config(lora, sorted(target_layers(lm, lora)))
+    dtype = lm.dtype
+    layers = {layer for same in target_layers(lm, lora).values() for layer in same}
+    # Inside a plain module, because in a model of transformers peft translates names of linear layers. For some families
+    # it makes fused experts of them, whose adapter cannot be merged.
+    holder = nn.ModuleDict({"lm": lm})
+    settings = peft_config(lora, [name for name, module in holder.named_modules() if module in layers])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            inject_adapter_in_model(settings, lm, ADAPTER)
-        except ValueError as error:
-            raise InputError(f"learner.lora.targets: {error}") from error
-    # For some families peft reads names of linear layers as those of fused experts, whose adapter cannot be merged.
-    if hidden := sorted(before - policy_weights(lm).keys()):
-        layers = {name.partition(".lora_")[0] for name in trained_parameters(lm)}
-        rest = sorted({layer.rpartition(".")[2] for layer in layers if f"{layer}.weight" in before})
-        raise InputError(
-            f"learner.lora.targets: peft would adapt {hidden[0]}, which is no linear layer; leave out the names of "
-            f"layers in experts, and choose among {', '.join(rest)}"
-        )
+        inject_adapter_in_model(settings, holder, ADAPTER)
     for parameter in trained_parameters(lm).values():
         parameter.data = parameter.data.to(dtype)
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.tiny_models import make
 from launch.run.preflight import check_model
 from launch.run.resuming import describe_changes
 from learner.model import lora as lora_module
@@ -25,7 +26,6 @@ from maxpo.configure.loading import load_config
 from maxpo.configure.writing import to_yaml
 from maxpo.errors import CheckpointError, InputError
 from tests.integration.learner_ranks import adapt
-from tests.routers import write_router_model
 
 MODEL = "configs/models/countdown-0.5m"
 DEMO = Path("configs/presets/demo.yaml")
@@ -195,17 +195,19 @@ def test_checkpoints_from_before_there_were_adapters_go_on(tmp_path: Path) -> No
     describe_changes(tmp_path, settings, Console(quiet=True))
 
 
-@pytest.mark.parametrize(
-    ("targets", "message"),
-    [
-        (
-            [],
-            r"peft would adapt \S+experts.down_proj, which is no linear layer; .* among k_proj, o_proj, q_proj, v_proj",
-        ),
-        (["up_proj"], "Cannot convert PEFT target"),
-    ],
-)
-def test_an_adapter_that_would_hide_weights_is_refused(targets: list[str], message: str, tmp_path: Path) -> None:
-    lm = model(str(write_router_model("glm4_moe", tmp_path)))
-    with pytest.raises(InputError, match=f"learner.lora.targets: {message}"):
-        add_adapter(lm, LoraConfig(rank=2, targets=targets), seed=0)
+@pytest.mark.parametrize("family", ["glm4_moe", "qwen3_moe", "deepseek_v3", "gemma3n_text", "zamba2", "llama"])
+def test_an_adapter_of_any_architecture_hides_no_weight_and_reaches_every_linear_layer(family: str) -> None:
+    lm: Any = make(family)
+    before, tokens = policy_weights(lm).keys(), torch.arange(3, 30)[None]
+    layers = [layer for same in lora_module.target_layers(lm, LORA).values() for layer in same]
+    plain = lm(tokens).logits
+    adapt(lm, LORA)
+    weights = policy_weights(lm)
+    assert weights.keys() == before
+    assert len([w for w in weights.values() if w.low_rank]) == len(layers) == len(trained_parameters(lm)) / 2
+    # What is sent is the function that trains.
+    changed = lm(tokens).logits
+    assert float((changed - plain).abs().max()) > 0.01
+    merged: Any = make(family)
+    merged.load_state_dict({name: weight.copy(torch.float32) for name, weight in weights.items()}, strict=False)
+    torch.testing.assert_close(merged(tokens).logits, changed, atol=1e-3, rtol=1e-3)
