@@ -292,7 +292,7 @@ def test_the_game_of_the_documentation_can_be_played(monkeypatch, tmp_path):
     game = find_environment("my_games:Guess", {"largest": 50})()
     game.reset("", None, 130)
     assert [game.step(turn).observation for turn in ("10;", "10", "40;", "x;")] == ["low;", "low;", "high;", "low;"]
-    assert game.step("30;") == Step(reward=1.0, done=True)
+    assert game.step("30;") == Step(reward=1.0, done=True, success=True)
 
 
 CHATML = (

@@ -208,7 +208,7 @@ def test_the_groups_of_a_step_that_failed_are_written_down(tmp_path: Path, monke
         run(tmp_path, config(drop_zero_signal=False), FakeRollouts())
     rows = (tmp_path / "rollouts" / "failed_step_000001.jsonl").read_text().splitlines()
     assert len(rows) == 4 * 8
-    assert {"prompt", "completion", "reward"} <= set(json.loads(rows[0]))
+    assert {"prompt", "completion", "reward", "success"} <= set(json.loads(rows[0]))
 
 
 class Refusing(FakeLearner):
