@@ -161,6 +161,7 @@ def random_batch(step: int) -> StepBatch:
                 completions=tuple(completion() for _ in range(4)),
             ),
             rewards=(0.0, 1.0, 2.0, 3.0),
+            successes=(False, True, True, True),
             valid=(True,) * 4,
             outcomes=("ok",) * 4,
         )

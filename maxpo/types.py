@@ -34,6 +34,8 @@ class Episode:
     """Text of the last turn. The verifier scores this text."""
     reward: float
     """Sum of the rewards of the environment's steps."""
+    success: bool | None = None
+    """`Step.success` of the last step. None: the environment has no opinion."""
     outcome: str = "ok"
     """'ok', or the reason for which the episode failed and is masked: 'timeout', 'died' or 'error: ...'."""
     parts: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -82,11 +84,13 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredGroup:
-    """A group with a reward for each completion."""
+    """A group with a reward and a verdict for each completion."""
 
     group: Group
     rewards: tuple[float, ...]
     """[N] rewards. The value has no meaning where `valid` is False."""
+    successes: tuple[bool, ...]
+    """[N] True where the answer is a success, whatever its reward. False where `valid` is False."""
     valid: tuple[bool, ...]
     """[N] True where the sample exists and has a score. An invalid sample is masked, never scored as 0."""
     outcomes: tuple[str, ...]
@@ -97,7 +101,7 @@ class ScoredGroup:
 
     def __post_init__(self) -> None:
         n = len(self.group.completions)
-        lengths = {"rewards": len(self.rewards), "valid": len(self.valid), "outcomes": len(self.outcomes)}
+        lengths = {name: len(getattr(self, name)) for name in ("rewards", "successes", "valid", "outcomes")}
         lengths.update({f"reward_parts[{k}]": len(v) for k, v in self.reward_parts.items()})
         wrong = {k: v for k, v in lengths.items() if v != n}
         if wrong:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maxpo.batches.samples import Sample
+from maxpo.rewards.base import succeeds
 from maxpo.seeds import derive_seed
 from maxpo.types import Completion, Group, Prompt, Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
 
@@ -32,9 +33,11 @@ def prompt(name: str = "p", token_ids: tuple[int, ...] = (1, 2), reference: Any 
 def scored(rewards: Sequence[float], valid: Sequence[bool] | None = None, **kwargs: Any) -> ScoredGroup:
     completions = kwargs.pop("completions", None) or tuple(completion(f"c{i}") for i in range(len(rewards)))
     valid = tuple(valid) if valid is not None else (True,) * len(rewards)
+    successes = kwargs.pop("successes", None) or tuple(succeeds(r) and v for r, v in zip(rewards, valid, strict=True))
     return ScoredGroup(
         group=Group(prompt=kwargs.pop("prompt", prompt()), completions=completions),
         rewards=tuple(rewards),
+        successes=tuple(successes),
         valid=valid,
         outcomes=tuple("ok" if v else "timeout" for v in valid),
         **kwargs,

@@ -14,8 +14,8 @@ ALL = "all prompts"
 
 
 def is_share(name: str, names: Sequence[str]) -> bool:
-    """Return True if a figure is a share of 1: pass@k always, other figures if no reward is graded."""
-    return name.startswith("pass@") or not any(other.startswith("max@") for other in names)
+    """Return True if a figure is a share of 1: pass@k and maj@n always, others if no reward is graded."""
+    return name.startswith(("pass@", "maj@")) or not any(other.startswith("max@") for other in names)
 
 
 def number(value: float, share: bool, *, sign: bool = False) -> str:

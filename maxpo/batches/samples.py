@@ -50,7 +50,7 @@ def treat_truncated(groups: Sequence[ScoredGroup], rule: Literal["train", "mask"
 
     Args:
         groups: Scored groups.
-        rule: train: no change. mask: the completion is invalid. zero: its reward is 0.
+        rule: train: no change. mask: the completion is invalid. zero: its reward is 0, and it is no success.
     """
     return [group if rule == "train" else _without_truncated(group, mask=rule == "mask") for group in groups]
 
@@ -61,6 +61,7 @@ def _without_truncated(scored: ScoredGroup, *, mask: bool) -> ScoredGroup:
         scored,
         valid=tuple(ok and not (mask and is_cut) for ok, is_cut in zip(scored.valid, cut, strict=True)),
         rewards=tuple(0.0 if is_cut else r for r, is_cut in zip(scored.rewards, cut, strict=True)),
+        successes=tuple(s and not is_cut for s, is_cut in zip(scored.successes, cut, strict=True)),
         outcomes=tuple("truncated" if is_cut else o for o, is_cut in zip(scored.outcomes, cut, strict=True)),
     )
 

@@ -23,7 +23,7 @@ class AlgorithmConfig:
     k_schedule: Literal["constant", "linear", "stepwise", "adaptive"] = "constant"
     """Schedule of K. constant: always `k`. linear: a straight line over the run. stepwise: changes at given steps.
     adaptive: K of each prompt from the pass rate p observed in earlier steps, K = ceil(1 / p) - 1, where the gradient
-    of max@K is largest for the prompt (a success is a reward of 1 or more)."""
+    of max@K is largest for the prompt (`docs/verifiers.md` defines success)."""
     k_values: list[int] = field(default_factory=list[int])
     """linear: first and last K. stepwise: all K in order. adaptive: smallest and largest K. No effect with constant."""
     k_steps: list[int] = field(default_factory=list[int])

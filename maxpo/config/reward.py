@@ -22,7 +22,8 @@ class RewardConfig:
     or `combined`, which adds up the verifiers in `parts`. See `docs/verifiers.md`."""
     parts: Arguments = field(default_factory=Arguments)
     """Verifiers of `combined` and their weights, such as `{math: 1.0, format: 0.2}`. The reward is the weighted sum.
-    Each part is also logged unweighted; a part of weight 0 is only logged."""
+    An answer is a success if every part of positive weight says so, whatever the weights; `format` and `length` have no
+    opinion. Each part is also logged unweighted; a part of weight 0 is only logged."""
     args: Arguments = field(default_factory=Arguments)
     """Arguments of single verifiers, such as `{numeric: {tolerance: 1e-3}}`. Arguments of verifiers that are not in use
     have no effect."""

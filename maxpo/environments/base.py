@@ -17,6 +17,9 @@ class Step:
     """Rewards of an episode are added up."""
     done: bool = False
     """True if the episode is over."""
+    success: bool | None = None
+    """True if the episode is a success as it stands, False if not. Only the value of its last step counts. None: no
+    opinion, so that the verifier decides or, if it has no opinion either, the total reward (1 or more)."""
     parts: Mapping[str, float] = field(default_factory=dict[str, float])
     """Named numbers for the log, added up over an episode, such as the calls of a tool."""
 

@@ -22,7 +22,8 @@ class Calculator:
     """Computes what a turn asks for, `<calc>12 * 34</calc>`, and gives the result back. A turn without is the last one.
 
     Only the last request of a turn is answered. With `closing` in `environment.stop` the turn ends there by itself.
-    It gives no reward of its own: let a verifier judge the last turn. Parts: `calls`, and of these `errors`.
+    It gives no reward and has no opinion about success: let a verifier judge the last turn. Parts: `calls`, and of
+    these `errors`.
     """
 
     def __init__(self, *, opening: str = "<calc>", closing: str = "</calc>", reply: str = "{value}") -> None:

@@ -55,7 +55,7 @@ class PassRatesState(TypedDict):
 
 
 class PassRates:
-    """Observed pass rate of each prompt. A success is a reward of 1 or more.
+    """Observed pass rate of each prompt: successes divided by samples.
 
     A group's K must not depend on the group's own rewards, or the estimate would be biased. So read the rate before the
     group is sampled, and call `observe` after.
@@ -72,14 +72,14 @@ class PassRates:
         own, count = self._seen.get(prompt_id, (0.0, 0.0))
         return (own + PRIOR_SAMPLES * overall) / (count + PRIOR_SAMPLES)
 
-    def observe(self, rewards: Mapping[str, Sequence[float]]) -> None:
-        """Add the valid rewards of one step, given by prompt id."""
+    def observe(self, successes: Mapping[str, Sequence[bool]]) -> None:
+        """Add the valid samples of one step, given by prompt id: True for a success."""
         total, samples = 0.0, 0
-        for prompt_id, values in rewards.items():
-            successes = sum(value >= 1 for value in values)
+        for prompt_id, values in successes.items():
+            own = sum(values)
             before, count = self._seen.get(prompt_id, (0.0, 0.0))
-            self._seen[prompt_id] = (KEPT * before + successes, KEPT * count + len(values))
-            total, samples = total + successes, samples + len(values)
+            self._seen[prompt_id] = (KEPT * before + own, KEPT * count + len(values))
+            total, samples = total + own, samples + len(values)
         self._all = (KEPT * self._all[0] + total, KEPT * self._all[1] + samples)
 
     def state_dict(self) -> PassRatesState:

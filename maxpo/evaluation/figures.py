@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from maxpo.rewards.base import succeeds
+
 JsonObject = Mapping[str, Any]
 """Parsed JSON object. The values have no static type."""
 
@@ -27,6 +29,8 @@ class PromptResult:
     source: str
     rewards: tuple[float | None, ...]
     """[n] None where the completion could not be scored. Such a completion is masked, and never counts as 0."""
+    successes: tuple[bool | None, ...]
+    """[n] True where the completion is a success, None where it is masked."""
     votes: tuple[int | None, ...] | None
     """[n] Number of the answer among the different answers to this prompt, None for a completion without an answer.
     None instead of the tuple if the verifier does not extract answers."""
@@ -37,8 +41,17 @@ class PromptResult:
 
     @classmethod
     def from_dict(cls, values: JsonObject) -> PromptResult:
-        """Return the result that `dataclasses.asdict` converted, with or without JSON in between."""
-        lists: JsonObject = {name: values[name] and tuple(values[name]) for name in ("rewards", "votes")}
+        """Return the result that `dataclasses.asdict` converted, with or without JSON in between.
+
+        Results of version 0.1 have no `successes`. They follow from the rewards there: 1 or more is a success.
+        """
+        rewards: tuple[float | None, ...] = tuple(values["rewards"])
+        successes = values.get("successes", [None if reward is None else succeeds(reward) for reward in rewards])
+        lists: JsonObject = {
+            "rewards": rewards,
+            "successes": tuple(successes),
+            "votes": values["votes"] and tuple(values["votes"]),
+        }
         return cls(**{**values, **lists})
 
 
@@ -49,7 +62,7 @@ class Figures:
     estimates: dict[str, Estimate]
     """Estimates by name, such as `pass@4`. Empty if every prompt was dropped."""
     solved: float
-    """Share of the prompts with at least one reward of 1 or more."""
+    """Share of the prompts with at least one success."""
     unique: float
     """Mean of `PromptResult.unique`."""
     prompts: int

@@ -54,6 +54,7 @@ def prompt_result(
         prompt_id=prompt.prompt_id,
         source=prompt.source,
         rewards=tuple(r if ok else None for r, ok in zip(scored.rewards, scored.valid, strict=True)),
+        successes=tuple(s if ok else None for s, ok in zip(scored.successes, scored.valid, strict=True)),
         votes=None if answers is None else tuple(None if a is None else numbers[a] for a in answers),
         greedy=greedy,
         unique=unique_share(scored.group),

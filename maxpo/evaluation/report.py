@@ -1,4 +1,4 @@
-"""Figures with intervals, computed from the rewards of every prompt."""
+"""Figures with intervals, computed from the rewards and successes of every prompt."""
 
 from __future__ import annotations
 
@@ -33,21 +33,27 @@ def usable(result: PromptResult, ks: Sequence[int], greedy: bool) -> bool:
 
 
 def is_graded(results: Sequence[PromptResult]) -> bool:
-    """Return True if any valid reward is neither 0 nor 1."""
-    return any(reward not in (None, 0, 1) for result in results for reward in result.rewards)
+    """Return True if any valid reward is something else than 1 for a success and 0 otherwise."""
+    return any(reward != success for result in results for reward, success in _valid(result))
 
 
-def majority(rewards: Sequence[float | None], votes: Sequence[int | None]) -> float:
-    """Return the reward of the answer that most valid samples give.
+def _valid(result: PromptResult) -> list[tuple[float, bool]]:
+    """Return reward and success of each valid completion."""
+    pairs = zip(result.rewards, result.successes, strict=True)
+    return [(reward, bool(success)) for reward, success in pairs if reward is not None]
 
-    Tied answers give the mean of their rewards, and a prompt without a vote gives 0. The reward of an answer is the
-    mean over the samples with this answer. These samples have different rewards only if the verifier scores more than
-    the answer.
+
+def majority(successes: Sequence[bool | None], votes: Sequence[int | None]) -> float:
+    """Return the success, 0 or 1, of the answer that most valid samples give.
+
+    Tied answers give the mean over these answers, and a prompt without a vote gives 0. The success of an answer is the
+    share of successes among the samples with this answer, which differ only if the verifier judges more than the
+    answer.
     """
-    given: dict[int, list[float]] = {}
-    for reward, vote in zip(rewards, votes, strict=True):
-        if reward is not None and vote is not None:
-            given.setdefault(vote, []).append(reward)
+    given: dict[int, list[bool]] = {}
+    for success, vote in zip(successes, votes, strict=True):
+        if success is not None and vote is not None:
+            given.setdefault(vote, []).append(success)
     most = max(map(len, given.values()), default=0)
     winners = [sum(own) / len(own) for own in given.values() if len(own) == most]
     return sum(winners) / len(winners) if winners else 0.0
@@ -60,7 +66,7 @@ def per_prompt(
     valid = torch.tensor([[reward is not None for reward in r.rewards] for r in results])
     rewards = torch.tensor([[reward or 0.0 for reward in r.rewards] for r in results], dtype=torch.float64)
     n = rewards.shape[1]
-    solved = (rewards >= 1).double()
+    solved = torch.tensor([[bool(success) for success in r.successes] for r in results], dtype=torch.float64)
     figures = {f"pass@{k}": max_at_k(solved, k, valid)[0].numpy() for k in ks}
     if graded:
         figures |= {f"max@{k}": max_at_k(rewards, k, valid)[0].numpy() for k in ks}
@@ -68,7 +74,7 @@ def per_prompt(
     votes = [result.votes for result in results]
     if None not in votes:
         pairs = zip(results, cast("list[tuple[int | None, ...]]", votes), strict=True)
-        figures[f"maj@{n}"] = np.array([majority(result.rewards, own) for result, own in pairs])
+        figures[f"maj@{n}"] = np.array([majority(result.successes, own) for result, own in pairs])
     if greedy:
         figures["greedy"] = np.array([result.greedy for result in results], dtype=float)
     return figures
@@ -102,7 +108,7 @@ def report(results: Sequence[PromptResult], ks: Sequence[int], *, greedy: bool =
         ]
         return Figures(
             estimates={name: bootstrap(value) for name, value in values.items()},
-            solved=float(np.mean([any(reward is not None and reward >= 1 for reward in r.rewards) for r in own])),
+            solved=float(np.mean([any(r.successes) for r in own])),
             unique=float(np.mean([r.unique for r in own])),
             prompts=len(own),
             dropped_prompts=total - len(own),

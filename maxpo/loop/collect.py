@@ -13,7 +13,7 @@ from maxpo.estimators.k_schedule import PassRates, adapted_k, mix_weight, schedu
 from maxpo.files import step_name
 from maxpo.loop.observer import Observer
 from maxpo.loop.selection import AssessedGroup, assess
-from maxpo.loop.step_metrics import sampling_metrics, usable_metrics, valid_rewards
+from maxpo.loop.step_metrics import sampling_metrics, usable_metrics, valid_successes
 from maxpo.protocols import Rollouts
 from maxpo.timing import timed
 from maxpo.tracking.run_log import RunLog
@@ -56,7 +56,7 @@ class Collector:
             sampled = self._sample(missing, step, f"step{step}.{refills}", weight, timing)
             groups += sampled
             kept += [g for g in sampled if (g.has_signal if algorithm.drop_zero_signal else g.enough)]
-        self.rates.observe(valid_rewards([g.scored for g in groups]))
+        self.rates.observe(valid_successes([g.scored for g in groups]))
         self.log.log_rollouts(step_name(step), [g.scored for g in groups])
         metrics = timing | sampling_metrics([g.scored for g in groups], algorithm.k, timing["time/generate_s"], version)
         metrics |= selection_metrics(algorithm, groups, kept) | {"groups/refill_rounds": float(refills)}

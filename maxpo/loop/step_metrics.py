@@ -18,12 +18,12 @@ OUTCOMES = ("too_long", "timeout", "error", "died", "abort")
 """Outcomes of scoring other than 'ok'. All but 'too_long' mask the sample."""
 
 
-def valid_rewards(groups: Sequence[ScoredGroup]) -> dict[str, list[float]]:
-    """Return the rewards of the valid completions by prompt id."""
-    by_prompt: dict[str, list[float]] = {}
+def valid_successes(groups: Sequence[ScoredGroup]) -> dict[str, list[bool]]:
+    """Return for each valid completion True if it is a success, by prompt id."""
+    by_prompt: dict[str, list[bool]] = {}
     for group in groups:
-        rewards = [r for r, ok in zip(group.rewards, group.valid, strict=True) if ok]
-        by_prompt.setdefault(group.group.prompt.prompt_id, []).extend(rewards)
+        successes = [s for s, ok in zip(group.successes, group.valid, strict=True) if ok]
+        by_prompt.setdefault(group.group.prompt.prompt_id, []).extend(successes)
     return by_prompt
 
 

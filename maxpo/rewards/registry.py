@@ -14,7 +14,7 @@ from typing import TypeGuard, cast
 from maxpo.config import RewardConfig
 from maxpo.config.reward import COMBINED, ENVIRONMENT
 from maxpo.plugins import find, mistakes
-from maxpo.rewards.base import Score, Verifier, environment_reward
+from maxpo.rewards.base import Score, Verifier, add_up, agreed, environment_reward, succeeds
 from maxpo.rewards.code.verifier import code, code_unsafe_no_sandbox
 from maxpo.rewards.verifiers.choice import choice
 from maxpo.rewards.verifiers.countdown import countdown
@@ -45,6 +45,8 @@ REWARDS: dict[str, Verifier] = {
     "format": thinking_format,
     "length": length,
 }
+SHAPING = (ENVIRONMENT, "format", "length")
+"""Verifiers that have no opinion about success."""
 NEEDS: Mapping[str, tuple[str, str]] = {
     "math": ("math_verify", 'pip install "maxpo[math]"'),
     "json_schema": ("jsonschema", "pip install jsonschema"),
@@ -64,9 +66,10 @@ def find_verifier(
 ) -> Scorer:
     """Return a verifier of `REWARDS`, a user's function as `package.module:function`, or `combined`: several of them.
 
-    A user's function is called with (prompt text, completion text, reference), sync or async. It returns a number, or
-    a dict of named parts, which add up to the reward and are logged one by one. It must be pure, because it runs in
-    other processes.
+    A user's function is called with (prompt text, completion text, reference), sync or async. It returns a number,
+    or a dict of named parts, which add up to the reward and are logged one by one, or a `Score`. A number or a sum of 1
+    or more is a success, up to rounding. A `Score` says itself what a success is, or has no opinion. The function must
+    be pure, because it runs in other processes.
 
     Args:
         name: Name of the verifier.
@@ -121,13 +124,14 @@ def find_scorer(reward: RewardConfig) -> Callable[[Prompt, str], Score]:
 def unread(reward: RewardConfig, source: str) -> Score:
     """Return the score of an answer over `reward.max_chars`, which is not read: 0, and for `length` the full penalty.
 
-    Otherwise a longer answer would escape its penalty.
+    Otherwise a longer answer would escape its penalty. It is no success for any verifier that has an opinion.
     """
-    scores = {name: Score(reward=-1.0 if name == "length" else 0.0) for name in (*REWARDS, *reward.parts)}
+
+    def score(name: str) -> Score:
+        return Score(reward=-1.0 if name == "length" else 0.0, success=None if name in SHAPING else False)
+
     name = reward.by_source.get(source, reward.verifier)
-    if name == COMBINED:
-        return _combine({part: scores[part] for part in reward.parts}, reward.parts)
-    return scores.get(name, Score(reward=0.0))
+    return _combine({part: score(part) for part in reward.parts}, reward.parts) if name == COMBINED else score(name)
 
 
 def names_in_use(reward: RewardConfig) -> set[str]:
@@ -137,30 +141,55 @@ def names_in_use(reward: RewardConfig) -> set[str]:
 
 
 def _combine(scores: Mapping[str, Score], weights: Mapping[str, float]) -> Score:
-    """Return the weighted sum. Its parts are the unweighted reward of each verifier and, below its name, its parts."""
+    """Return the weighted sum. Its parts are the unweighted reward of each verifier and, below its name, its parts.
+
+    It is a success if every verifier with a positive weight and an opinion says so. A verifier of weight 0 is only
+    logged, and one of negative weight is a penalty.
+    """
     parts: dict[str, float] = {}
     for name, score in scores.items():
         metric = name.replace(":", ".")
         parts[metric] = score.reward
         parts |= {f"{metric}/{part}": value for part, value in score.parts.items()}
-    return Score(reward=sum(weights[name] * score.reward for name, score in scores.items()), parts=parts)
+    return Score(
+        reward=add_up([weights[name] * score.reward for name, score in scores.items()]),
+        success=agreed(score.success for name, score in scores.items() if weights[name] > 0),
+        parts=parts,
+    )
 
 
 def _as_score(value: object) -> Score:
     """Return the result of a user's function as a score.
 
     Raises:
-        TypeError: The result is neither a finite number nor a dict of them.
+        TypeError: The result is no finite number, no dict of them, and no `Score` of them.
     """
     if inspect.iscoroutine(value):
         value = asyncio.run(value)
+    if isinstance(value, Score):
+        return _checked(value)
     if _is_number(value):
-        return Score(reward=float(value))
+        return Score(reward=float(value), success=succeeds(value))
     named = cast("dict[object, object]", value) if isinstance(value, dict) else {}
     parts = {str(name): float(part) for name, part in named.items() if _is_number(part)}
     if not parts or len(parts) != len(named):
-        raise TypeError(f"a reward must be a finite number or a dict of them, not {value!r}")
-    return Score(reward=sum(parts.values()), parts=parts)
+        raise TypeError(f"a reward must be a finite number, a dict of them or a Score, not {value!r}")
+    total = add_up(parts.values())
+    return Score(reward=total, success=succeeds(total), parts=parts)
+
+
+def _checked(score: Score) -> Score:
+    """Return the `Score` of a user's function, made of plain values.
+
+    Raises:
+        TypeError: A number of the score is not finite, or `success` is not True, False or None.
+    """
+    numbers: list[object] = [score.reward, *score.parts.values()]
+    if not all(map(_is_number, numbers)) or score.success not in (True, False, None):
+        raise TypeError(f"a Score must have finite numbers, and success True, False or None, not {score!r}")
+    parts = {str(name): float(part) for name, part in score.parts.items()}
+    success = None if score.success is None else bool(score.success)
+    return Score(reward=float(score.reward), success=success, parts=parts)
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -111,6 +111,7 @@ def _rows(scored: ScoredGroup) -> list[dict[str, object]]:
             "prompt": prompt.text,
             "completion": completion.text,
             "reward": scored.rewards[i] if scored.valid[i] else None,
+            "success": scored.successes[i] if scored.valid[i] else None,
             "outcome": scored.outcomes[i],
             "parts": {name: values[i] for name, values in scored.reward_parts.items()},
             "tokens": len(completion.token_ids),

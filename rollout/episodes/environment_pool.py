@@ -66,7 +66,13 @@ def checked(step: object) -> Step:
         if not re.fullmatch(r"[\w.]+", name) or not isinstance(number, int | float) or not math.isfinite(number):
             raise TypeError(f"reward and parts must be finite numbers with plain names, not {name!r}: {number!r:.100}")
     parts = {name: float(number) for name, number in step.parts.items()}
-    return Step(observation=step.observation, reward=float(step.reward), done=bool(step.done), parts=parts)
+    return Step(
+        observation=step.observation,
+        reward=float(step.reward),
+        done=bool(step.done),
+        success=None if step.success is None else bool(step.success),
+        parts=parts,
+    )
 
 
 def _guarded(function: Callable[..., T], *args: object) -> tuple[str, T | None]:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from maxpo.environments.base import Step
+from maxpo.rewards.base import add_up
 from maxpo.seeds import derive_seed
 from maxpo.types import Completion, Episode, Prompt
 from rollout.episodes.environment_pool import EnvironmentPool, StepError
@@ -25,7 +26,8 @@ class _Transcript:
     token_ids: list[int] = field(default_factory=list[int])
     logprobs: list[float] = field(default_factory=list[float])
     loss_mask: list[bool] = field(default_factory=list[bool])
-    reward: float = 0.0
+    rewards: list[float] = field(default_factory=list[float])
+    success: bool | None = None
     parts: Counter[str] = field(default_factory=Counter[str])
 
     def add_turn(self, turn: Completion) -> None:
@@ -35,7 +37,8 @@ class _Transcript:
         self.loss_mask += turn.loss_mask
 
     def add_reward(self, step: Step) -> None:
-        self.reward += step.reward
+        self.rewards.append(step.reward)
+        self.success = step.success
         self.parts.update(step.parts)
 
     def add_observation(self, token_ids: Sequence[int]) -> None:
@@ -57,7 +60,8 @@ class _Transcript:
             episode=Episode(
                 turns=len(self.turns),
                 answer=self.turns[-1].text if self.turns else "",
-                reward=self.reward,
+                reward=add_up(self.rewards),
+                success=self.success,
                 outcome=outcome,
                 parts=dict(self.parts),
             ),

@@ -13,7 +13,7 @@ from pebble import ProcessExpired, ProcessPool
 from maxpo.config import RewardConfig
 from maxpo.errors import RunError
 from maxpo.rewards.answers import answers_of, find_answer
-from maxpo.rewards.base import Score
+from maxpo.rewards.base import Score, add_up, agreed, succeeds
 from maxpo.rewards.code.verifier import configure
 from maxpo.rewards.registry import find_scorer, unread
 from maxpo.runtime.waits import waiting
@@ -116,7 +116,7 @@ class RewardPool:
         errors = [outcome for outcome in outcomes if outcome.startswith("error")]
         if errors and len(errors) == len(outcomes):
             raise VerifierError(f"reward.verifier = {self._config.verifier} failed on every answer; first {errors[0]}")
-        return [_scored(group, row) for group, row in zip(groups, rows, strict=True)]
+        return [scored_group(group, row) for group, row in zip(groups, rows, strict=True)]
 
     def answers(self, groups: Sequence[ScoredGroup]) -> list[tuple[str | None, ...] | None]:
         """Return the answer of every completion for a majority vote. Equal texts are equal answers.
@@ -242,19 +242,34 @@ def _text_to_score(completion: Completion) -> str:
 
 
 def _with_episode(completion: Completion, score: Score | None) -> Score | None:
-    """Return the verifier's score plus the rewards of the environment."""
+    """Return the verifier's score plus the rewards of the environment. Each of both that has an opinion must agree."""
     episode = completion.episode
     if episode is None or score is None:
         return score
-    return Score(reward=score.reward + episode.reward, parts={**score.parts, **episode.parts})
+    return Score(
+        reward=add_up([score.reward, episode.reward]),
+        success=agreed([score.success, episode.success]),
+        parts={**score.parts, **episode.parts},
+    )
 
 
-def _scored(group: Group, results: Sequence[Result[Score]]) -> ScoredGroup:
+def _is_success(score: Score) -> bool:
+    """Return the opinion of the verifier and the environment or, if none has one, the rule for plain rewards."""
+    return succeeds(score.reward) if score.success is None else score.success
+
+
+def scored_group(group: Group, results: Sequence[Result[Score]]) -> ScoredGroup:
+    """Return the group with the results of its completions.
+
+    Rewards are rounded (`maxpo.rewards.base.add_up`), so that all that follows sees equal numbers for rewards that
+    differ by rounding only.
+    """
     scores = [_with_episode(c, result.value) for c, result in zip(group.completions, results, strict=True)]
     names = sorted({name for score in scores if score for name in score.parts})
     return ScoredGroup(
         group=group,
-        rewards=tuple(score.reward if score else 0.0 for score in scores),
+        rewards=tuple(add_up([score.reward]) if score else 0.0 for score in scores),
+        successes=tuple(score is not None and _is_success(score) for score in scores),
         valid=tuple(score is not None for score in scores),
         outcomes=tuple(result.outcome for result in results),
         reward_parts={name: tuple(score.parts.get(name, 0.0) if score else 0.0 for score in scores) for name in names},

@@ -61,6 +61,7 @@ def make_batch(seed: int, groups: int = 5, n: int = 4, k: tuple[int, ...] = (), 
                     completions=tuple(completions),
                 ),
                 rewards=tuple(rng.uniform(-1, 1) for _ in range(n)),
+                successes=(False,) * n,
                 valid=valid,
                 outcomes=tuple("ok" if v else "timeout" for v in valid),
             )
@@ -159,6 +160,7 @@ def lopsided() -> StepBatch:
     group = ScoredGroup(
         group=Group(prompt=prompt, completions=completions),
         rewards=(1.0, 0.0, 0.5),
+        successes=(True, False, False),
         valid=(True,) * 3,
         outcomes=("ok",) * 3,
     )

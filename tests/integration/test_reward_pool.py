@@ -175,7 +175,9 @@ def test_each_source_may_have_a_verifier_of_its_own_and_unread_answers_keep_thei
         "tests.verifiers.moody/right": (1.0, 0.0, 0.0),
         "tests.verifiers.moody/short": (0.25, 0.25, 0.0),
     }
+    assert usual.successes == (True, False, False)
     assert special.rewards == (1.0, 0.0, 0.0)
+    assert special.successes == (True, False, False)
     assert special.reward_parts == {"format": (1.0, 1.0, 0.0)}
     scored = sampling_metrics([usual, special], 1, 1.0, version=0)
     check_names(list(scored))

@@ -86,7 +86,7 @@ def _score(text: str, reference: object, *, unsafe: bool) -> Score:
     verdicts = [*(_run_asserts if tests.asserts else _run_cases)(program, tests, unsafe=unsafe)]
     passed = sum(right for right, _ in verdicts) / count
     ran = len(verdicts) == count and all(ended for _, ended in verdicts)
-    return Score(reward=float(passed == 1), parts={"passed": passed, "ran": float(ran)})
+    return Score(reward=float(passed == 1), success=passed == 1, parts={"passed": passed, "ran": float(ran)})
 
 
 def _run_cases(program: str, tests: CodeTests, *, unsafe: bool) -> Iterator[tuple[bool, bool]]:

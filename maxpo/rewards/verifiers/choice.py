@@ -40,7 +40,8 @@ def choice(text: str, reference: object, *, boxed: bool = False) -> Score:
     if wanted is None:
         raise ValueError(f"choice: the reference must be a letter from A to J, got {reference!r}")
     chosen = answer(text, boxed=boxed)
-    return Score(reward=float(chosen == wanted), parts={"format": float(chosen is not None)})
+    right = chosen == wanted
+    return Score(reward=float(right), success=right, parts={"format": float(chosen is not None)})
 
 
 def answer(text: str, *, boxed: bool = False) -> str | None:

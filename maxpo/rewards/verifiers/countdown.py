@@ -37,17 +37,18 @@ def countdown(text: str, reference: CountdownReference) -> Score:
     pool = list(reference["numbers"])
     target = reference["target"]
     if len(text) > _LONGEST_STEP * len(pool):  # also keeps split() cheap
-        return Score(reward=0.0, parts={"format": 0.0})
+        return Score(reward=0.0, success=False, parts={"format": 0.0})
     for step in text.split(","):
         match = _STEP.fullmatch(step)
         if match is None:
-            return Score(reward=0.0, parts={"format": 0.0})
+            return Score(reward=0.0, success=False, parts={"format": 0.0})
         left, right, result = int(match[1]), int(match[3]), int(match[4])
         if result != {"+": left + right, "-": left - right, "*": left * right}[match[2]]:
-            return Score(reward=0.0, parts={"format": 0.0})
+            return Score(reward=0.0, success=False, parts={"format": 0.0})
         for operand in (left, right):
             if operand not in pool:
-                return Score(reward=0.0, parts={"format": 0.0})
+                return Score(reward=0.0, success=False, parts={"format": 0.0})
             pool.remove(operand)
         pool.append(result)
-    return Score(reward=float(pool == [target]), parts={"format": 1.0})
+    right = pool == [target]
+    return Score(reward=float(right), success=right, parts={"format": 1.0})

@@ -7,7 +7,8 @@ from maxpo.rewards.base import Score
 
 def exact(text: str, reference: object) -> Score:
     """Return reward 1 if the text equals `str(reference)`, white space at both ends aside, otherwise 0."""
-    return Score(reward=float(text.strip() == str(reference).strip()))
+    right = text.strip() == str(reference).strip()
+    return Score(reward=float(right), success=right)
 
 
 def answer(text: str) -> str | None:

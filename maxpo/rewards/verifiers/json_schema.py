@@ -33,12 +33,12 @@ def json_schema(text: str, reference: object) -> Score:
     try:
         value = json.loads(_json_text(text), parse_constant=_refuse)
     except (ValueError, RecursionError):  # Not JSON, numbers of too many digits, or nested too deeply.
-        return Score(reward=0.0, parts={"format": 0.0})
+        return Score(reward=0.0, success=False, parts={"format": 0.0})
     try:
-        valid = validator.is_valid(value)
+        valid = bool(validator.is_valid(value))
     except (ArithmeticError, RecursionError):  # A recursive schema, or 1e999 asked for its multiples.
         valid = False
-    return Score(reward=float(valid), parts={"format": 1.0})
+    return Score(reward=float(valid), success=valid, parts={"format": 1.0})
 
 
 def _json_text(text: str) -> str:

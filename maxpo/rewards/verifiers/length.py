@@ -15,6 +15,8 @@ def length(text: str, reference: object, *, start: int = 16000, cap: int = CAP) 
     reward depend on the model. To compare with `rollout.max_new_tokens`, divide by the characters per token of your
     answers (about four in English). Keep `cap` below the length at which `rollout.max_new_tokens` cuts answers.
 
+    A length says nothing about the answer, so this verifier has no opinion about success.
+
     Args:
         text: Any text.
         reference: Not used.

@@ -48,8 +48,9 @@ def math_answer(text: str, reference: object, *, boxed: bool = True, longest: in
     gold = _gold(str(reference))
     parsed = _parsed(text, boxed, longest)
     if not parsed:
-        return Score(reward=0.0, parts={"format": 0.0})
-    return Score(reward=float(_library().verify(gold, parsed, timeout_seconds=None)), parts={"format": 1.0})
+        return Score(reward=0.0, success=False, parts={"format": 0.0})
+    right = bool(_library().verify(gold, parsed, timeout_seconds=None))
+    return Score(reward=float(right), success=right, parts={"format": 1.0})
 
 
 def answer(text: str, *, boxed: bool = True, longest: int = 300) -> str | None:

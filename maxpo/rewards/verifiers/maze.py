@@ -33,12 +33,13 @@ def maze(text: str, reference: MazeReference) -> Score:
     grid, fewest = reference["grid"], reference["moves"]
     moves = text.rstrip().rpartition("\n")[2].replace(",", "").replace(" ", "").strip()
     if not moves or not set(moves) <= set(MOVES):
-        return Score(reward=0.0, parts={"format": 0.0, "arrived": 0.0})
+        return Score(reward=0.0, success=False, parts={"format": 0.0, "arrived": 0.0})
     row, column = next((r, line.index("S")) for r, line in enumerate(grid) if "S" in line)
     for move in moves:
         down, right = MOVES[move]
         row, column = row + down, column + right
         if not (0 <= row < len(grid) and 0 <= column < len(grid[row])) or grid[row][column] == "#":
-            return Score(reward=0.0, parts={"format": 1.0, "arrived": 0.0})
+            return Score(reward=0.0, success=False, parts={"format": 1.0, "arrived": 0.0})
     arrived = grid[row][column] == "G"
-    return Score(reward=float(arrived and len(moves) == fewest), parts={"format": 1.0, "arrived": float(arrived)})
+    right = arrived and len(moves) == fewest
+    return Score(reward=float(right), success=right, parts={"format": 1.0, "arrived": float(arrived)})

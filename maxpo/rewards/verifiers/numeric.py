@@ -41,9 +41,9 @@ def numeric(text: str, reference: object, *, tolerance: float = 1e-6) -> Score:
         raise ValueError(f"numeric: the reference must be a finite number, got {reference!r}")
     got = _value(text)
     if got is None:
-        return Score(reward=0.0, parts={"format": 0.0})
+        return Score(reward=0.0, success=False, parts={"format": 0.0})
     equal = abs(got - wanted) <= tolerance * abs(wanted)
-    return Score(reward=float(equal), parts={"format": 1.0})
+    return Score(reward=float(equal), success=equal, parts={"format": 1.0})
 
 
 def answer(text: str, *, tolerance: float = 1e-6) -> str | None:

@@ -8,11 +8,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from maxpo.rewards.base import Score
+from maxpo.rewards.base import Score, succeeds
 
 
 def reasoning_gym(text: str, reference: Any) -> Score:
-    """Return the dataset's score of an answer, which may be partial.
+    """Return the dataset's score of an answer, which may be partial. The full score, 1, is a success.
 
     The answer is the text between the last `<answer>` and `</answer>`, or the full text without such a pair. White
     space at both ends does not count.
@@ -30,8 +30,8 @@ def reasoning_gym(text: str, reference: Any) -> Score:
     """
     extracted, tagged = _extract(text)
     made = _dataset(reference["dataset"], json.dumps(reference["settings"], sort_keys=True))
-    score = made.score_answer(extracted, reference["entry"])
-    return Score(reward=float(score), parts={"format": float(tagged)})
+    score = float(made.score_answer(extracted, reference["entry"]))
+    return Score(reward=score, success=succeeds(score), parts={"format": float(tagged)})
 
 
 def answer(text: str) -> str | None:

@@ -30,4 +30,4 @@ def regex(
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"regex: the reference must be a pattern, got {source[:80]!r}: {error}") from error
     match = compiled.search(text) if mode == "search" else compiled.fullmatch(text)
-    return Score(reward=float(match is not None))
+    return Score(reward=float(match is not None), success=match is not None)

@@ -8,6 +8,8 @@ from maxpo.rewards.base import Score
 def thinking_format(text: str, reference: object, *, opening: str = "<think>", closing: str = "</think>") -> Score:
     """Return reward 1 if the text is one thinking block followed by visible characters, otherwise 0.
 
+    The format says nothing about the answer, so this verifier has no opinion about success.
+
     Args:
         text: Any text. White space before the block is ignored.
         reference: Not used.

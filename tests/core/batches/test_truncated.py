@@ -29,6 +29,7 @@ def test_each_rule_by_hand() -> None:
     given = scored(
         [1.0, 0.7, 0.5, 0.3],
         [True, True, True, False],
+        successes=[True, True, True, False],
         completions=tuple(completion(finish_reason=reason) for reason in ("stop", "length", "stop", "length")),
     )
     assert treat_truncated([given], "train") == [given]
@@ -37,6 +38,7 @@ def test_each_rule_by_hand() -> None:
     assert [s.index for s in valid_samples([masked])] == [0, 2]
     (zeroed,) = treat_truncated([given], "zero")
     assert (zeroed.valid, zeroed.rewards) == (given.valid, (1.0, 0.0, 0.5, 0.3))
+    assert zeroed.successes == masked.successes == (True, False, True, False)
     # One that could not be scored was not cut by the rule.
     assert masked.outcomes == zeroed.outcomes == ("ok", "truncated", "ok", "timeout")
 

@@ -12,9 +12,9 @@ from maxpo.tasks.countdown import count, is_held_out, problems, random_derivatio
 from maxpo.tasks.registry import TASKS
 
 REFERENCE = {"numbers": [3, 7, 2], "target": 13}
-ILLEGAL = Score(reward=0.0, parts={"format": 0.0})
-LEGAL = Score(reward=0.0, parts={"format": 1.0})
-SOLVED = Score(reward=1.0, parts={"format": 1.0})
+ILLEGAL = Score(reward=0.0, success=False, parts={"format": 0.0})
+LEGAL = Score(reward=0.0, success=False, parts={"format": 1.0})
+SOLVED = Score(reward=1.0, success=True, parts={"format": 1.0})
 
 
 def key(problem):

@@ -6,6 +6,7 @@ import asyncio
 import pickle
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ def test_a_step_is_checked_before_it_counts(wrong, message):
     with pytest.raises(TypeError, match=message):
         checked(wrong)
     assert checked(Step(reward=1, parts={"calls": True})) == Step(reward=1.0, parts={"calls": 1.0})
+    assert checked(Step(success=0)).success is False  # type: ignore[arg-type]
 
 
 class Script:
@@ -209,6 +211,32 @@ class Countdown:
         return Step(observation="..", reward=1.0, done=self.left == 0)
 
 
+class Verdicts(Countdown):
+    """Countdown that says a verdict in each step."""
+
+    def __init__(self, *verdicts: bool | None) -> None:
+        super().__init__(len(verdicts))
+        self.verdicts = verdicts
+
+    def step(self, completion: str) -> Step:
+        return replace(super().step(completion), reward=0.1, success=self.verdicts[-self.left - 1])
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "limits", "success", "reward"),
+    [
+        ((None, None, True), {}, True, 0.3),
+        ((True, True, False), {}, False, 0.3),
+        ((True, False, None), {}, None, 0.3),
+        ((False, False, True), {"max_turns": 2}, False, 0.2),
+    ],
+)
+def test_the_last_step_says_whether_the_episode_is_a_success(verdicts, limits, success, reward):
+    done = run(Script("aa", "bb", "cc"), Here(Verdicts(*verdicts)), **limits)
+    assert done.episode is not None
+    assert (done.episode.success, done.episode.reward) == (success, reward)  # 0.1 + 0.1 + 0.1 is 0.3
+
+
 @pytest.mark.parametrize(
     ("steps", "limits", "text", "turns", "finish"),
     [
@@ -264,7 +292,7 @@ def test_the_game_of_the_documentation_can_be_played(monkeypatch, tmp_path):
     game = find_environment("my_games:Guess", {"largest": 50})()
     game.reset("", None, 130)
     assert [game.step(turn).observation for turn in ("10;", "10", "40;", "x;")] == ["low;", "low;", "high;", "low;"]
-    assert game.step("30;") == Step(reward=1.0, done=True)
+    assert game.step("30;") == Step(reward=1.0, done=True, success=True)
 
 
 CHATML = (

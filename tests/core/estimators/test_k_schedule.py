@@ -39,11 +39,11 @@ def test_adapted_k_at_the_ends() -> None:
 def test_pass_rates_are_pulled_towards_all_prompts_and_forget() -> None:
     rates = PassRates()
     assert rates("a") == 0.0
-    rates.observe({"a": [1.0, 1.0, 0.0, 0.5], "b": [0.0] * 4})  # 0.5 is not a success
+    rates.observe({"a": [True, True, False, False], "b": [False] * 4})
     assert rates("new") == pytest.approx(2 / 8)
     assert rates("a") == pytest.approx((2 + 4 * 2 / 8) / (4 + 4))
     assert rates("b") == pytest.approx((0 + 4 * 2 / 8) / (4 + 4))
-    rates.observe({"a": [0.0] * 4})
+    rates.observe({"a": [False] * 4})
     overall = (2 / 2) / (8 / 2 + 4)
     assert rates("a") == pytest.approx((2 / 2 + 4 * overall) / (4 / 2 + 4 + 4))
 

@@ -27,6 +27,7 @@ SETTINGS = {
 
 def prompt_result(name: str, *rewards: float | None, source: str = "s", **kwargs: Any) -> PromptResult:
     values = {"votes": None, "greedy": None, "unique": 1.0} | kwargs
+    values.setdefault("successes", tuple(None if r is None else r >= 1 for r in rewards))
     return PromptResult(prompt_id=name, source=source, rewards=rewards, **values)
 
 
@@ -153,6 +154,18 @@ def test_the_file_goes_there_and_back_and_is_legible(tmp_path: Path) -> None:
     text = (tmp_path / "eval.json").read_text()
     assert json.loads(text)["overall"]["estimates"]["pass@1"]["value"] == 0.75
     assert [line.strip()[:18] for line in text.splitlines()[-4:-2]] == ['{"prompt_id": "p",', '{"prompt_id": "q",']
+
+
+def test_successes_are_in_the_file_and_follow_from_the_rewards_of_older_files(tmp_path: Path) -> None:
+    results = [prompt_result("p", 1.0, 0.5, 0.7 + 0.2 + 0.1, None, successes=(False, True, False, None))]
+    write_evaluation(tmp_path / "eval.json", "m", SETTINGS, report(results, [1]), results)
+    assert read_evaluation(tmp_path).results[0].successes == (False, True, False, None)
+    older = json.loads((tmp_path / "eval.json").read_text())
+    del older["prompts"][0]["successes"]
+    (tmp_path / "eval.json").write_text(json.dumps(older))
+    back = read_evaluation(tmp_path)
+    assert back.results[0].successes == (True, False, True, None)
+    assert compare(back, back).overall.figures["pass@1"].a.value == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_a_report_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rewards", "votes", "expected"),
+    ("successes", "votes", "expected"),
     [
         ([1, 0, 1, 0], [0, 1, 0, 2], 1.0),
         ([1, 0, 0, 0], [0, 1, 1, 2], 0.0),
@@ -79,12 +79,12 @@ def test_a_report_by_hand() -> None:
         ([1, 1, None, 0, 0], [None, 0, 1, 1, 1], 0.0),
         ([1, None, None, 0], [0, 1, 1, None], 1.0),  # what was not judged has no vote
         ([1, 1], [None, None], 0.0),  # a prompt without a vote
-        ([1.2, 1.0, 0.1], [0, 0, 1], 1.1),  # the same answer, with and without the format
-        ([0.5, 0.5, 0.2, 0.2, 0.0], [0, 0, 1, 1, 2], 0.35),
+        ([1, 0, 0], [0, 0, 1], 0.5),  # the same answer, with and without the format
+        ([1, 0, 0, 0, 0], [0, 0, 1, 1, 2], 0.25),
     ],
 )
-def test_majorities_by_hand(rewards: list[float | None], votes: list[int | None], expected: float) -> None:
-    assert majority(rewards, votes) == pytest.approx(expected)
+def test_majorities_by_hand(successes: list[bool | None], votes: list[int | None], expected: float) -> None:
+    assert majority(successes, votes) == pytest.approx(expected)
 
 
 def test_graded_rewards_have_max_at_k_too_and_thin_prompts_are_left_out_of_every_figure() -> None:

@@ -208,7 +208,7 @@ def test_the_groups_of_a_step_that_failed_are_written_down(tmp_path: Path, monke
         run(tmp_path, config(drop_zero_signal=False), FakeRollouts())
     rows = (tmp_path / "rollouts" / "failed_step_000001.jsonl").read_text().splitlines()
     assert len(rows) == 4 * 8
-    assert {"prompt", "completion", "reward"} <= set(json.loads(rows[0]))
+    assert {"prompt", "completion", "reward", "success"} <= set(json.loads(rows[0]))
 
 
 class Refusing(FakeLearner):
@@ -345,9 +345,9 @@ def test_adaptive_k_stays_with_its_group_when_others_are_dropped_or_refilled(tmp
         ks = {id(s): adapted_k(rates(s.group.prompt.prompt_id), 1, 6) for s in groups}
         if step in batches:
             assert list(batches[step].k) == [ks[id(s)] for s in batches[step].groups]
-        observed: dict[str, list[float]] = {}
+        observed: dict[str, list[bool]] = {}
         for s in groups:
-            valid = [r for r, ok in zip(s.rewards, s.valid, strict=True) if ok]
+            valid = [success for success, ok in zip(s.successes, s.valid, strict=True) if ok]
             observed.setdefault(s.group.prompt.prompt_id, []).extend(valid)
         rates.observe(observed)
     assert len({k for batch in learner.batches for k in batch.k}) > 1

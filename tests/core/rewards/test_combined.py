@@ -20,11 +20,14 @@ def test_the_reward_is_the_weighted_sum_and_the_parts_are_unweighted():
     assert len(TEXT) == 49  # half of the way from 41 to 57
     assert judge("6*7=", TEXT, 42) == Score(
         reward=2 * 1.0 + 0.25 * 1.0 - 0.5 * 0.5,
+        success=True,
         parts={"numeric": 1.0, "numeric/format": 1.0, "format": 1.0, "length": -0.5, "exact": 0.0},
     )
     assert judge("6*7=", "43", 42).reward == 0.0
     assert judge("6*7=", "42", 42) == Score(
-        reward=2.0, parts={"numeric": 1.0, "numeric/format": 1.0, "format": 0.0, "length": 0.0, "exact": 1.0}
+        reward=2.0,
+        success=True,
+        parts={"numeric": 1.0, "numeric/format": 1.0, "format": 0.0, "length": 0.0, "exact": 1.0},
     )
 
 
@@ -37,9 +40,11 @@ def test_weights_may_be_negative():
 def test_an_own_function_may_be_a_part_and_have_settings():
     name = "tests.verifiers:starts"
     judge = find_verifier("combined", {name: {"letter": "4"}}, {"exact": 1.0, name: 0.5})
-    assert judge("p", "42", "42") == Score(reward=1.5, parts={"exact": 1.0, "tests.verifiers.starts": 1.0})
-    assert find_verifier(name, {name: {"letter": "x"}})("p", "42", "42") == Score(reward=0.0)
-    assert find_verifier(name)("p", "yes", "42") == Score(reward=1.0)
+    assert judge("p", "42", "42") == Score(
+        reward=1.5, success=True, parts={"exact": 1.0, "tests.verifiers.starts": 1.0}
+    )
+    assert find_verifier(name, {name: {"letter": "x"}})("p", "42", "42") == Score(reward=0.0, success=False)
+    assert find_verifier(name)("p", "yes", "42") == Score(reward=1.0, success=True)
 
 
 def test_one_that_raises_leaves_no_score():
@@ -92,7 +97,7 @@ def test_a_source_may_have_a_verifier_of_its_own():
 def test_what_is_not_read_gets_the_whole_penalty_of_its_length():
     parts = {"exact": 1.0, "length": 0.5, "a.b:c": 3.0}
     config = RewardConfig(verifier="combined", parts=parts, by_source={"x": "exact", "y": "length", "z": "a.b:c"})
-    assert unread(config, "") == Score(reward=-0.5, parts={"exact": 0.0, "length": -1.0, "a.b.c": 0.0})
+    assert unread(config, "") == Score(reward=-0.5, success=False, parts={"exact": 0.0, "length": -1.0, "a.b.c": 0.0})
     assert [unread(config, source).reward for source in "xyz"] == [0.0, -1.0, 0.0]
     assert names_in_use(config) == {"exact", "length", "a.b:c"}
     assert names_in_use(RewardConfig(verifier="exact", parts=parts)) == {"exact"}

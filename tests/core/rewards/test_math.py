@@ -10,9 +10,9 @@ from maxpo.rewards.base import Score
 from maxpo.rewards.verifiers import math_answer
 from maxpo.rewards.verifiers.math_answer import math_answer as verify
 
-RIGHT = Score(reward=1.0, parts={"format": 1.0})
-WRONG = Score(reward=0.0, parts={"format": 1.0})
-MALFORMED = Score(reward=0.0, parts={"format": 0.0})
+RIGHT = Score(reward=1.0, success=True, parts={"format": 1.0})
+WRONG = Score(reward=0.0, success=False, parts={"format": 1.0})
+MALFORMED = Score(reward=0.0, success=False, parts={"format": 0.0})
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_the_registry_is_complete():
     ],
 )
 def test_exact(text, reference, reward):
-    assert exact(text, reference) == Score(reward=reward)
+    assert exact(text, reference) == Score(reward=reward, success=reward == 1)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_exact(text, reference, reward):
     ],
 )
 def test_numeric_accepts(text, reference):
-    assert numeric(text, reference) == Score(reward=1.0, parts={"format": 1.0})
+    assert numeric(text, reference) == Score(reward=1.0, success=True, parts={"format": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_numeric_accepts(text, reference):
     ],
 )
 def test_numeric_refuses(text, reference):
-    assert numeric(text, reference) == Score(reward=0.0, parts={"format": 1.0})
+    assert numeric(text, reference) == Score(reward=0.0, success=False, parts={"format": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_numeric_with_a_tolerance(text, reference, tolerance, reward):
 
 @pytest.mark.parametrize("text", ["", "none", "forty-two", "-", ".", "4" * 65])
 def test_numeric_without_a_readable_number(text):
-    assert numeric(text, 42) == Score(reward=0.0, parts={"format": 0.0})
+    assert numeric(text, 42) == Score(reward=0.0, success=False, parts={"format": 0.0})
 
 
 @pytest.mark.parametrize("reference", ["nan", float("inf"), "forty-two", None])

@@ -12,9 +12,9 @@ from maxpo.rewards.verifiers.length import length
 from maxpo.rewards.verifiers.regex import regex
 from maxpo.rewards.verifiers.thinking_format import thinking_format
 
-RIGHT = Score(reward=1.0, parts={"format": 1.0})
-WRONG = Score(reward=0.0, parts={"format": 1.0})
-MALFORMED = Score(reward=0.0, parts={"format": 0.0})
+RIGHT = Score(reward=1.0, success=True, parts={"format": 1.0})
+WRONG = Score(reward=0.0, success=False, parts={"format": 1.0})
+MALFORMED = Score(reward=0.0, success=False, parts={"format": 0.0})
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def test_choice_raises_for_a_reference_that_is_no_letter(reference):
 
 
 def test_regex():
-    assert regex("cat", "c.t") == Score(reward=1.0)
-    assert regex("a cat", "c.t") == Score(reward=0.0)
-    assert regex("cat\n", "c.t") == Score(reward=0.0)
-    assert regex("a cat", "c.t", mode="search") == Score(reward=1.0)
-    assert regex("dog", "c.t", mode="search") == Score(reward=0.0)
-    assert regex("cat", None, pattern="[a-z]+") == Score(reward=1.0)
-    assert regex("cat", "c.t", pattern="dog") == Score(reward=0.0)  # the setting is the pattern
+    assert regex("cat", "c.t") == Score(reward=1.0, success=True)
+    assert regex("a cat", "c.t") == Score(reward=0.0, success=False)
+    assert regex("cat\n", "c.t") == Score(reward=0.0, success=False)
+    assert regex("a cat", "c.t", mode="search") == Score(reward=1.0, success=True)
+    assert regex("dog", "c.t", mode="search") == Score(reward=0.0, success=False)
+    assert regex("cat", None, pattern="[a-z]+") == Score(reward=1.0, success=True)
+    assert regex("cat", "c.t", pattern="dog") == Score(reward=0.0, success=False)  # the setting is the pattern
     for reference in ("(", 3, None):
         with pytest.raises(ValueError, match="must be a pattern"):
             regex("cat", reference)
