@@ -57,7 +57,6 @@ ENGINE_CAUSES = {
     "cohere2_moe": "a window of vLLM's layers holds one token more than in transformers",
     "ernie4_5_moe": "vLLM's router on CPU leaves out the bias of a softmax router",
     "gpt2, scaled by layer": "vLLM does not have this setting",
-    "gpt_oss": "vLLM's reload does not notice when the weights of these experts are complete",
 }
 """Reasons for differences between vLLM and transformers and for errors, as found in their code."""
 TITLE = """# Models
