@@ -120,8 +120,8 @@ def add_adapter(lm: PreTrainedModel, lora: LoraConfig, *, seed: int) -> None:
 
     dtype = lm.dtype
     layers = {layer for same in target_layers(lm, lora).values() for layer in same}
-    # Inside a plain module, because in a model of transformers peft translates names of linear layers. For some families
-    # it makes fused experts of them, whose adapter cannot be merged.
+    # Inside a plain module, because in a model of transformers peft translates names of linear layers. For some
+    # families it makes fused experts of them, whose adapter cannot be merged.
     holder = nn.ModuleDict({"lm": lm})
     settings = peft_config(lora, [name for name, module in holder.named_modules() if module in layers])
     with torch.random.fork_rng(devices=[]):
