@@ -54,7 +54,7 @@ class RolloutPool:
         self._seed = config.run.seed
         create = _actor_factory(config, device, sync_backend, options)
         self._fleet = Fleet(create, config, log_folder)
-        self._rewards = RewardPool(config.reward)
+        self._rewards = RewardPool(config.reward, config.rollout.max_new_tokens)
         self._resampled = 0
         self._syncing = False
         self._sleep_level = config.cluster.sleep_level if sync_backend == "ipc" else 0

@@ -57,13 +57,18 @@ class Tokenizer(Protocol):
         ...
 
     @property
-    def eos_token(self) -> str:
+    def eos_token(self) -> str | None:
         """Text of the end of sequence."""
         ...
 
     @property
-    def eos_token_id(self) -> int:
+    def eos_token_id(self) -> int | None:
         """Token of the end of sequence."""
+        ...
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """Token of padding."""
         ...
 
     @property
@@ -81,10 +86,6 @@ class Tokenizer(Protocol):
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Return the text of some tokens."""
-        ...
-
-    def batch_decode(self, sequences: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
-        """Return the text of each sequence of tokens."""
         ...
 
     def apply_chat_template(self, conversation: Sequence[Mapping[str, str]], **options: object) -> str:
