@@ -13,6 +13,7 @@ from ray import ObjectRef
 
 from maxpo.batches.samples import Sample
 from maxpo.config import Config
+from maxpo.data.templates import template_args
 from maxpo.errors import LateError, LearnerLostError, RemoteError, RunError
 from maxpo.runtime.ray_calls import wait_for
 from maxpo.seeds import derive_seed
@@ -309,7 +310,7 @@ def _actor_factory(
             config.model.path,
             config.rollout,
             config.environment,
-            config.data.template_args,
+            template_args(config.data),
             device=device,
             sync_backend=sync_backend,
             max_prompt_tokens=config.data.max_prompt_tokens,

@@ -80,6 +80,10 @@ class Tokenizer(Protocol):
         """Return the id of every token."""
         ...
 
+    def get_added_vocab(self) -> Mapping[str, int]:
+        """Return the id of every token that is not split, special ones included."""
+        ...
+
     def encode(self, text: str, **options: bool) -> list[int]:
         """Return the tokens of a text."""
         ...

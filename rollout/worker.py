@@ -74,7 +74,7 @@ class RolloutWorker:
         if self._environment.name is not None:
             self._environments = EnvironmentPool(self._environment, self._config.generate_timeout_s / 2)
             self._encode_observation = ObservationEncoder(
-                self._tokenizer, self._environment.observation_role, self._template_args
+                self._tokenizer, self._environment.observation_role, self._template_args, self._stops
             )
         self._engine = Engine(
             self._model_path,

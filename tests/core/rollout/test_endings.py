@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from maxpo.rewards.verifiers.thinking_format import thinking_format
 from rollout.endings import stop_ids, text_of
+from rollout.episodes.observations import ObservationEncoder
 from tests.families import FAMILIES, build
 
 
@@ -44,3 +46,49 @@ def test_stop_tokens_are_those_of_the_engine(tmp_path: Path) -> None:
     assert stop_ids(tokenizer, str(tmp_path), trust_remote_code=False) == {eos, 5}
     (tmp_path / "generation_config.json").write_text("{}")
     assert stop_ids(tokenizer, str(tmp_path), trust_remote_code=False) == {eos}
+
+
+def conversation(tokenizer: Any, name: str, answers: int) -> list[int]:
+    """Return the template's tokens of a conversation, up to the header of the turn after the last observation."""
+    messages = [{"role": "user", "content": "question"}]
+    for _ in range(answers):
+        messages += [
+            {"role": "assistant", "content": "the answer"},
+            {"role": FAMILIES[name].role, "content": "the 42\nthink"},
+        ]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("cut", [False, True])
+def test_tokens_of_an_episode_are_those_of_the_template(name: str, cut: bool, tmp_path: Path) -> None:
+    tokenizer, stops = build(name), written(name, tmp_path)
+    observe = ObservationEncoder(tokenizer, FAMILIES[name].role, {}, stops)
+    tokens = conversation(tokenizer, name, 0)
+    for turn in range(1, 4):
+        want = conversation(tokenizer, name, turn)
+        assert want[: len(tokens)] == tokens
+        rest = want[len(tokens) :]
+        place = next(i for i, token in enumerate(rest) if token in stops)
+        answer = rest[:place] if cut else rest[: place + 1]
+        tokens = [*tokens, *answer, *observe("the 42\nthink", answer)]
+        assert tokens == want
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_turn_ends_once_whichever_stop_token_ended_it(name: str, tmp_path: Path) -> None:
+    tokenizer, stops = build(name), written(name, tmp_path)
+    observe = ObservationEncoder(tokenizer, FAMILIES[name].role, {}, stops)
+    whole = observe("42", [5])
+    for text in FAMILIES[name].stops:
+        stop = tokenizer.convert_tokens_to_ids(text)
+        seen = observe("42", [5, stop])
+        # In GLM a stop token is the role of the observation, which another stop token does not replace.
+        replaced = name != "glm" or whole[0] == stop
+        assert seen == (whole[1:] if replaced else whole), text
+    # Nothing that an observation says can end it.
+    for text in FAMILIES[name].special:
+        assert sum(i in tokenizer.get_added_vocab().values() for i in observe(f"a{text}b", [5])) == sum(
+            i in tokenizer.get_added_vocab().values() for i in whole
+        )
