@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 
 from learner.model.loading import self_test
 from learner.model.lora import coverage, require_peft, target_layers
-from maxpo.config import Config
+from maxpo.config import Config, RewardConfig
+from maxpo.config.reward import COMBINED
 from maxpo.data.order import Mixture
 from maxpo.data.prompts import load_prompts
 from maxpo.data.rows import Chat, Encode, Message
@@ -21,6 +22,7 @@ from maxpo.environments.registry import find_environment
 from maxpo.errors import InputError
 from maxpo.rewards.code.verifier import cannot_run
 from maxpo.rewards.registry import find_scorer, names_in_use
+from maxpo.rewards.verifiers.thinking_format import OPENING
 from maxpo.types import Prompt
 from rollout.endings import stop_ids
 from rollout.episodes.observations import ObservationEncoder
@@ -219,11 +221,25 @@ def load_data(
         chat=chat_template(tokenizer, template_args(config.data)),
         say=say,
     )
+    _thinking(config.reward, train[0])
     if config.reward.by_source:
         sources = {prompt.source for prompt in (*train, *held_out)}
         if unknown := sorted(set(config.reward.by_source) - sources):
             raise InputError(f"reward.by_source: no prompt is from {', '.join(unknown)}; sources are {sorted(sources)}")
     return train, held_out
+
+
+def _thinking(reward: RewardConfig, prompt: Prompt) -> None:
+    """Raise InputError if a prompt opens the thinking block that the verifier `format` expects in the completion."""
+    name = reward.by_source.get(prompt.source, reward.verifier)
+    if "format" not in (reward.parts if name == COMBINED else (name,)):
+        return
+    opening = reward.args.get("format", {}).get("opening", OPENING)
+    if opening and prompt.text.rstrip().endswith(opening):
+        raise InputError(
+            f"verifier format: prompts already end with {opening}, which no completion will repeat: set "
+            "reward.args.format.opening=''"
+        )
 
 
 def _text_encoder(tokenizer: PreTrainedTokenizerBase, config: Config) -> Encode:

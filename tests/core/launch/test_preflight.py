@@ -17,6 +17,7 @@ from maxpo.configure.loading import load_config
 from maxpo.errors import InputError
 
 ROOT = Path(__file__).parents[3]
+NO_EVAL = ("eval.every=0", "eval.at_start=false", "eval.at_end=false")
 DEMO = ROOT / "configs/models/countdown-0.5m"
 
 
@@ -89,3 +90,16 @@ def test_special_tokens_that_end_no_turn_may_be_stop_texts(tmp_path: Path, confi
     check_model(configured(*game, "environment.stop=['<bos>']"))
     with pytest.raises(InputError, match=r"environment\.stop: <eos> ends a turn by itself"):
         check_model(configured(*game, "environment.stop=['<eos>']"))
+
+
+def test_a_prompt_that_opens_the_thinking_block_is_told(tmp_path: Path, configured: Callable[..., Config]) -> None:
+    row = {"prompt": [{"role": "user", "content": "3"}], "answer": "3"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    config = configured(f"data.train_file={tmp_path}/rows.jsonl", "data.task=null", "reward.verifier=format", *NO_EVAL)
+    rewrite(tmp_path / "model/tokenizer_config.json", chat_template="{{ messages[0].content }}")
+    load_data(config)
+    rewrite(tmp_path / "model/tokenizer_config.json", chat_template="{{ messages[0].content + '<think>\n' }}")
+    with pytest.raises(InputError, match=r"prompts already end with <think>.*reward\.args\.format\.opening=''"):
+        load_data(config)
+    config.reward.args["format"] = {"opening": ""}
+    load_data(config)
