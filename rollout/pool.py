@@ -13,6 +13,7 @@ from ray import ObjectRef
 
 from maxpo.batches.samples import Sample
 from maxpo.config import Config
+from maxpo.data.templates import template_args
 from maxpo.errors import LateError, LearnerLostError, RemoteError, RunError
 from maxpo.runtime.ray_calls import wait_for
 from maxpo.seeds import derive_seed
@@ -54,7 +55,7 @@ class RolloutPool:
         self._seed = config.run.seed
         create = _actor_factory(config, device, sync_backend, options)
         self._fleet = Fleet(create, config, log_folder)
-        self._rewards = RewardPool(config.reward)
+        self._rewards = RewardPool(config.reward, config.rollout.max_new_tokens)
         self._resampled = 0
         self._syncing = False
         self._sleep_level = config.cluster.sleep_level if sync_backend == "ipc" else 0
@@ -309,7 +310,7 @@ def _actor_factory(
             config.model.path,
             config.rollout,
             config.environment,
-            config.data.template_args,
+            template_args(config.data),
             device=device,
             sync_backend=sync_backend,
             max_prompt_tokens=config.data.max_prompt_tokens,

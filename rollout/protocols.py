@@ -57,13 +57,18 @@ class Tokenizer(Protocol):
         ...
 
     @property
-    def eos_token(self) -> str:
+    def eos_token(self) -> str | None:
         """Text of the end of sequence."""
         ...
 
     @property
-    def eos_token_id(self) -> int:
+    def eos_token_id(self) -> int | None:
         """Token of the end of sequence."""
+        ...
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """Token of padding."""
         ...
 
     @property
@@ -75,16 +80,16 @@ class Tokenizer(Protocol):
         """Return the id of every token."""
         ...
 
+    def get_added_vocab(self) -> Mapping[str, int]:
+        """Return the id of every token that is not split, special ones included."""
+        ...
+
     def encode(self, text: str, **options: bool) -> list[int]:
         """Return the tokens of a text."""
         ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Return the text of some tokens."""
-        ...
-
-    def batch_decode(self, sequences: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
-        """Return the text of each sequence of tokens."""
         ...
 
     def apply_chat_template(self, conversation: Sequence[Mapping[str, str]], **options: object) -> str:

@@ -14,6 +14,7 @@ from maxpo.errors import RunError
 from maxpo.runtime.network import use_interface
 from maxpo.runtime.waits import print_stacks_on_signal
 from maxpo.types import Completion, Group, Prompt
+from rollout.endings import stop_ids, text_of
 from rollout.episodes.environment_pool import EnvironmentPool
 from rollout.episodes.episode import run_episode
 from rollout.episodes.observations import ObservationEncoder
@@ -69,10 +70,11 @@ class RolloutWorker:
         self._tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
             self._model_path, trust_remote_code=self._trust_remote_code, local_files_only=True
         )
+        self._stops = stop_ids(self._tokenizer, self._model_path, trust_remote_code=self._trust_remote_code)
         if self._environment.name is not None:
             self._environments = EnvironmentPool(self._environment, self._config.generate_timeout_s / 2)
             self._encode_observation = ObservationEncoder(
-                self._tokenizer, self._environment.observation_role, self._template_args
+                self._tokenizer, self._environment.observation_role, self._template_args, self._stops
             )
         self._engine = Engine(
             self._model_path,
@@ -103,11 +105,7 @@ class RolloutWorker:
             else:
                 sampled = self._episodes(rollout_id, prompt, n, seed, greedy)
             completions = await self._while_alive(sampled)
-        texts = self._tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
-        return Group(
-            prompt=prompt,
-            completions=tuple(replace(c, text=text) for c, text in zip(completions, texts, strict=True)),
-        )
+        return Group(prompt=prompt, completions=tuple(map(self._with_text, completions)))
 
     async def _episodes(self, rollout_id: str, prompt: Prompt, n: int, seed: int, greedy: bool) -> Sequence[Completion]:
         """Sample a group of episodes, see `generate`."""
@@ -116,7 +114,7 @@ class RolloutWorker:
             (turn,) = await self._engine.generate(
                 request_id, token_ids, 1, seed, greedy=greedy, max_tokens=max_tokens, stop=self._environment.stop
             )
-            return replace(turn, text=self._tokenizer.decode(turn.token_ids, skip_special_tokens=True))
+            return self._with_text(turn)
 
         episodes = [
             asyncio.ensure_future(
@@ -139,6 +137,9 @@ class RolloutWorker:
         finally:
             for episode in episodes:  # if one failed, the others are still running
                 episode.cancel()
+
+    def _with_text(self, completion: Completion) -> Completion:
+        return replace(completion, text=text_of(self._tokenizer, completion.token_ids, self._stops))
 
     async def probe(self) -> Probe:
         """Sample fixed random prompts twice: all at once, and one after the other."""

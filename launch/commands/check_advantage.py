@@ -138,7 +138,7 @@ def read_rewards(path: Path) -> list[float]:
         except ValueError:
             row = None
         if isinstance(row, dict):
-            if row.get("outcome", "ok") not in ("ok", "too_long"):
+            if row.get("outcome", "ok") != "ok" and row.get("reward") is None:
                 continue
             row = row.get("reward")
         if isinstance(row, bool) or not isinstance(row, int | float) or not -1e300 < row < 1e300:

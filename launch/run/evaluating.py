@@ -16,6 +16,7 @@ from launch.cluster.placement import place
 from launch.cluster.placement_groups import placement_groups
 from launch.cluster.ray_cluster import cluster, own_logs
 from launch.run.preflight import load_data
+from launch.run.resuming import with_date
 from launch.terminal.printing import say
 from launch.terminal.tables import report_table
 from maxpo.configure.loading import LoadedConfig
@@ -43,6 +44,7 @@ def evaluate_model(loaded: LoadedConfig, model: Path, output: Path | None, conso
         InputError: the output folder is not empty.
         RunError: no prompt has enough valid samples.
     """
+    loaded = with_date(loaded)
     config = loaded.config
     folder = output or Path(config.run.dir) / f"{config.run.name}-eval"
     _make_folder(folder)

@@ -12,15 +12,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 
 from learner.model.loading import self_test
 from learner.model.lora import coverage, require_peft, target_layers
-from maxpo.config import Config
+from maxpo.config import Config, RewardConfig
+from maxpo.config.reward import COMBINED
 from maxpo.data.order import Mixture
 from maxpo.data.prompts import load_prompts
-from maxpo.data.rows import Chat, Message
+from maxpo.data.rows import Chat, Encode, Message
+from maxpo.data.templates import template_args, text_encoder
 from maxpo.environments.registry import find_environment
 from maxpo.errors import InputError
 from maxpo.rewards.code.verifier import cannot_run
 from maxpo.rewards.registry import find_scorer, names_in_use
+from maxpo.rewards.verifiers.thinking_format import OPENING
 from maxpo.types import Prompt
+from rollout.endings import stop_ids
 from rollout.episodes.observations import ObservationEncoder
 
 
@@ -38,6 +42,11 @@ class _Subject:
         """Path of the model folder."""
         return self.config.model.path
 
+    @property
+    def stops(self) -> frozenset[int]:
+        """Tokens that end a completion."""
+        return stop_ids(self.tokenizer, self.path, trust_remote_code=self.config.model.trust_remote_code)
+
 
 def check_model(config: Config, *, evaluation: bool = False) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the model, after all checks that need no more than the model folder.
@@ -53,8 +62,14 @@ def check_model(config: Config, *, evaluation: bool = False) -> PreTrainedTokeni
     try:
         model = AutoConfig.from_pretrained(path, trust_remote_code=trust, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model.path = {path} cannot be loaded: {error}") from error
+    # The files of a model, and code that comes with it, may fail in any way.
+    except Exception as error:
+        raise InputError(f"model.path = {path} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()):
+        raise InputError(
+            f"model.path = {path} has no tokenizer: transformers finds no tokens there. Copy the tokenizer's files "
+            "(tokenizer.json and tokenizer_config.json, or tokenizer.model) into the folder"
+        )
     subject = _Subject(config, model, tokenizer, evaluation)
     if problems := [problem for check in CHECKS for problem in check(subject)]:
         raise InputError("; ".join(problems))
@@ -99,8 +114,22 @@ def _adapter(s: _Subject) -> Iterator[str]:
 
 
 def _end_of_sequence(s: _Subject) -> Iterator[str]:
-    if s.tokenizer.eos_token_id is None:
-        yield f"{s.path}: the tokenizer has no end-of-sequence token, so no completion could ever end"
+    if not s.stops:
+        yield (
+            f"{s.path}: neither the tokenizer nor generation_config.json has an end-of-sequence token, so no "
+            "completion could ever end"
+        )
+
+
+def _vocabulary(s: _Subject) -> Iterator[str]:
+    size = getattr(s.model.get_text_config(), "vocab_size", None)
+    outside = sorted((token, text) for text, token in s.tokenizer.get_vocab().items() if size and token >= size)
+    if outside:
+        shown = ", ".join(f"{text!r} = {token}" for token, text in outside[:5])
+        yield (
+            f"{s.path}: the tokenizer has {len(outside)} tokens that the model's vocabulary of {size} lacks: {shown}; "
+            "take the tokenizer that belongs to the model, or enlarge the model's embedding"
+        )
 
 
 def _scorer(s: _Subject) -> Iterator[str]:
@@ -119,15 +148,15 @@ def _environment(s: _Subject) -> Iterator[str]:
     except ValueError as error:
         yield f"environment.name: {error}"
     try:
-        ObservationEncoder(s.tokenizer, environment.observation_role, s.config.data.template_args)
-    except (ValueError, TemplateError) as error:
+        ObservationEncoder(s.tokenizer, environment.observation_role, template_args(s.config.data), s.stops)
+    except ValueError as error:
         yield f"environment.observation_role: {error}"
+    # A template may raise anything.
+    except Exception as error:
+        yield f"environment.observation_role: the chat template fails: {type(error).__name__}: {error}"
     for text in environment.stop:
-        if text in s.tokenizer.all_special_tokens:
-            yield (
-                f"environment.stop: {text} is a special token, which the environment never sees as text; the end of "
-                "sequence ends a turn by itself"
-            )
+        if s.tokenizer.convert_tokens_to_ids(text) in s.stops:
+            yield f"environment.stop: {text} ends a turn by itself, and the environment never sees it: leave it out"
 
 
 def _verifiers(s: _Subject) -> Iterator[str]:
@@ -141,6 +170,7 @@ CHECKS = (
     _sequence_parallel,
     _adapter,
     _end_of_sequence,
+    _vocabulary,
     _scorer,
     _environment,
     _verifiers,
@@ -187,15 +217,37 @@ def load_data(
         config.data,
         seed=config.run.seed,
         eval_size=config.eval.prompts if wants_eval else 0,
-        encode=tokenizer.encode,
-        chat=chat_template(tokenizer, config.data.template_args),
+        encode=_text_encoder(tokenizer, config),
+        chat=chat_template(tokenizer, template_args(config.data)),
         say=say,
     )
+    _thinking(config.reward, train[0])
     if config.reward.by_source:
         sources = {prompt.source for prompt in (*train, *held_out)}
         if unknown := sorted(set(config.reward.by_source) - sources):
             raise InputError(f"reward.by_source: no prompt is from {', '.join(unknown)}; sources are {sorted(sources)}")
     return train, held_out
+
+
+def _thinking(reward: RewardConfig, prompt: Prompt) -> None:
+    """Raise InputError if a prompt opens the thinking block that the verifier `format` expects in the completion."""
+    name = reward.by_source.get(prompt.source, reward.verifier)
+    if "format" not in (reward.parts if name == COMBINED else (name,)):
+        return
+    opening = reward.args.get("format", {}).get("opening", OPENING)
+    if opening and prompt.text.rstrip().endswith(opening):
+        raise InputError(
+            f"verifier format: prompts already end with {opening}, which no completion will repeat: set "
+            "reward.args.format.opening=''"
+        )
+
+
+def _text_encoder(tokenizer: PreTrainedTokenizerBase, config: Config) -> Encode:
+    try:
+        return text_encoder(tokenizer.encode)
+    # A tokenizer may raise anything.
+    except Exception as error:
+        raise InputError(f"model.path = {config.model.path}: {error}") from error
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> Chat | None:
@@ -210,6 +262,9 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, An
             )
         except TemplateError as error:
             raise ValueError(f"the chat template refuses the messages: {error.message}") from error
+        # A template may raise anything.
+        except Exception as error:
+            raise ValueError(f"the chat template fails: {type(error).__name__}: {error}") from error
         assert isinstance(text, str)
         # The template has already written the special tokens.
         return text, tokenizer.encode(text, add_special_tokens=False)

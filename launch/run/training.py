@@ -16,6 +16,7 @@ from launch.cluster.system import System, system
 from launch.run.folder import locked, open_run
 from launch.run.preflight import load_data, test_learner
 from launch.run.restarts import with_restarts
+from launch.run.resuming import with_date
 from launch.run.signals import StopRequest, stop_on_signal
 from launch.run.watchdog import Watchdog
 from launch.run.wording import banner, resume_command
@@ -35,6 +36,7 @@ from maxpo.types import Prompt
 
 def run_training(loaded: LoadedConfig, console: Console) -> int:
     """Train as configured, and print the tables at the end. Return the exit code."""
+    loaded = with_date(loaded)
     config = for_all_nodes(loaded.config)
     reach(config.ray)
     prompts, held_out = load_data(config, say=partial(say, console))

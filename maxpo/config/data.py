@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Annotated, Literal
 
 from maxpo.config.ranges import NOT_NEGATIVE, POSITIVE, Arguments, Must
@@ -20,6 +21,14 @@ _RESERVED = set(
 def are_fields(value: Mapping[str, object]) -> bool:
     """Return True if the mapping renames known fields of rows, each to a name."""
     return set(value) <= set(FIELDS) and all(isinstance(name, str) and name for name in value.values())
+
+
+def is_date(value: str) -> bool:
+    """Return True if the text is a date such as 2026-01-31."""
+    try:
+        return date.fromisoformat(value).isoformat() == value
+    except ValueError:
+        return False
 
 
 @dataclass(kw_only=True)
@@ -70,6 +79,9 @@ class DataConfig:
     ] = field(default_factory=Arguments)
     """Further arguments of the chat template, for example {enable_thinking: false}. No effect on text without
     `chat`."""
+    date: Annotated[str | None, Must(is_date, "Must be a date such as 2026-01-31.")] = None
+    """Date that chat templates read in place of the clock. null: the day of the start (UTC), which is written into the
+    run's settings and stays when the run resumes."""
     max_prompt_tokens: Annotated[int, POSITIVE] = 512
     """Longest prompt in tokens. Longer prompts are refused before the start, or left out, see `overlong`."""
     overlong: Literal["refuse", "drop"] = "refuse"

@@ -35,9 +35,9 @@ class RewardConfig:
     timeout_s: Annotated[float, POSITIVE] = 5.0
     """Timeout of one answer, seconds. After the timeout the verifier's process is killed and the sample is invalid
     (masked)."""
-    max_chars: Annotated[int, POSITIVE] = 20000
-    """Longest answer that is parsed, in characters. Longer answers get reward 0 (with `length`: the full penalty) and
-    are counted."""
+    max_chars: Annotated[int | None, POSITIVE] = None
+    """Longest answer that is read, in characters. Longer answers are counted and invalid (masked), except that
+    `length` gives its full penalty. null: 16 for each token of `rollout.max_new_tokens`, and at least 20000."""
     code_case_s: Annotated[float, POSITIVE] = 4.0
     """Time limit of a program for one test case, seconds (wall-clock time, and processor time rounded up). Only for the
     verifier `code`."""
@@ -46,3 +46,7 @@ class RewardConfig:
     code_max_cases: Annotated[int, POSITIVE] = 20
     """Largest number of test cases of a reference that are run; later cases are left out. Only for the verifier
     `code`."""
+
+    def longest(self, max_new_tokens: int) -> int:
+        """Return the number of characters of the longest answer that is read, given `rollout.max_new_tokens`."""
+        return max(20000, 16 * max_new_tokens) if self.max_chars is None else self.max_chars

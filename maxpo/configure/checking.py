@@ -78,7 +78,7 @@ class _Checks:
         """Report wrong verifiers and environments, and wrong arguments of these."""
         config, faults = self._config, list[Fault]()
         if self._unusable.isdisjoint(REWARD_KEYS):
-            faults += reward_problems(config.reward)
+            faults += reward_problems(config.reward, config.rollout.max_new_tokens)
         if self._unusable.isdisjoint({*ENVIRONMENT_KEYS, *REWARD_KEYS}):
             faults += environment_problems(config.environment, config.reward)
         for involved, message in faults:

@@ -8,12 +8,14 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast, overload
+from typing import Any, TypeVar, cast, overload
 
 from maxpo.data.tables import Table
 from maxpo.errors import DataError
 from maxpo.types import Prompt
 
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 Encode = Callable[[str], Sequence[int]]
 """A tokenizer: text to token ids."""
 Message = dict[str, Any]
@@ -52,18 +54,32 @@ class Reader:
         """Return the text that the policy reads, and its tokens.
 
         Raises:
-            ValueError: The prompt has no tokens, or the template refuses the messages.
+            ValueError: The prompt has no tokens, or template or tokenizer fail on it.
         """
         if isinstance(prompt, str) and not self.as_chat:
-            text, tokens = prompt, self.encode(prompt)
+            text, tokens = prompt, _guarded("tokenizer", self.encode, prompt)
         else:
             messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             if self.system_prompt is not None and messages[0]["role"] != "system":
                 messages = [{"role": "system", "content": self.system_prompt}, *messages]
-            text, tokens = self.chat(messages)
+            text, tokens = _guarded("chat template or tokenizer", self.chat, messages)
         if not tokens:
             raise ValueError("the prompt has no tokens")
         return text, tuple(tokens)
+
+
+def _guarded(name: str, function: Callable[[Given], Made], given: Given) -> Made:
+    """Call a function that comes with the model and may raise anything.
+
+    Raises:
+        ValueError: The function raised. An error in words is raised as it is.
+    """
+    try:
+        return function(given)
+    except (DataError, ValueError):
+        raise
+    except Exception as error:
+        raise ValueError(f"the {name} of the model fails: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

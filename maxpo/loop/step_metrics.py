@@ -15,7 +15,7 @@ from maxpo.loop.selection import AssessedGroup
 from maxpo.types import Completion, ScoredGroup
 
 OUTCOMES = ("too_long", "timeout", "error", "died", "abort")
-"""Outcomes of scoring other than 'ok'. All but 'too_long' mask the sample."""
+"""Outcomes of scoring other than 'ok'. Each masks the sample, except 'too_long' of `length` and `environment`."""
 
 
 def valid_successes(groups: Sequence[ScoredGroup]) -> dict[str, list[bool]]:

@@ -121,17 +121,13 @@ def find_scorer(reward: RewardConfig) -> Callable[[Prompt, str], Score]:
     return lambda prompt, text: special.get(prompt.source, usual)(prompt.text, text, prompt.reference)
 
 
-def unread(reward: RewardConfig, source: str) -> Score:
-    """Return the score of an answer over `reward.max_chars`, which is not read: 0, and for `length` the full penalty.
+def unread(reward: RewardConfig, source: str) -> Score | None:
+    """Return the score of an answer over `reward.max_chars`, which is not read. None: nobody can tell, so it is masked.
 
-    Otherwise a longer answer would escape its penalty. It is no success for any verifier that has an opinion.
+    `length` gives its full penalty, since its `cap` is at most `reward.max_chars`. `environment` reads no answer.
     """
-
-    def score(name: str) -> Score:
-        return Score(reward=-1.0 if name == "length" else 0.0, success=None if name in SHAPING else False)
-
-    name = reward.by_source.get(source, reward.verifier)
-    return _combine({part: score(part) for part in reward.parts}, reward.parts) if name == COMBINED else score(name)
+    known = {"length": Score(reward=-1.0), ENVIRONMENT: Score(reward=0.0)}
+    return known.get(reward.by_source.get(source, reward.verifier))
 
 
 def names_in_use(reward: RewardConfig) -> set[str]:

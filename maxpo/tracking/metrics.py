@@ -30,7 +30,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "environment/turns": ("Mean turns of the policy in an episode. Absent without environment.name", "count"),
     "environment/tokens": ("Mean tokens of observations in an episode", "tokens"),
     "verifier/too_long": (
-        "Answers over reward.max_chars, not read. The reward is 0, and for length the full penalty",
+        "Answers over reward.max_chars, not read and masked. For length they count, with the full penalty",
         "count",
     ),
     "verifier/timeout": (

@@ -97,9 +97,14 @@ class RewardPool:
     the guilty answer is invalid.
     """
 
-    def __init__(self, config: RewardConfig) -> None:
-        """Start the processes, which import the verifiers."""
-        self._config = config
+    def __init__(self, config: RewardConfig, max_new_tokens: int) -> None:
+        """Start the processes, which import the verifiers.
+
+        Args:
+            config: Section `reward`.
+            max_new_tokens: See `rollout.max_new_tokens`. The longest answer that is read may depend on this number.
+        """
+        self._config, self._longest = config, config.longest(max_new_tokens)
         find_scorer(config)  # so that an error is raised here, and not in every worker process
         self._pool = self._new_pool()
         self._stall_s = config.timeout_s + STALL_S
@@ -148,7 +153,7 @@ class RewardPool:
             return Result("abort")
         if completion.episode is not None and completion.episode.outcome != "ok":
             return Result(completion.episode.outcome)
-        if len(_text_to_score(completion)) > self._config.max_chars:
+        if len(_text_to_score(completion)) > self._longest:
             return Result("too_long", unread(self._config, source))
         return None
 

@@ -102,6 +102,7 @@ class Engine:
             logprobs=0,
             flat_logprobs=True,
             detokenize=bool(stop),
+            skip_special_tokens=False,  # a stop text may be or contain one
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         # FINAL_ONLY yields once, when all n completions have ended.

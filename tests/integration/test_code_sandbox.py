@@ -51,7 +51,7 @@ def pool() -> Iterator[RewardPool]:
     before = sandboxes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MAXPO_SECRET", "x")
-        pool = RewardPool(CONFIG)
+        pool = RewardPool(CONFIG, 64)
         judge(pool, "print(1)", {"inputs": [""], "outputs": ["1"]})  # start-up is no part of the limits
     yield pool
     pool.shutdown()

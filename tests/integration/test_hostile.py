@@ -46,7 +46,7 @@ def test_hostile_texts(name: str) -> None:
     def group(*texts: str) -> Group:
         return Group(prompt=prompt, completions=tuple(replace(completion(), text=text) for text in texts))
 
-    pool = RewardPool(RewardConfig(verifier=name, args={"math": {"boxed": False}}, workers=2, timeout_s=LIMIT_S))
+    pool = RewardPool(RewardConfig(verifier=name, args={"math": {"boxed": False}}, workers=2, timeout_s=LIMIT_S), 64)
     try:
         best = 0.0 if name == "length" else 1.0
         honest = group(right)

@@ -23,7 +23,7 @@ from tests.fakes import completion, prompt
 @pytest.fixture(scope="module")
 def pool() -> Iterator[RewardPool]:
     config = RewardConfig(verifier="tests.verifiers:moody", workers=2, timeout_s=2.0, max_chars=10)
-    pool = RewardPool(config)
+    pool = RewardPool(config, 64)
     pool.score([Group(prompt=prompt(), completions=(completion("warm"),))])  # start-up is not part of the limit
     yield pool
     pool.shutdown()
@@ -42,7 +42,7 @@ def test_each_answer_gets_its_own_verdict_in_order(pool: RewardPool) -> None:
     first, second = pool.score([group("yes", "no", "x" * 11), group("no", "yes", "yes", aborted=2)])
     assert first.rewards == (1.25, 0.25, 0.0)
     assert first.outcomes == ("ok", "ok", "too_long")
-    assert first.valid == (True, True, True)
+    assert first.valid == (True, True, False)
     assert first.reward_parts == {"right": (1.0, 0.0, 0.0), "short": (0.25, 0.25, 0.0)}
     assert second.outcomes == ("ok", "ok", "abort")
     assert second.valid == (True, True, False)
@@ -135,14 +135,14 @@ def test_custom_rewards_may_be_async_and_never_see_the_clusters_token(
     name: str, rewards: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "x")
-    pool = RewardPool(RewardConfig(verifier=f"tests.verifiers:{name}"))
+    pool = RewardPool(RewardConfig(verifier=f"tests.verifiers:{name}"), 64)
     try:
         assert pool.score([group("yes", "no")])[0].rewards == rewards
     finally:
         pool.shutdown()
 
 
-def test_each_source_may_have_a_verifier_of_its_own_and_unread_answers_keep_their_penalty() -> None:
+def test_each_source_may_have_a_verifier_of_its_own_and_unread_answers_are_masked() -> None:
     config = RewardConfig(
         verifier="combined",
         parts={"exact": 2.0, "length": 0.5, "tests.verifiers:moody": 1.0},
@@ -150,7 +150,7 @@ def test_each_source_may_have_a_verifier_of_its_own_and_unread_answers_keep_thei
         by_source={"other": "numeric", "silent": "format"},
         max_chars=10,
     )
-    pool = RewardPool(config)
+    pool = RewardPool(config, 64)
     try:
         other = Prompt(prompt_id="o", text="o", token_ids=(1,), reference=3, source="other")
         usual, special = pool.score(
@@ -165,12 +165,13 @@ def test_each_source_may_have_a_verifier_of_its_own_and_unread_answers_keep_thei
         pool.shutdown()
     # Of `combined` the one part that looks for an answer; none of what was not read; `format` looks for none.
     assert answers == [("yes", "no", None), None, ("3.0", "4.0", None)]
-    # yes: 2 - 0.5 / 4 + 1.25. no: moody's 0.25 alone. The long one is not read, so it has the whole penalty alone.
-    assert usual.rewards == (3.125, 0.25, -0.5)
+    # yes: 2 - 0.5 / 4 + 1.25. no: moody's 0.25 alone. The long one is not read, and may be right.
+    assert usual.rewards == (3.125, 0.25, 0.0)
+    assert usual.valid == (True, True, False)
     assert usual.outcomes == ("ok", "ok", "too_long")
     assert usual.reward_parts == {
         "exact": (1.0, 0.0, 0.0),
-        "length": (-0.25, 0.0, -1.0),
+        "length": (-0.25, 0.0, 0.0),
         "tests.verifiers.moody": (1.25, 0.25, 0.0),
         "tests.verifiers.moody/right": (1.0, 0.0, 0.0),
         "tests.verifiers.moody/short": (0.25, 0.25, 0.0),
@@ -181,16 +182,16 @@ def test_each_source_may_have_a_verifier_of_its_own_and_unread_answers_keep_thei
     assert special.reward_parts == {"format": (1.0, 1.0, 0.0)}
     scored = sampling_metrics([usual, special], 1, 1.0, version=0)
     check_names(list(scored))
-    assert scored["reward/tests.verifiers.moody/right"] == 1 / 3
-    assert scored["reward/format"] == 2 / 3
+    assert scored["reward/tests.verifiers.moody/right"] == 1 / 2
+    assert scored["reward/format"] == 1.0
 
 
 def test_a_reward_that_always_fails_stops_the_run_with_its_prompt() -> None:
-    pool = RewardPool(RewardConfig(verifier="tests.verifiers:wrong_type"))
+    pool = RewardPool(RewardConfig(verifier="tests.verifiers:wrong_type"), 64)
     try:
         with pytest.raises(VerifierError, match=r"failed on every answer; first error: prompt p: TypeError.*'good'"):
             pool.score([group("yes", "no")])
     finally:
         pool.shutdown()
     with pytest.raises(ValueError, match=r"no verifier is called 'nope': use one of \['choice', 'code', .*'countdown'"):
-        RewardPool(RewardConfig(verifier="nope"))
+        RewardPool(RewardConfig(verifier="nope"), 64)

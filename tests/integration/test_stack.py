@@ -73,12 +73,11 @@ def test_samples_depend_on_prompt_draw_and_index_alone(stack: Stack) -> None:
 def test_sampler_logprobs_are_those_of_the_sampled_distribution(stack: Stack, tmp_path: Path) -> None:
     stack.learner.export(tmp_path / "now")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "now", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "now")
     for group in stack.rollouts.generate(stack.train[:4], 4, "logprobs"):
         for mine, c in zip(plain_logprobs(model, group, 0.7), group.completions, strict=True):
             assert list(c.logprobs) == pytest.approx(mine, abs=2e-4)
-            assert c.text == AutoTokenizer.from_pretrained(tmp_path / "now").decode(
-                c.token_ids, skip_special_tokens=True
-            )
+            assert c.text == tokenizer.decode(c.token_ids, skip_special_tokens=True)  # it has no special ones inside
 
 
 def test_new_weights_reach_every_engine_and_change_what_it_says(stack: Stack, tmp_path: Path) -> None:

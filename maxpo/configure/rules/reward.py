@@ -19,13 +19,20 @@ from maxpo.wording import did_you_mean
 
 VERIFIERS = (*REWARDS, COMBINED)
 """Verifiers that come with this package."""
-REWARD_KEYS = ("reward.verifier", "reward.parts", "reward.args", "reward.by_source", "reward.max_chars")
+REWARD_KEYS = (
+    "reward.verifier",
+    "reward.parts",
+    "reward.args",
+    "reward.by_source",
+    "reward.max_chars",
+    "rollout.max_new_tokens",
+)
 """Keys that `reward_problems` reads."""
 
 _ALLOWED = f"one of {', '.join(VERIFIERS)}, or a function of your own as package.module:function."
 
 
-def reward_problems(reward: RewardConfig) -> Iterator[Fault]:
+def reward_problems(reward: RewardConfig, max_new_tokens: int) -> Iterator[Fault]:
     """Yield the problems that can be found without an import of the user's own function."""
     if not _is_verifier(reward.verifier):
         yield ("reward.verifier",), f"Must be {_ALLOWED}{did_you_mean(reward.verifier, VERIFIERS)}"
@@ -36,7 +43,7 @@ def reward_problems(reward: RewardConfig) -> Iterator[Fault]:
     yield from _argument_problems(reward.args)
     if not wrong_sources:
         yield from _combined_problems(reward)
-        yield from _length_problems(reward)
+        yield from _length_problems(reward, max_new_tokens)
 
 
 def _source_problems(by_source: Mapping[str, object]) -> Iterator[Fault]:
@@ -70,12 +77,12 @@ def _combined_problems(reward: RewardConfig) -> Iterator[Fault]:
         yield ("reward.parts", "reward.verifier"), "Weights are used with reward.verifier combined only."
 
 
-def _length_problems(reward: RewardConfig) -> Iterator[Fault]:
+def _length_problems(reward: RewardConfig, max_new_tokens: int) -> Iterator[Fault]:
     if "length" in names_in_use(reward):
         own = reward.args.get("length")
         cap: object = cast("dict[str, object]", own).get("cap", CAP) if isinstance(own, dict) else CAP
-        if isinstance(cap, int) and cap > reward.max_chars:
-            message = "The argument cap of length must be at most reward.max_chars: longer answers are not read."
+        if isinstance(cap, int) and cap > (longest := reward.longest(max_new_tokens)):
+            message = f"The argument cap of length must be at most {longest}: longer answers are not read."
             yield ("reward.args", "reward.max_chars"), message
 
 

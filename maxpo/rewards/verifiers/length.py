@@ -5,7 +5,7 @@ from __future__ import annotations
 from maxpo.rewards.base import Score
 
 CAP = 20000
-"""Default of `cap`, equal to the default of `reward.max_chars`."""
+"""Default of `cap`, which no default of `reward.max_chars` is below."""
 
 
 def length(text: str, reference: object, *, start: int = 16000, cap: int = CAP) -> Score:

@@ -497,6 +497,7 @@ class TestChecks:
             ["reward.args={'x:y': {z: 1}, numeric: {tolerance: 0}, regex: {pattern: null}}"],
             ["reward.verifier=length", "reward.max_chars=100", "reward.args.length={start: 0, cap: 100}"],
             ["reward.verifier=exact", "reward.max_chars=100"],
+            ["reward.verifier=length", "rollout.max_new_tokens=8192", "reward.args.length.cap=100000"],
         ],
     )
     def test_settings_of_verifiers(self, overrides: list[str]) -> None:

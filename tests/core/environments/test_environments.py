@@ -304,17 +304,17 @@ CHATML = (
 def test_observations_as_text_and_as_messages():
     tokenizer = AutoTokenizer.from_pretrained(MODEL, local_files_only=True)
     eos = tokenizer.eos_token_id
-    assert tokenizer.decode(ObservationEncoder(tokenizer, None, {})("42:", [5])) == "42:"
+    assert tokenizer.decode(ObservationEncoder(tokenizer, None, {}, {eos})("42:", [5])) == "42:"
     with pytest.raises(ValueError, match=r"has no chat template: set environment\.observation_role to null"):
-        ObservationEncoder(tokenizer, "tool", {})
+        ObservationEncoder(tokenizer, "tool", {}, {eos})
     tokenizer.chat_template = CHATML
-    observe = ObservationEncoder(tokenizer, "tool", {})
+    observe = ObservationEncoder(tokenizer, "tool", {}, {eos})
     assert tokenizer.decode(observe("42", [5])) == "<eos>\n<s>tool:42<eos>\n<s>assistant:"
     # A turn that has ended itself is not ended again.
     assert tokenizer.decode(observe("42", [5, eos])) == "\n<s>tool:42<eos>\n<s>assistant:"
     # It is written with the arguments of the template that the prompt had.
     tokenizer.chat_template = CHATML.replace("assistant:", "assistant:{{ mood }}")
-    assert tokenizer.decode(ObservationEncoder(tokenizer, "tool", {"mood": "glad"})("42", [5, eos])).endswith(
+    assert tokenizer.decode(ObservationEncoder(tokenizer, "tool", {"mood": "glad"}, {eos})("42", [5, eos])).endswith(
         "assistant:glad"
     )
     tokenizer.chat_template = CHATML
@@ -324,4 +324,4 @@ def test_observations_as_text_and_as_messages():
         "{% for m in messages %}{% if m['role'] != 'tool' %}{{ m['content'] }}{% endif %}{% endfor %}"
     )
     with pytest.raises(ValueError, match="does not show a message of the role 'tool'"):
-        ObservationEncoder(tokenizer, "tool", {})
+        ObservationEncoder(tokenizer, "tool", {}, {eos})

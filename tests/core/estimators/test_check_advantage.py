@@ -137,7 +137,9 @@ def test_large_k_is_measured_or_refused() -> None:
 
 
 def test_command_prints_json_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"reward": r, "outcome": "ok"} for r in (0.0, 0.5, 1.0, 1.0)] + [{"reward": None, "outcome": "timeout"}]
+    rows = [{"reward": r, "outcome": "ok"} for r in (0.0, 0.5, 1.0, 1.0)] + [
+        {"reward": None, "outcome": outcome} for outcome in ("timeout", "too_long")
+    ]
     file = tmp_path / "step.jsonl"
     file.write_text("0.5\n\n" + "".join(json.dumps(row) + "\n" for row in rows))
     assert main(["check-advantage", "--n", "5", "--k", "2", "--rewards", str(file), "--json"]) == 0

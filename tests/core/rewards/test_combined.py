@@ -94,10 +94,11 @@ def test_a_source_may_have_a_verifier_of_its_own():
     assert [judge(prompt(source), "it is 42").reward for source in "abc"] == [0.0, 1.0, 0.0]
 
 
-def test_what_is_not_read_gets_the_whole_penalty_of_its_length():
+def test_what_is_not_read_has_no_score_but_the_whole_penalty_of_its_length():
     parts = {"exact": 1.0, "length": 0.5, "a.b:c": 3.0}
     config = RewardConfig(verifier="combined", parts=parts, by_source={"x": "exact", "y": "length", "z": "a.b:c"})
-    assert unread(config, "") == Score(reward=-0.5, success=False, parts={"exact": 0.0, "length": -1.0, "a.b.c": 0.0})
-    assert [unread(config, source).reward for source in "xyz"] == [0.0, -1.0, 0.0]
+    assert unread(config, "y") == Score(reward=-1.0)
+    assert [unread(config, source) for source in ("", "x", "z")] == [None, None, None]
+    assert unread(RewardConfig(verifier="environment"), "") == Score(reward=0.0)
     assert names_in_use(config) == {"exact", "length", "a.b:c"}
     assert names_in_use(RewardConfig(verifier="exact", parts=parts)) == {"exact"}
