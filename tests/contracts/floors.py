@@ -27,7 +27,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "rollout": (
         ("", "plugin", "process_pool", "protocols", "vllm_engine"),
-        ("comparison", "episodes", "scoring"),
+        ("comparison", "endings", "episodes", "scoring"),
         ("worker",),
         ("fleet",),
         ("slots",),
