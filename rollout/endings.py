@@ -31,6 +31,10 @@ def text_of(tokenizer: Tokenizer, token_ids: Sequence[int], stops: Collection[in
     Other special tokens stay: a verifier may look for them, such as `<think>` in a model that has a token for it.
     """
     end = len(token_ids)
-    while end and (token_ids[end - 1] in stops or token_ids[end - 1] == tokenizer.pad_token_id):
+    while end and token_ids[end - 1] == tokenizer.pad_token_id:
+        end -= 1
+    if not (end and token_ids[end - 1] in stops):
+        end = len(token_ids)  # a pad token that the policy has sampled as any other
+    while end and token_ids[end - 1] in stops:
         end -= 1
     return tokenizer.decode(token_ids[:end], skip_special_tokens=False)

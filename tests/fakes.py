@@ -88,7 +88,7 @@ class FakeRollouts:
     def receivers(self) -> list[Receiver]:
         return [Receiver(name="fake", actor=self, workers=1)]
 
-    def confirm(self, manifest: WeightManifest) -> None:
+    def confirm(self, manifest: WeightManifest) -> str | None:
         self.confirmed.append(manifest.version)
 
     def rest(self) -> None:
