@@ -88,8 +88,9 @@ class FakeRollouts:
     def receivers(self) -> list[Receiver]:
         return [Receiver(name="fake", actor=self, workers=1)]
 
-    def confirm(self, manifest: WeightManifest) -> None:
+    def confirm(self, manifest: WeightManifest) -> str | None:
         self.confirmed.append(manifest.version)
+        return None
 
     def rest(self) -> None:
         pass
