@@ -47,9 +47,9 @@ def compare(
             f"{' and '.join(dict.fromkeys(dtypes))} explains {allowed:.2g} on average. All weights have arrived, so "
             "suspect a layer that the engine repacks or does not reload, a buffer that is not sent, rotary factors for "
             "long sequences, rollout.engine_args such as quantization, or an engine with a part of the model only. "
-            "Start again without rollout.engine_args, and with rollout.dtype and learner.dtype float32: a gap that "
-            "stays is no rounding, and this engine cannot sample for this model. docs/models.md lists the models that "
-            "were compared"
+            "Start again with rollout.dtype and learner.dtype float32, and without rollout.engine_args. If the "
+            "difference stays, this engine cannot sample for this model. docs/models.md lists the models that were "
+            "compared"
         )
     return found
 

@@ -164,7 +164,9 @@ def test_an_engine_with_other_weights_than_the_learner_is_found(stack: Stack) ->
     update(stack, 4)
     assert rollouts.confirm(manifest) is None, "digests cannot see it"
     rollouts._compared.clear()
-    with pytest.raises(RunError, match=r"rollout worker \d does not compute what the learner computes.* at token \d+ "):
+    with pytest.raises(
+        RunError, match=r"rollout worker \d does not compute what the learner computes.*\(at token \d+ after "
+    ):
         rollouts.confirm(manifest)
     sentence = rollouts.confirm(stack.learner.publish(rollouts.receivers()))
     assert sentence is not None
