@@ -12,7 +12,11 @@ from rollout.protocols import Probe
 
 
 def compare(
-    name: str, probe: Probe, logprobs: Callable[[Sequence[Sample]], list[list[float]]], dtypes: Sequence[str]
+    name: str,
+    probe: Probe,
+    logprobs: Callable[[Sequence[Sample]], list[list[float]]],
+    dtypes: Sequence[str],
+    temperature: float,
 ) -> Agreement:
     """Compare the completions of a probe with the learner.
 
@@ -21,6 +25,7 @@ def compare(
         probe: completions of fixed prompts.
         logprobs: the learner's log-probabilities of samples.
         dtypes: number formats of engine and learner.
+        temperature: sampling temperature, which both log-probabilities include.
 
     Raises:
         RunError: the mean difference is more than rounding.
@@ -32,16 +37,19 @@ def compare(
         ]
     )
     found = Agreement.of(samples, logprobs(samples))
-    allowed = allowed_mean(dtypes, run_to_run(probe.together, probe.alone))
+    allowed = allowed_mean(dtypes, run_to_run(probe.together, probe.alone), temperature)
     if found.mean > allowed:
         length = len(probe.prompts[samples[found.worst].group])
         raise RunError(
             f"{name} does not compute what the learner computes: their log-probabilities of {found.tokens} sampled "
-            f"tokens differ by {found.mean:.2g} nats on average and {found.largest:.2g} at most (after a prompt of "
-            f"{length} tokens), and rounding of {' and '.join(dict.fromkeys(dtypes))} explains {allowed:.2g} on "
-            "average. All weights have arrived, so suspect a layer that the engine repacks or does not reload, rotary "
-            "factors for long sequences, rollout.engine_args such as quantization, or an engine that lacks a part of "
-            "the model. docs/models.md lists the models that were compared"
+            f"tokens differ by {found.mean:.2g} nats on average and {found.largest:.2g} at most (at token "
+            f"{found.position - length + 1} after a prompt of {length} tokens), and rounding of "
+            f"{' and '.join(dict.fromkeys(dtypes))} explains {allowed:.2g} on average. All weights have arrived, so "
+            "suspect a layer that the engine repacks or does not reload, a buffer that is not sent, rotary factors for "
+            "long sequences, rollout.engine_args such as quantization, or an engine with a part of the model only. "
+            "Start again with rollout.dtype and learner.dtype float32, and without rollout.engine_args. If the "
+            "difference stays, this engine cannot sample for this model. docs/models.md lists the models that were "
+            "compared"
         )
     return found
 

@@ -232,7 +232,8 @@ class RolloutPool:
         probes: dict[str, Probe] = self._ask(
             "probe", "sampling fixed prompts", only=new, limit_s=self._config.generate_timeout_s + 30
         )
-        found = [compare(name, probe, self.logprobs, self._dtypes) for name, probe in probes.items()]
+        temperature = self._config.temperature
+        found = [compare(name, probe, self.logprobs, self._dtypes, temperature) for name, probe in probes.items()]
         self._compared |= {name: new[name] for name in probes}
         if not found:
             return None

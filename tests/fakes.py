@@ -90,6 +90,7 @@ class FakeRollouts:
 
     def confirm(self, manifest: WeightManifest) -> str | None:
         self.confirmed.append(manifest.version)
+        return None
 
     def rest(self) -> None:
         pass

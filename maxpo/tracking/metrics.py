@@ -87,7 +87,8 @@ METRICS: dict[str, tuple[str, str]] = {
         "nats",
     ),
     "mismatch/kl": (
-        "Mean estimate (k3) of the KL divergence between sampler and learner on the sampled tokens",
+        "Mean estimate (k3) of the KL divergence between sampler and learner on the sampled tokens "
+        "(limit: rollout.max_mismatch_kl)",
         "nats",
     ),
     "mismatch/logprob_abs": ("Mean absolute difference of log-probabilities, sampler against learner", "nats"),

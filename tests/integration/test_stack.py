@@ -36,7 +36,7 @@ def plain_logprobs(model: Any, group: Group, temperature: float) -> list[list[fl
     return out
 
 
-def one_update(stack: Stack, step: int) -> tuple[dict[str, float], WeightManifest]:
+def update(stack: Stack, step: int) -> dict[str, float]:
     scored = stack.rollouts.score(stack.rollouts.generate(stack.train[:24], 16, f"update{step}"))
     assessed = assess(scored, stack.config.algorithm, [stack.config.algorithm.k] * 24, 0.0)
     kept = [group for group in assessed if group.has_signal]
@@ -48,7 +48,11 @@ def one_update(stack: Stack, step: int) -> tuple[dict[str, float], WeightManifes
         step=step,
         k=(stack.config.algorithm.k,) * len(kept),
     )
-    return dict(stack.learner.update(batch).metrics), stack.learner.publish(stack.rollouts.receivers())
+    return dict(stack.learner.update(batch).metrics)
+
+
+def one_update(stack: Stack, step: int) -> tuple[dict[str, float], WeightManifest]:
+    return update(stack, step), stack.learner.publish(stack.rollouts.receivers())
 
 
 def test_generation_is_refused_before_the_weights_have_a_version(stack: Stack) -> None:
@@ -151,6 +155,22 @@ def test_new_engines_are_compared_with_the_learner(stack: Stack, monkeypatch: py
         rollouts.confirm(manifest)
     monkeypatch.undo()
     assert rollouts.confirm(manifest) is not None
+
+
+def test_an_engine_with_other_weights_than_the_learner_is_found(stack: Stack) -> None:
+    """The learner steps after the sync: digests and version of what was sent are right all the same."""
+    rollouts = stack.rollouts
+    manifest = stack.learner.publish(rollouts.receivers(), again=True)
+    update(stack, 4)
+    assert rollouts.confirm(manifest) is None, "digests cannot see it"
+    rollouts._compared.clear()
+    with pytest.raises(
+        RunError, match=r"rollout worker \d does not compute what the learner computes.*\(at token \d+ after "
+    ):
+        rollouts.confirm(manifest)
+    sentence = rollouts.confirm(stack.learner.publish(rollouts.receivers()))
+    assert sentence is not None
+    assert "rollout worker 0 and rollout worker 1: engine and learner agree to" in sentence
 
 
 def test_engines_that_rest_wake_up_for_the_next_weights(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:

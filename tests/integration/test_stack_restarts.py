@@ -32,6 +32,16 @@ def running(stack: Stack) -> System:
     return stack.system
 
 
+class Notes(Observer):
+    """What a publish tells."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
+
+
 prompts: list[Prompt] = []
 """What is sampled."""
 
@@ -81,13 +91,14 @@ def versions(groups: list[Group]) -> set[int]:
 
 
 def both_back(running: System) -> None:
-    """Wait until the replacements have started, then publish to all."""
+    """Wait until the replacements have started, then publish to all. Replacements are compared with the learner."""
     fleet = running.rollouts._fleet
     while len(fleet.started) < 2:
         fleet.poll(1.0)
-    version = running.learner.version
-    assert publish(running.rollouts, running.learner, Observer())["weights/version"] == version + 1
+    version, replaced, notes = running.learner.version, sorted(fleet.ready), Notes()
+    assert publish(running.rollouts, running.learner, notes)["weights/version"] == version + 1
     assert len(fleet.serving) == 2
+    assert [note.partition(":")[0] for note in notes.told] == ([" and ".join(replaced)] if replaced else [])
 
 
 @pytest.fixture
@@ -181,7 +192,9 @@ def test_a_learner_rank_that_dies_is_named_and_the_learner_starts_again(running:
     assert str(lost.value).startswith("learner rank 1 died while sending weights: ")
     assert "learner rank 0" not in str(lost.value)
     running.restart_learner()
-    assert publish(running.rollouts, running.learner, Observer())["weights/version"] == 0
+    notes = Notes()
+    assert publish(running.rollouts, running.learner, notes)["weights/version"] == 0
+    assert len(notes.told) == 1, "engines are compared with the new learner"
     assert running.rollouts.metrics()["rollout/restarts"] == restarts + 2
     assert ids(generate(running)) == ids(stack.first_groups)  # the weights of the start again
     assert versions(generate(running)) == {0}

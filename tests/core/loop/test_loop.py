@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from maxpo.checkpoints.local import Checkpoints
 from maxpo.config import AlgorithmConfig, Config, EvalConfig, RunConfig
 from maxpo.data.order import PromptStream
 from maxpo.errors import RemoteError, RunError
@@ -119,6 +120,30 @@ def test_a_sampler_that_is_not_the_policy_stops_the_training(tmp_path: Path) -> 
     run(tmp_path / "higher", settings, FakeRollouts(), Off(0.5, step=2))
     settings.rollout.max_mismatch_kl = None
     run(tmp_path / "off", settings, FakeRollouts(), Off(3.0, step=2))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("where", ["step 3: mismatch/kl", "evaluation 3: eval/mismatch_kl"])
+def test_the_checkpoint_before_the_alarm_stays_and_the_run_goes_on_from_it(
+    where: str, asynchronous: bool, tmp_path: Path
+) -> None:
+    class OffInEvaluation(Off):
+        def update(self, batch: StepBatch) -> StepResult:
+            return StepResult(metrics={**super().update(batch).metrics, "mismatch/kl": 0.0})
+
+    settings = config()
+    settings.run.steps, settings.checkpoint.every, settings.eval.every = 4, 1, 3
+    checkpoints = Checkpoints(tmp_path / "checkpoints", asynchronous=asynchronous)
+    learner = (Off if "step" in where else OffInEvaluation)(0.5, step=3)
+    with pytest.raises(RunError, match=where):
+        run(tmp_path, settings, FakeRollouts(), learner, checkpoints=checkpoints)
+    checkpoints.abandon()
+    assert checkpoints.steps() == [1, 2]
+    log = RunLog(tmp_path, tensorboard=False, save_rollouts=2, resumed_step=2)
+    stream = PromptStream([prompt(f"p{i}") for i in range(100)], seed=0)
+    rollouts, held_out = FakeRollouts(), [prompt(f"e{i}") for i in range(3)]
+    again = Trainer(settings, stream, held_out, rollouts, FakeLearner(), log, Observer(), checkpoints=checkpoints)
+    assert again.run(checkpoints.folder / "step_000002").steps == 4
 
 
 def test_the_same_in_an_evaluation(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
+from maxpo.batches.samples import Sample
 from maxpo.config import Config, RewardConfig, RolloutConfig
-from maxpo.errors import RemoteError
-from maxpo.types import Group, Prompt
+from maxpo.errors import RemoteError, RunError
+from maxpo.types import Group, Prompt, WeightManifest
 from rollout.fleet import Fleet
 from rollout.pool import RolloutPool
+from rollout.protocols import Probe
 from tests.fakes import completion, prompt
 
 
@@ -121,3 +123,92 @@ def test_engines_that_share_gpus_all_run_before_they_rest_and_before_the_learner
     rollouts.learner_restarts()
     assert said == ["wait_for_all", "sleep (2,)", "replace_all", "wait_for_all"]
     assert not rollouts._asleep  # the new ones are awake
+
+
+class Engines:
+    """Answers of engines to the questions of `RolloutPool.confirm`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+        self.pool = pool(monkeypatch, lambda *_: None, **settings)
+        self.fleet = self.pool._fleet
+        self.probed: list[str] = []
+        self.dying: set[str] = set()
+        self.off = 0.0
+        self.pool.logprobs = self._logprobs
+        monkeypatch.setattr(self.pool, "_ask", self._ask)
+
+    def _ask(self, method: str, doing: str, *args: object, only: Any = None, limit_s: float | None = None) -> Any:
+        if method == "weights_state":
+            return {name: (0, [{}]) for name in self.fleet.started}
+        assert method == "probe"
+        self.probed += sorted(only)
+        for name in sorted(self.dying & set(only)):
+            self.fleet.lost(name, only[name], RayActorError())
+        one = completion(tokens=3)
+        return {name: Probe(prompts=((1, 2),), together=(one,), alone=(one,)) for name in set(only) - self.dying}
+
+    def _logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
+        return [[x + self.off for x in sample.rollout_logprobs] for sample in samples]
+
+    def start_again(self) -> None:
+        """Let the replacements of lost workers start."""
+        self.fleet.ready |= {name: start.actor for name, start in self.fleet._starting.items()}
+        self.fleet._starting.clear()
+
+    def confirm(self) -> str | None:
+        """Confirm a sync. The names of the workers that were probed are in `probed`."""
+        self.probed = []
+        return self.pool.confirm(WeightManifest(version=0, names=(), dtypes=(), shapes=(), digests=()))
+
+
+def test_each_engine_is_compared_once_for_each_of_its_starts_and_of_the_learner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    both = ["rollout worker 0", "rollout worker 1"]
+    engines = Engines(monkeypatch)
+    said = engines.confirm()
+    assert engines.probed == both
+    assert said is not None
+    assert said.endswith(": engine and learner agree to 0.0e+00 nats on 6 sampled tokens")
+    assert engines.confirm() is None
+    assert engines.probed == []
+    engines.fleet.replace(both[1])
+    assert engines.confirm() is None, "the replacement has not started"
+    engines.start_again()
+    said = engines.confirm()
+    assert said is not None
+    assert said.startswith("rollout worker 1: ")
+    assert engines.probed == both[1:]
+    assert sorted(engines.fleet.serving) == both
+    engines.pool.learner_restarts()
+    assert engines.confirm() is not None
+    assert engines.probed == both
+
+
+def test_an_engine_that_computes_something_else_never_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = Engines(monkeypatch)
+    engines.confirm()
+    engines.fleet.replace("rollout worker 0")
+    engines.start_again()
+    engines.off = 0.2
+    with pytest.raises(RunError, match="rollout worker 0 does not compute what the learner computes"):
+        engines.confirm()
+    assert list(engines.fleet.serving) == ["rollout worker 1"]
+    engines.off = 0.0
+    assert engines.confirm() is not None, "it was compared without success"
+    assert engines.probed == ["rollout worker 0"]
+
+
+def test_an_engine_that_dies_in_the_comparison_is_replaced_and_its_replacement_is_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engines = Engines(monkeypatch)
+    engines.dying = {"rollout worker 0"}
+    said = engines.confirm()
+    assert said is not None
+    assert said.startswith("rollout worker 1: ")
+    assert engines.fleet.restarts == 1
+    engines.dying = set()
+    engines.start_again()
+    assert engines.confirm() is not None
+    assert engines.probed == ["rollout worker 0"]
