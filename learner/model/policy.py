@@ -89,9 +89,10 @@ class Policy(nn.Module):
                 use_cache=False,
             ).last_hidden_state[0]
         layers: int = self.lm.config.num_hidden_layers
-        if self._sequence is not None and len(row.attended) != layers:
+        attended = len(set(row.attended))  # a layer may call its attention several times
+        if self._sequence is not None and attended < layers:
             raise ValueError(
-                f"learner.sequence_parallel = {self._sequence.size}: {len(row.attended)} of the model's {layers} "
+                f"learner.sequence_parallel = {self._sequence.size}: {attended} of the model's {layers} "
                 "layers are attention; all must be: set it to 1"
             )
         return hidden
