@@ -77,7 +77,8 @@ def microbatch_loss(
         "clipped_low": ((ratio < 1 - algorithm.clip_low) & (batch.advantages < 0) & mask).sum(),
         "clipped_high": ((ratio > 1 + algorithm.clip_high) & (batch.advantages > 0) & mask).sum(),
         "approx_kl": (torch.expm1(moved) - moved)[mask].sum(),
-        "mismatch_kl": (torch.expm1(gap) - gap)[mask].sum(),
+        # Bounded, so that a token that one side thinks impossible raises the alarm instead of an infinite metric.
+        "mismatch_kl": (torch.expm1(gap.clamp(-50, 50)) - gap.clamp(-50, 50))[mask].sum(),
         "mismatch_abs": gap.abs()[mask].sum(),
     }
     return loss, sums

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +18,11 @@ from learner.deepspeed_engine import deepspeed_config
 from learner.model.loading import load_language_model
 from learner.model.packed_attention import PackedMask, RowLayout, packed_attention
 from learner.model.policy import Policy
+from learner.update.loss import microbatch_loss
 from learner.update.schedule import learning_rate
 from maxpo.batches.packing import own_part, pack
 from maxpo.batches.samples import Sample
-from maxpo.config import LearnerConfig
+from maxpo.config import AlgorithmConfig, LearnerConfig
 from maxpo.configure.loading import load_config
 from maxpo.errors import InputError
 
@@ -162,3 +164,16 @@ def test_models_that_cannot_share_rows_are_refused(change: dict[str, Any], messa
     overrides = [f"model.path={tmp_path}", "learner.ranks=4", "learner.sequence_parallel=4"]
     with pytest.raises(InputError, match=message):
         check_model(load_config([Path("configs/presets/demo.yaml")], overrides).config)
+
+
+@pytest.mark.parametrize("impossible", [-math.inf, math.inf, -1e4])
+def test_a_token_that_one_side_thinks_impossible_gives_a_large_finite_mismatch(impossible: float) -> None:
+    sample = Sample(
+        group=0, index=0, token_ids=(5, 6, 7), loss_mask=(False, True, True), rollout_logprobs=(0.0, impossible, -1.0)
+    )
+    row = pack([sample], torch.ones(1, 1), lambda sample: 1.0)
+    logprobs = torch.tensor([0.0, -1.0, -1.0], requires_grad=True)
+    _, sums = microbatch_loss(
+        logprobs, torch.zeros(3), row, AlgorithmConfig(tis_cap=None), old_logprobs=None, ref_logprobs=None
+    )
+    assert 40 < float(sums["mismatch_kl"]) < 1e30
