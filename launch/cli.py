@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         say(errors, f"{error}\n\n`maxpo config explain KEY` says what a setting means.")
         return 2
-    except (InputError, FileExistsError) as error:
+    except InputError as error:
         say(errors, f"maxpo: {error}")
         return 2
     except RunError as error:

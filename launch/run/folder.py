@@ -15,12 +15,16 @@ from rich.console import Console
 
 from launch.run.resuming import describe_changes, find_checkpoint, go_back_to, remote_store
 from launch.terminal.printing import say
-from maxpo.checkpoints.local import Checkpoints
+from maxpo.checkpoints.local import LATEST, Checkpoints
 from maxpo.config import Config
 from maxpo.configure.loading import LoadedConfig
 from maxpo.configure.writing import to_yaml
 from maxpo.errors import InputError
+from maxpo.files import remove
 from maxpo.tracking.run_log import METRICS_FILE
+
+BEFORE_RESULTS = {"config.yaml", "log", "tensorboard", "rollouts", "checkpoints", METRICS_FILE}
+"""Names in a run folder whose run has not got any result yet."""
 
 
 def open_run(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None, Checkpoints]:
@@ -28,8 +32,7 @@ def open_run(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None,
 
     Raises:
         CheckpointError: the checkpoint that the settings ask for cannot be used.
-        FileExistsError: see `_new_run_folder`.
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or see `_new_run_folder`.
     """
     config, settings = loaded.config, to_yaml(loaded)
     folder, saving = Path(config.run.dir) / config.run.name, config.checkpoint
@@ -47,15 +50,10 @@ def open_run(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None,
     if source is not None:
         describe_changes(source, settings, console)
         go_back_to(source, checkpoints, console, named=saving.resume not in ("auto", "must"))
-    if source is None or folder.resolve() not in source.resolve().parents:
-        # A finished run without checkpoints cannot be continued, but its results must not be removed.
-        try:
-            _new_run_folder(config, replace=saving.resume == "auto" and not (folder / "policy").exists())
-        except FileExistsError:
-            raise
-        except OSError as error:
-            raise InputError(f"the run folder cannot be written: {error}") from error
     try:
+        if source is None or not _belongs(source, checkpoints):
+            _new_run_folder(config, replace=saving.resume == "auto" and not _has_results(folder))
+        checkpoints.folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(settings, encoding="utf-8")
         if source is not None and not (folder / METRICS_FILE).exists() and (source / METRICS_FILE).exists():
             shutil.copyfile(source / METRICS_FILE, folder / METRICS_FILE)  # the run folder was lost
@@ -64,25 +62,61 @@ def open_run(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None,
     return folder, source, checkpoints
 
 
+def _belongs(source: Path, checkpoints: Checkpoints) -> bool:
+    """Return True if a checkpoint is one of this run or lies anywhere in its folder, by whatever links.
+
+    Such a run folder is never emptied, even if the run continues from it under `run.overwrite`.
+    """
+    folder = checkpoints.folder.parent
+    written, real = Path(os.path.abspath(source)), source.resolve()  # noqa: PTH100  # absolute() would keep ".."
+    inside = Path(os.path.abspath(folder)) in written.parents or folder.resolve() in real.parents  # noqa: PTH100
+    return inside or checkpoints.has(source)
+
+
 def _new_run_folder(config: Config, *, replace: bool) -> None:
-    """Create the folder of a run.
+    """Create the folder of a run. What a start without results has left there is removed.
 
     Args:
         config: `run.dir`, `run.name`, `run.overwrite`.
-        replace: an existing folder holds nothing to continue from, so replace it.
+        replace: an existing folder holds nothing to continue from, so replace its content.
 
     Raises:
-        FileExistsError: a run was begun in the folder, and `run.overwrite` is off.
+        InputError: the folder holds results or files of others, and `run.overwrite` is off; or it cannot be emptied.
+        OSError: the folder cannot be written.
     """
     folder = Path(config.run.dir) / config.run.name
     if folder.exists():
-        never_began = {file.name for file in folder.rglob("*")} <= {"config.yaml", "log"}
-        if not (config.run.overwrite or replace or never_began):
-            raise FileExistsError(
-                f"{folder} exists already: choose another run.name, or replace it with run.overwrite=true"
+        if not (config.run.overwrite or replace) and (found := _content(folder)):
+            raise InputError(
+                f"{folder} exists already and holds {found}: choose another run.name, or replace it with "
+                "run.overwrite=true"
             )
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+        for path in folder.iterdir():
+            remove(path)
+        if left := [path.name for path in folder.iterdir()]:
+            raise InputError(f"{folder / left[0]} cannot be removed: remove it, or choose another run.name")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _content(folder: Path) -> str | None:
+    """Return the name of a file in a run folder that a start without results does not leave, or None."""
+    if results := _has_results(folder):
+        return results
+    metrics, rollouts = folder / METRICS_FILE, folder / "rollouts"
+    if metrics.exists() and metrics.stat().st_size:
+        return METRICS_FILE
+    if rollouts.is_dir() and any(rollouts.iterdir()):
+        return rollouts.name
+    return next((path.name for path in sorted(folder.iterdir()) if path.name not in BEFORE_RESULTS), None)
+
+
+def _has_results(folder: Path) -> str | None:
+    """Return the name of an exported policy, or of a checkpoint in whatever state, or None."""
+    if (folder / "policy").exists():
+        return "policy"
+    there = folder / "checkpoints"
+    names = sorted(path.name for path in there.iterdir()) if there.is_dir() else []
+    return next((f"checkpoints/{name}" for name in names if not name.startswith(".") and name != LATEST), None)
 
 
 @contextmanager

@@ -6,11 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from omegaconf import OmegaConf
 from rich.console import Console
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.terminal.printing import say
+from learner.model.lora import add_adapter
+from learner.model.parameters import trained_parameters
+from learner.state.files import check_state
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.checkpoints.manifest import read_manifest, verify
 from maxpo.checkpoints.remote import RemoteStore
@@ -82,6 +87,21 @@ def find_checkpoint(config: Config, checkpoints: Checkpoints, console: Console) 
     return newest
 
 
+def check_learner_state(config: Config, checkpoint: Path) -> None:
+    """Check that the learner's files in a checkpoint are those of the model, by their headers.
+
+    Raises:
+        CheckpointError: see `learner.state.files.check_state`.
+    """
+    path, trust = config.model.path, config.model.trust_remote_code
+    shape = AutoConfig.from_pretrained(path, trust_remote_code=trust, local_files_only=True)
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(shape, trust_remote_code=trust)
+        if config.learner.lora.rank:
+            add_adapter(lm, config.learner.lora, seed=0)
+    check_state(checkpoint / "learner", {name: tuple(p.shape) for name, p in trained_parameters(lm).items()})
+
+
 def remote_store(config: Config) -> RemoteStore | None:
     """Return the store of the run's remote checkpoints, `checkpoint.remote`/`run.name`, or None without one.
 
@@ -104,7 +124,7 @@ def go_back_to(source: Path, checkpoints: Checkpoints, console: Console, *, name
     Raises:
         CheckpointError: the run has good checkpoints newer than the one that the user named.
     """
-    if checkpoints.folder.resolve() != source.resolve().parent:
+    if not checkpoints.has(source):
         return
     step = read_manifest(source)["step"]
     if named and (newer := checkpoints.good_after(step)):
@@ -120,9 +140,9 @@ def describe_changes(checkpoint: Path, settings: str, console: Console) -> None:
     """Print the settings that differ from those in the checkpoint.
 
     Raises:
-        CheckpointError: a setting of `FIXED` differs.
+        CheckpointError: a setting of `FIXED` differs, or the settings of the checkpoint cannot be read.
     """
-    before, now = (_flat(text) for text in ((checkpoint / "config.yaml").read_text(encoding="utf-8"), settings))
+    before, now = _settings_in(checkpoint), _flat(settings)
     # The location of the run, and the order to continue, do not change the run itself.
     quiet = {"run.dir", "run.name", "run.overwrite", "checkpoint.resume"}
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
@@ -136,6 +156,14 @@ def describe_changes(checkpoint: Path, settings: str, console: Console) -> None:
         if key not in quiet:
             line = f"changed: {key}: {show(before.get(key))} -> {show(now.get(key))}"
             say(console, line)
+
+
+def _settings_in(checkpoint: Path) -> dict[str, Any]:
+    file = checkpoint / "config.yaml"
+    try:
+        return _flat(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{file} does not hold the settings of a run: {error}") from error
 
 
 def _flat(text: str) -> dict[str, Any]:

@@ -16,19 +16,19 @@ from launch.cluster.system import System, system
 from launch.run.folder import locked, open_run
 from launch.run.preflight import load_data, test_learner
 from launch.run.restarts import with_restarts
-from launch.run.resuming import with_date
+from launch.run.resuming import check_learner_state, with_date
 from launch.run.signals import StopRequest, stop_on_signal
 from launch.run.watchdog import Watchdog
 from launch.run.wording import banner, resume_command
 from launch.terminal.printing import say
 from launch.terminal.progress import Terminal, comparison, counts, timing
-from maxpo.checkpoints.manifest import read_state
 from maxpo.configure.loading import LoadedConfig
 from maxpo.data.order import Mixture, PromptStream
 from maxpo.errors import RunError
+from maxpo.estimators.k_schedule import PassRates
 from maxpo.files import replacing
 from maxpo.loop.observer import Observer
-from maxpo.loop.state import RunResult
+from maxpo.loop.state import RunResult, restore
 from maxpo.loop.train import Trainer
 from maxpo.tracking.run_log import RunLog
 from maxpo.types import Prompt
@@ -56,8 +56,9 @@ class _Run:
         self._folder, self._source, self._checkpoints = open_run(loaded, console)
         self._exported = self._folder / "policy"
         if self._source is not None:
-            # A position that does not fit these prompts must raise before anything is started.
-            self._stream().load_state_dict(read_state(self._source)["stream"])
+            # A state that cannot be read, or does not fit these prompts, must raise before anything is started.
+            restore(self._source, RunResult(), self._stream(), PassRates())
+            check_learner_state(self._config, self._source)
 
     def train(self) -> int:
         """Start the cluster and the workers, train, and print the results. Return the exit code."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import NotRequired
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from learner.model.parameters import buffers_by_name
+from maxpo.checkpoints.manifest import read_json
+from maxpo.errors import CheckpointError
 
 
 class Extra(TypedDict):
@@ -21,12 +25,52 @@ class Extra(TypedDict):
     """State of the loss scale. Absent: the learner needs none."""
 
 
+class Meta(TypedDict):
+    """Content of the JSON file of a training state."""
+
+    adam_step: float
+    """Number of steps of Adam."""
+    names: list[str]
+    """Names of the trained parameters."""
+    extra: Extra
+
+
 META = "meta.json"
 """Name of the JSON file of a training state."""
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
 """Endings of the names of a parameter's tensors in the files: `<name>/master` and so on."""
 BUFFER = "buffer"
 """Ending of the name of a buffer in the files."""
+
+
+def check_state(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Check a training state by its headers, before anything loads it.
+
+    Args:
+        folder: the learner's files in a checkpoint.
+        expected: shapes of the trained parameters, by name.
+
+    Raises:
+        CheckpointError: a file cannot be read, or the state has not the expected tensors, each in float32.
+    """
+    names = set(read_json(Meta, folder / META)["names"])
+    if odd := sorted(names ^ expected.keys()):
+        raise CheckpointError(f"{folder}: of another model: {len(odd)} names of parameters differ, first {odd[0]}")
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118
+                    part = tensors.get_slice(key)
+                    found[key] = part.get_dtype(), tuple(part.get_shape())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    for name, shape in expected.items():
+        for kind in (MASTER, *MOMENTS):
+            there = found.get(f"{name}/{kind}")
+            if there != ("F32", shape):
+                has = f"is {there[0]} {list(there[1])}" if there else "is missing"
+                raise CheckpointError(f"{folder}: {name}/{kind} {has}, and this model needs F32 {list(shape)}")
 
 
 def read_masters(folder: Path) -> dict[str, Tensor]:

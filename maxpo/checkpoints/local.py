@@ -19,7 +19,7 @@ from typing import Protocol
 from maxpo import __version__
 from maxpo.checkpoints.manifest import FORMAT, MANIFEST, STATE, Manifest, describe, read_manifest, verify
 from maxpo.errors import CheckpointError, RunError
-from maxpo.files import hidden, put_in_place, replacing, step_name, step_of, write_json
+from maxpo.files import hidden, put_in_place, remove, replacing, step_name, step_of, write_json
 from maxpo.runtime.background import Background
 
 LATEST = "LATEST"
@@ -184,6 +184,11 @@ class Checkpoints:
         names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
         return sorted(step for name in names if (step := step_of(name)) is not None)
 
+    def has(self, checkpoint: Path) -> bool:
+        """Return True if a folder is one of these checkpoints, whatever links lead to it."""
+        own = [self.folder / step_name(step) for step in self.steps()]
+        return any(folder.exists() and folder.samefile(checkpoint) for folder in own)
+
     def good_after(self, step: int) -> list[int]:
         """Return later steps that only the remote store has, and the newest good local step if it is later, ascending.
 
@@ -250,7 +255,7 @@ class Checkpoints:
                 keep.add(max(known, key=lambda step: (known[step], step)))
         removed = set(steps) - keep
         for step in removed:
-            shutil.rmtree(self.folder / step_name(step), ignore_errors=True)
+            remove(self.folder / step_name(step))
         return removed
 
     def newest_written(self) -> Path | None:
@@ -268,7 +273,7 @@ class Checkpoints:
         for step in self.steps():
             if step > newer_than:
                 target = self.folder / step_name(step, "damaged")
-                shutil.rmtree(target, ignore_errors=True)
+                remove(target)
                 moved.append((self.folder / step_name(step)).rename(target))
         return moved
 

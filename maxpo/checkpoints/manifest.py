@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from pathlib import Path
-from typing import Any, TypedDict, cast
+from pathlib import Path, PurePosixPath
+from typing import Annotated, TypeVar
 
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from maxpo.checked_json import parse
 from maxpo.errors import CheckpointError
+from maxpo.files import step_name, step_of
 
 MANIFEST, STATE = "manifest.json", "state.json"
+T = TypeVar("T")
 FORMAT = 2
 """Version of the layout. A checkpoint of another version is refused."""
 
@@ -17,8 +22,8 @@ FORMAT = 2
 class FileEntry(TypedDict):
     """Size and checksum of one file."""
 
-    bytes: int
-    sha256: str
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Manifest(TypedDict):
@@ -27,31 +32,70 @@ class Manifest(TypedDict):
     format: int
     maxpo: str
     """Version of this framework that wrote the checkpoint."""
-    step: int
+    step: Annotated[int, Field(ge=0)]
     metrics: dict[str, float]
     files: dict[str, FileEntry]
     """By path inside the checkpoint."""
 
 
-def read_manifest(folder: Path) -> Manifest:
+class _Format(TypedDict):
+    """The part of a manifest that every version has."""
+
+    format: int
+
+
+def read_manifest(folder: Path, step: int | None = None) -> Manifest:
     """Return the manifest of a checkpoint.
 
+    Args:
+        folder: The checkpoint.
+        step: Step that the manifest must have. None: that of the folder's name, if it is the name of a checkpoint.
+
     Raises:
-        CheckpointError: the manifest is missing, cannot be read, or is of another layout.
+        CheckpointError: the manifest is missing, cannot be read, is of another layout or of another step.
     """
-    manifest = _read_json(folder / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / MANIFEST}: format {manifest.get('format')}, this version reads {FORMAT}")
-    return cast("Manifest", manifest)
+    path = folder / MANIFEST
+    manifest = parse_manifest(_read(path), path)
+    expected = step_of(folder.name) if step is None else step
+    if expected not in (None, manifest["step"]):
+        raise CheckpointError(f"{path}: step {manifest['step']}, but it is that of {step_name(expected)}")
+    return manifest
 
 
-def verify(folder: Path) -> Manifest:
+def parse_manifest(text: bytes, where: object) -> Manifest:
+    """Return the manifest in `text`.
+
+    Raises:
+        CheckpointError: see `read_manifest`; or a listed name leaves the folder. `where` names the file.
+    """
+    version = _parse(_Format, text, where)["format"]
+    if version != FORMAT:
+        raise CheckpointError(f"{where}: format {version}, this version reads {FORMAT}")
+    manifest = _parse(Manifest, text, where)
+    for name in manifest["files"]:
+        if not _is_inside(name):
+            raise CheckpointError(f"{where}: lists a file under a name that is not allowed, {name!r}")
+    return manifest
+
+
+def _is_inside(name: str) -> bool:
+    """Return True if a file name of a manifest stays in the folder, and is not the manifest itself."""
+    path = PurePosixPath(name)
+    plain = str(path) == name and not path.is_absolute() and "\0" not in name
+    return plain and not {"..", "."} & {*path.parts, name} and name != MANIFEST
+
+
+def verify(folder: Path, step: int | None = None) -> Manifest:
     """Return the manifest of a checkpoint after comparing every file with the manifest.
+
+    Args:
+        folder: The checkpoint.
+        step: See `read_manifest`.
 
     Raises:
         CheckpointError: a file is missing, changed or not in the manifest; names the first one.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, step)
     there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
     listed = manifest["files"]
     for name in sorted(there ^ set(listed)):
@@ -66,26 +110,32 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """Return the `state` that `Checkpoints.write` was given.
-
-    Raises:
-        CheckpointError: the state cannot be read.
-    """
-    return _read_json(folder / STATE)
-
-
 def describe(path: Path) -> FileEntry:
     """Return the manifest's entry for a file."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(kind: type[T], path: Path) -> T:
+    """Return a JSON file of a checkpoint as a type, see `maxpo.checked_json.parse`.
+
+    Raises:
+        CheckpointError: The file is missing, cannot be read, or does not fit the type.
+    """
+    return _parse(kind, _read(path), path)
+
+
+def _read(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: cannot be read (not a file)")  # a pipe would be waited for
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
-    return cast("dict[str, Any]", content)
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _parse(kind: type[T], text: bytes, where: object) -> T:
+    try:
+        return parse(kind, text)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: cannot be read ({error})") from error

@@ -14,11 +14,11 @@ import json
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from maxpo.checkpoints.local import LATEST
-from maxpo.checkpoints.manifest import MANIFEST, verify
+from maxpo.checkpoints.manifest import MANIFEST, parse_manifest, verify
 from maxpo.errors import CheckpointError, InputError, RunError
 from maxpo.files import replacing, step_name, step_of
 
@@ -144,7 +144,7 @@ class RemoteStore:
                     (partial / name).parent.mkdir(parents=True, exist_ok=True)
                     self._get(step, name, partial / name)
                 try:
-                    verify(partial)
+                    verify(partial, step)
                 except CheckpointError as error:
                     raise CheckpointError(str(error).replace(str(partial), f"{self.url}/{final.name}")) from error
 
@@ -266,14 +266,9 @@ def _seal(manifest: bytes, files: int) -> bytes:
 
 def _names(manifest: bytes, where: str) -> list[str]:
     """Return the file names that a manifest lists. Raise CheckpointError if one is reserved or leaves the folder."""
-    try:
-        names = list(json.loads(manifest)["files"].keys())
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{where}/{MANIFEST}: cannot be read ({_text(error)})") from error
-    for name in names:
-        path = PurePosixPath(name)
-        if str(path) != name or path.is_absolute() or {"..", "."} & {*path.parts, name} or name in (MANIFEST, COMMIT):
-            raise CheckpointError(f"{where}/{MANIFEST}: lists a file under a name that is not allowed, {name!r}")
+    names = list(parse_manifest(manifest, f"{where}/{MANIFEST}")["files"])
+    if COMMIT in names:
+        raise CheckpointError(f"{where}/{MANIFEST}: lists a file under a name that is not allowed, {COMMIT!r}")
     return names
 
 

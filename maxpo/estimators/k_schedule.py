@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import Annotated
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from maxpo.config import AlgorithmConfig
 
@@ -47,11 +50,14 @@ def adapted_k(pass_rate: float, smallest: int, largest: int) -> int:
     return min(largest, max(smallest, math.ceil(1 / pass_rate) - 1))
 
 
+Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
 class PassRatesState(TypedDict):
     """Counts of `PassRates` as JSON values, each a list of successes and samples."""
 
-    prompts: dict[str, list[float]]
-    all: list[float]
+    prompts: dict[str, Pair]
+    all: Pair
 
 
 class PassRates:

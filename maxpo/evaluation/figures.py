@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from maxpo.checked_json import parse
 from maxpo.rewards.base import succeeds
 
 JsonObject = Mapping[str, Any]
@@ -44,15 +46,14 @@ class PromptResult:
         """Return the result that `dataclasses.asdict` converted, with or without JSON in between.
 
         Results of version 0.1 have no `successes`. They follow from the rewards there: 1 or more is a success.
+
+        Raises:
+            KeyError, TypeError, ValueError: A value is missing or of another type.
         """
-        rewards: tuple[float | None, ...] = tuple(values["rewards"])
-        successes = values.get("successes", [None if reward is None else succeeds(reward) for reward in rewards])
-        lists: JsonObject = {
-            "rewards": rewards,
-            "successes": tuple(successes),
-            "votes": values["votes"] and tuple(values["votes"]),
-        }
-        return cls(**{**values, **lists})
+        if "successes" not in values:
+            successes = [None if reward is None else succeeds(reward) for reward in values["rewards"]]
+            values = {**values, "successes": successes}
+        return parse(cls, json.dumps(values))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,15 +97,15 @@ class EvalReport:
         """Return the report that `dataclasses.asdict` converted, with or without JSON in between.
 
         Reports of version 0.1 are read too.
+
+        Raises:
+            KeyError, TypeError, ValueError: A value is missing or of another type.
         """
         if "at_k" in values:
-            estimates = {f"{values['objective']}@{k}": Estimate(**e) for k, e in values["at_k"].items()}
+            estimates = {f"{values['objective']}@{k}": estimate for k, estimate in values["at_k"].items()}
             kept = {name: values[name] for name in ("solved", "unique", "prompts", "dropped_prompts")}
-            return cls(overall=Figures(estimates=estimates, **kept), sources={})
-        return cls(
-            overall=_figures_from(values["overall"]),
-            sources={source: _figures_from(figures) for source, figures in values["sources"].items()},
-        )
+            values = {"overall": {"estimates": estimates, **kept}, "sources": {}}
+        return parse(cls, json.dumps(values))
 
     def metrics(self) -> dict[str, float]:
         """Return the report as metrics."""
@@ -112,8 +113,3 @@ class EvalReport:
         for source, figures in self.sources.items():
             values |= {f"eval/{source}/{name}": value for name, value in figures.metrics().items()}
         return values
-
-
-def _figures_from(values: JsonObject) -> Figures:
-    estimates: JsonObject = {"estimates": {name: Estimate(**e) for name, e in values["estimates"].items()}}
-    return Figures(**{**values, **estimates})

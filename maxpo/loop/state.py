@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from maxpo.checkpoints.manifest import STATE, read_json
 from maxpo.data.order import PromptStream
-from maxpo.estimators.k_schedule import PassRates
+from maxpo.errors import CheckpointError
+from maxpo.estimators.k_schedule import PassRates, PassRatesState
 from maxpo.evaluation.figures import EvalReport
 
 TOTALS = (
@@ -33,8 +38,30 @@ class RunResult:
     """Metrics of the steps since the start or the resume."""
 
 
+Count = Annotated[int, Field(ge=0)]
+
+
+class StreamState(TypedDict):
+    """Position of a `PromptStream`."""
+
+    cursor: Count
+    seed: int
+    prompts: str
+
+
+class LoopState(TypedDict):
+    """The loop's part of a checkpoint, `state.json`. Seeds come from names, so no random state exists."""
+
+    step: Count
+    version: Count
+    stream: StreamState
+    pass_rates: PassRatesState
+    totals: dict[str, int]
+    evaluations: dict[Annotated[str, Field(pattern="^[0-9]+$")], dict[str, Any]]
+
+
 def state_of(result: RunResult, stream: PromptStream, rates: PassRates, version: float) -> dict[str, Any]:
-    """Return the loop's part of a checkpoint as plain JSON. Seeds come from names, so no random state exists."""
+    """Return the loop's part of a checkpoint as plain JSON, see `LoopState`."""
     return {
         "step": result.steps,
         "version": int(version),
@@ -45,11 +72,22 @@ def state_of(result: RunResult, stream: PromptStream, rates: PassRates, version:
     }
 
 
-def restore(state: Mapping[str, Any], result: RunResult, stream: PromptStream, rates: PassRates) -> int:
-    """Restore the values that `state_of` returned; return the version of the weights."""
+def restore(checkpoint: Path, result: RunResult, stream: PromptStream, rates: PassRates) -> int:
+    """Restore the values that `state_of` returned from a checkpoint; return the version of the weights.
+
+    Raises:
+        CheckpointError: `state.json` cannot be read or does not fit.
+        DataError: See `PromptStream.load_state_dict`.
+    """
+    file = checkpoint / STATE
+    state = read_json(LoopState, file)
+    try:
+        evaluations = {int(step): EvalReport.from_dict(report) for step, report in state["evaluations"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{file}: evaluations cannot be read ({type(error).__name__}: {error})") from error
     stream.load_state_dict(state["stream"])
     rates.load_state_dict(state["pass_rates"])
     result.steps = result.saved_step = state["step"]
     result.totals = Counter(state["totals"])
-    result.evaluations = {int(step): EvalReport.from_dict(report) for step, report in state["evaluations"].items()}
+    result.evaluations = evaluations
     return state["version"]

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from maxpo.batches.agreement import Agreement, samples_of
 from maxpo.checkpoints.local import Checkpoints
-from maxpo.checkpoints.manifest import read_state
 from maxpo.config import Config
 from maxpo.data.order import PromptStream
 from maxpo.errors import LearnerLostError, RemoteError, RunError
@@ -93,7 +92,7 @@ class Trainer:
     def restore(self, checkpoint: Path | None) -> None:
         """Load a checkpoint into the learner and this object; None: start anew."""
         if checkpoint is not None:
-            version = restore(read_state(checkpoint), self.result, self.stream, self.collector.rates)
+            version = restore(checkpoint, self.result, self.stream, self.collector.rates)
             self.learner.load(checkpoint / "learner", version)
 
     def publish(self) -> dict[str, float]:

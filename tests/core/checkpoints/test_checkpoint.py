@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from maxpo.checkpoints.local import Checkpoints
-from maxpo.checkpoints.manifest import read_manifest, read_state, verify
+from maxpo.checkpoints.manifest import read_manifest, verify
 from maxpo.config import AlgorithmConfig, CheckpointConfig, Config, EvalConfig, RunConfig
 from maxpo.data.order import PromptStream
 from maxpo.errors import CheckpointError, RunError
@@ -42,7 +42,7 @@ def test_a_checkpoint_is_listed_verified_and_pointed_to(tmp_path: Path) -> None:
     manifest = verify(folder)
     assert (manifest["step"], manifest["metrics"]) == (40, {"loss": 0.5})
     assert set(manifest["files"]) == {"learner/w.bin", "state.json", "config.yaml"}
-    assert read_state(folder) == {"step": 40, "text": "ä"}
+    assert json.loads((folder / "state.json").read_text(encoding="utf-8")) == {"step": 40, "text": "ä"}
     assert checkpoints.newest_good() == (folder, [])
     assert [p.name for p in (tmp_path / "c").iterdir() if p.name.startswith(".")] == []
 

@@ -391,7 +391,7 @@ def test_names_that_leave_the_folder_are_refused(name: str, memory: Place, tmp_p
     local = checkpoint(tmp_path / "c", 1)
     memory.store().upload(local)
     manifest = json.loads((local / "manifest.json").read_text())
-    manifest["files"][name] = {"bytes": 0, "sha256": ""}
+    manifest["files"][name] = {"bytes": 0, "sha256": "0" * 64}
     bad = json.dumps(manifest).encode()
     memory.write("step_000001/manifest.json", bad)
     memory.write("step_000001/COMMIT", _seal(bad, len(manifest["files"])))
