@@ -97,7 +97,9 @@ def compare(lm: Any, answers: list[Answer]) -> tuple[float, bool]:
         logprobs = logits.log_softmax(-1)
         equal = equal and logprobs.argmax(-1).tolist() == tokens
         gaps = (torch.tensor(given) - logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0]).abs()
-        largest = max(largest, float(gaps.nan_to_num(torch.inf).max()))
+        if not gaps.isfinite().all():
+            raise RuntimeError("log-probabilities of the engine are not numbers")
+        largest = max(largest, float(gaps.max()))
     return largest, equal
 
 

@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(errors, f"maxpo: {error}")
         return 2
     except RunError as error:
-        from launch.run.signals import PREEMPTED, StopTooLateError
+        from launch.run.signals import PREEMPTED, PreemptedError
 
         say(errors, "\n".join([f"maxpo: {error}", *getattr(error, "__notes__", [])]))
-        return PREEMPTED if isinstance(error, StopTooLateError) else 1
+        return PREEMPTED if isinstance(error, PreemptedError) else 1
     except KeyboardInterrupt:
         say(errors, "maxpo: stopped at once")
         return 130

@@ -15,6 +15,7 @@ from learner.worker import LearnerWorker
 from maxpo.batches.samples import Sample
 from maxpo.config import Config
 from maxpo.errors import LateError, LearnerLostError, RemoteError
+from maxpo.runtime.output import output_file
 from maxpo.runtime.ray_calls import RemoteMethod, actor_is_lost, ready_of, told, wait_for
 from maxpo.types import Receiver, StepBatch, StepResult, WeightManifest
 
@@ -54,12 +55,14 @@ class LearnerGroup:
             device: cpu or cuda.
             sync_backend: gloo, nccl or ipc.
             options: Ray options of a rank's actor, called again when the rank is restarted.
-            log_folder: folder of the actors' output after the run, for messages.
+            log_folder: folder for the actors' output. None: it stays in Ray's logs.
         """
         self._config, self._log_folder = config, log_folder
         remote: Any = ray.remote(LearnerWorker)  # Ray's types know no handles
         self._new_actors: Callable[[], dict[str, LearnerActor]] = lambda: {
-            f"learner rank {rank}": remote.options(**options(rank)).remote(config, rank, device, sync_backend)
+            (name := f"learner rank {rank}"): remote.options(**options(rank)).remote(
+                config, rank, device, sync_backend, output_file(log_folder, name)
+            )
             for rank in range(config.learner.ranks)
         }
         self._actors = self._new_actors()
@@ -201,4 +204,4 @@ class LearnerGroup:
         return dead
 
     def _death(self, name: str, doing: str, cause: Exception) -> str:
-        return f"{name} died while {doing}: {told(cause, self._log_folder, self._pids.get(name))}"
+        return f"{name} died while {doing}: {told(cause, output_file(self._log_folder, name), self._pids.get(name))}"

@@ -14,6 +14,7 @@ from maxpo.batches.samples import Sample
 from maxpo.config import Config
 from maxpo.runtime.background import Background
 from maxpo.runtime.network import use_interface
+from maxpo.runtime.output import write_output_to
 from maxpo.runtime.waits import print_stacks_on_signal
 from maxpo.types import Receiver, StepBatch, WeightManifest
 
@@ -33,8 +34,9 @@ if TYPE_CHECKING:  # deepspeed must be imported after the environment is set, to
 class LearnerWorker:
     """One DeepSpeed rank. `start`, `update`, `publish`, `save`, `load` and `export` are collective over the ranks."""
 
-    def __init__(self, config: Config, rank: int, device: str, sync_backend: str) -> None:
-        """Remember the configuration. `start` does the work."""
+    def __init__(self, config: Config, rank: int, device: str, sync_backend: str, output: Path | None = None) -> None:
+        """Remember the configuration, and write all output to the file `output`. `start` does the work."""
+        write_output_to(output)
         print_stacks_on_signal()
         self._config, self._rank, self._device_type, self._backend = config, rank, device, sync_backend
         self._host = use_interface(ray.util.get_node_ip_address(), config.cluster.interface)

@@ -13,7 +13,8 @@
         VerifierError           the verifier pool failed (rollout/scoring/verifier_pool.py)
         RemoteStoreError        an object store failed (maxpo/checkpoints/remote.py)
         StalledError            no progress (launch/run/watchdog.py)
-        StopTooLateError        the run did not end in time after a signal: exit code 75 (launch/run/signals.py)
+        PreemptedError          a signal ended the run at its start: exit code 75 (launch/run/signals.py)
+            StopTooLateError    ... or the run did not end in time after a signal
 
 Three errors never leave their package: `SandboxError` and `CaseError` of the code sandbox (maxpo/rewards/code/), and
 `StepError` of an environment (rollout/episodes/). Each ends as the outcome of one sample.

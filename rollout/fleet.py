@@ -13,6 +13,7 @@ from ray import ObjectRef
 
 from maxpo.config import Config
 from maxpo.errors import RunError
+from maxpo.runtime.output import output_file
 from maxpo.runtime.ray_calls import actor_is_lost, failure, ready_of, told, wait_for
 from maxpo.runtime.waits import waiting
 from rollout.protocols import WorkerHandle
@@ -60,7 +61,7 @@ class Fleet:
         Args:
             create: Creates the actor of the worker with this number.
             config: Settings. The timeouts and the allowed number of losses are used.
-            log_folder: Folder that has the actors' output after the run, for messages.
+            log_folder: Folder with the actors' output, for messages. None: it is in Ray's logs.
             count: Number of actors. None: `rollout.workers`.
         """
         self._create, self._config, self._log_folder = create, config.rollout, log_folder
@@ -101,7 +102,7 @@ class Fleet:
         if self._current(name) is not actor:
             return
         now, window = time.monotonic(), self._config.restart_window_s
-        self._losses.append((now, f"{name}: {told(cause, self._log_folder, self._pids.get(name))}"))
+        self._losses.append((now, f"{name}: {told(cause, output_file(self._log_folder, name), self._pids.get(name))}"))
         while self._losses[0][0] < now - window:
             self._losses.popleft()
         if len(self._losses) > self._config.max_restarts:

@@ -15,6 +15,7 @@ from maxpo.batches.samples import Sample
 from maxpo.config import Config
 from maxpo.data.templates import template_args
 from maxpo.errors import LateError, LearnerLostError, RemoteError, RunError
+from maxpo.runtime.output import output_file
 from maxpo.runtime.ray_calls import wait_for
 from maxpo.seeds import derive_seed
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, WeightManifest
@@ -48,12 +49,12 @@ class RolloutPool:
             device: cpu or cuda.
             sync_backend: gloo, nccl or ipc.
             options: Ray options of the actor with this number. Called again for each replacement.
-            log_folder: Folder that has the actors' output after the run, for messages.
+            log_folder: Folder for the actors' output. None: it stays in Ray's logs.
         """
         self._config = config.rollout
         self._backend = sync_backend
         self._seed = config.run.seed
-        create = _actor_factory(config, device, sync_backend, options)
+        create = _actor_factory(config, device, sync_backend, options, log_folder)
         self._fleet = Fleet(create, config, log_folder)
         self._rewards = RewardPool(config.reward, config.rollout.max_new_tokens)
         self._resampled = 0
@@ -301,7 +302,11 @@ class RolloutPool:
 
 
 def _actor_factory(
-    config: Config, device: str, sync_backend: str, options: Callable[[int], dict[str, Any]]
+    config: Config,
+    device: str,
+    sync_backend: str,
+    options: Callable[[int], dict[str, Any]],
+    log_folder: Path | None,
 ) -> Callable[[int], WorkerHandle]:
     """Return a function that creates the actor of the worker with a given number."""
     remote: Any = ray.remote(RolloutWorker)
@@ -317,6 +322,7 @@ def _actor_factory(
             max_prompt_tokens=config.data.max_prompt_tokens,
             trust_remote_code=config.model.trust_remote_code,
             interface=config.cluster.interface,
+            output=output_file(log_folder, f"rollout worker {number}"),
         )
 
     return create

@@ -7,11 +7,13 @@ import os
 import random
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from maxpo.config import EnvironmentConfig, RolloutConfig
 from maxpo.errors import RunError
 from maxpo.runtime.network import use_interface
+from maxpo.runtime.output import write_output_to
 from maxpo.runtime.waits import print_stacks_on_signal
 from maxpo.types import Completion, Group, Prompt
 from rollout.endings import stop_ids, text_of
@@ -44,8 +46,10 @@ class RolloutWorker:
         max_prompt_tokens: int,
         trust_remote_code: bool,
         interface: str | None,
+        output: Path | None = None,
     ) -> None:
-        """Keep the settings. `start` loads the model."""
+        """Keep the settings, and write all output to the file `output`. `start` loads the model."""
+        write_output_to(output)
         print_stacks_on_signal()
         self._model_path, self._config, self._environment = model_path, config, environment
         self._template_args = template_args

@@ -1,28 +1,50 @@
-"""Paths that every node of a cluster can read."""
+"""Paths that mean the same from any folder, on every node that sees the files."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
+from typing import Any
 
-from launch.cluster.ray_environment import cluster_address
-from maxpo.config import Config
+from omegaconf import OmegaConf
+
+from maxpo.configure.loading import LoadedConfig, replaced
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that Ray sets for the driver of a job."""
+PATHS = ("run.dir", "model.path", "learner.deepspeed", "data.train_file", "data.eval_file")
 
 
-def for_all_nodes(config: Config) -> Config:
-    """Return the settings with absolute paths, for processes on other nodes, which start in other folders.
+def with_absolute_paths(loaded: LoadedConfig) -> LoadedConfig:
+    """Return the settings with absolute paths, for workers in other folders, and for a resume from another folder.
 
-    A job is left as it is: all its processes start in the folder that Ray unpacked.
+    A path that reads an environment variable stays as written. A job is left as it is: all its processes start in the
+    folder that Ray unpacked, which is another one the next time.
     """
-    if cluster_address(config.ray) is None or JOB in os.environ:
-        return config
-    deepspeed = config.learner.deepspeed
-    return replace(
-        config,
-        model=replace(config.model, path=str(Path(config.model.path).absolute())),
-        learner=replace(config.learner, deepspeed=deepspeed and str(Path(deepspeed).absolute())),
+    if JOB in os.environ:
+        return loaded
+    config = loaded.config
+    new: dict[str, object] = {}
+    for key in PATHS:
+        section, _, name = key.partition(".")
+        if value := getattr(getattr(config, section), name):
+            new[key] = str(Path(value).absolute())
+    if config.checkpoint.resume not in ("auto", "must", "never"):
+        new["checkpoint.resume"] = str(Path(config.checkpoint.resume).absolute())
+    for key, sources in (("data.train", config.data.train), ("data.eval", config.data.eval)):
+        if sources:
+            new[key] = [_absolute_source(entry) for entry in sources]
+    written: Any = OmegaConf.to_container(loaded.tree, resolve=False)
+    texts = {key: str(reduce(getitem, key.split("."), written)) for key in new}
+    return replaced(
+        loaded, {key: value for key, value in new.items() if not ("${" in texts[key] and ":" in texts[key])}
     )
+
+
+def _absolute_source(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return a source of rows with an absolute path, unless it is the name of a dataset."""
+    source = entry.get("source")
+    here = isinstance(source, str) and Path(source).exists()
+    return {**entry, "source": str(Path(source).absolute())} if here else entry

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from launch.cluster.ray_environment import cluster_address, use_token
 from maxpo.config import Config, RayConfig
 from maxpo.errors import InputError
 
+VLLM_SOCKETS = "VLLM_RPC_BASE_PATH"
+"""Environment variable with the folder of vLLM's sockets."""
 SCRATCH, OWNER = "maxpo-ray-", "owner"
 """Prefix of the folder of a cluster on loopback, and name of the file in it that identifies its process."""
 
@@ -31,8 +34,8 @@ SCRATCH, OWNER = "maxpo-ray-", "owner"
 def cluster(config: Config, log_folder: Path) -> Iterator[float]:
     """Connect to the running Ray cluster, or start one on loopback and stop it at the end. Wait for all nodes.
 
-    `launch.cluster.ray_environment.prepare_ray` must be called before ray is imported. The worker logs of a cluster on
-    loopback are copied to `log_folder`. A running cluster keeps its own.
+    `launch.cluster.ray_environment.prepare_ray` must be called before ray is imported. What Ray has logged about the
+    workers of a cluster on loopback is copied to `log_folder`. A running cluster keeps its own.
 
     Yields:
         Number of GPUs of the cluster.
@@ -54,11 +57,12 @@ def cluster(config: Config, log_folder: Path) -> Iterator[float]:
             "address of a running cluster by ray.address or RAY_ADDRESS"
         )
     _remove_leftovers()
-    # Unix socket paths are limited to about 100 characters, which a run folder may exceed.
+    # Unix socket paths are limited to about 100 characters, which a run folder may exceed. Ray opens its own folder to
+    # everybody, so it goes below one that only this user can enter.
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH))
     (scratch / OWNER).write_text(f"{_pid_namespace()} {os.getpid()}", encoding="utf-8")
     try:
-        with own_sigterm():
+        with own_sigterm(), _sockets_of_engines(scratch / "vllm"):
             ray.init(
                 num_cpus=config.ray.num_cpus,
                 object_store_memory=config.ray.object_store_mib << 20,
@@ -66,7 +70,7 @@ def cluster(config: Config, log_folder: Path) -> Iterator[float]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _node_ip_address="127.0.0.1",
-                _temp_dir=str(scratch),
+                _temp_dir=str(scratch / "ray"),
             )
         try:
             yield wait_for_nodes(config)
@@ -136,14 +140,34 @@ def _pid_namespace() -> str:
     return f"{socket.gethostname()} {link.readlink() if link.is_symlink() else ''}"
 
 
+@contextmanager
+def _sockets_of_engines(folder: Path) -> Iterator[None]:
+    """Let the workers of the cluster that starts here keep vLLM's sockets in a folder, instead of in /tmp."""
+    folder.mkdir()
+    before = os.environ.get(VLLM_SOCKETS)
+    os.environ[VLLM_SOCKETS] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[VLLM_SOCKETS]
+        if before is not None:
+            os.environ[VLLM_SOCKETS] = before
+
+
 def _keep_logs(scratch: Path, log_folder: Path) -> None:
-    """Copy the output of the workers to the run folder, and remove the folder of the cluster."""
+    """Copy what Ray has logged about workers to the run folder, and remove the folder of the cluster."""
     with suppress(OSError):  # on a full disk, the error that ended the run matters more
         log_folder.mkdir(parents=True, exist_ok=True)
-        for file in scratch.glob("session_latest/logs/worker-*"):
-            if file.stat().st_size:
+        for file in scratch.glob("ray/session_latest/logs/worker-*"):
+            if stat.S_ISREG(file.lstat().st_mode) and _has_output(file):  # never the target of a link
                 shutil.copy(file, log_folder)
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _has_output(file: Path) -> bool:
+    """Return True if a worker has written to its file in Ray's logs, besides what Ray writes about itself."""
+    with file.open("rb") as lines:
+        return any(not line.startswith((b":job_id:", b":actor_name:", b":task_name:")) for line in lines)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ SPILL_LIMIT = 0.95
 """Largest used share of a disk to which Ray still writes objects."""
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 SOCKET_LIMIT = 107
-SOCKET_BELOW_TMPDIR = len("/maxpo-ray-12345678/session_2026-01-01_00-00-00_000000_/sockets/plasma_store")
+SOCKET_BELOW_TMPDIR = len("/maxpo-ray-12345678/ray/session_2026-01-01_00-00-00_000000_/sockets/plasma_store")
 """Bytes that a run's own cluster adds to the temporary folder for its longest Unix socket, but for the process id."""
 
 

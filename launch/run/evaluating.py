@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 
 from launch.cluster.head import reach
-from launch.cluster.paths import for_all_nodes
+from launch.cluster.paths import with_absolute_paths
 from launch.cluster.placement import place
 from launch.cluster.placement_groups import placement_groups
 from launch.cluster.ray_cluster import cluster, own_logs
@@ -78,7 +78,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _run(loaded: LoadedConfig, folder: Path, console: Console) -> tuple[EvalReport, list[PromptResult]]:
-    config = for_all_nodes(loaded.config)
+    config = with_absolute_paths(loaded).config
     reach(config.ray)
     _, held_out = load_data(config, evaluation=True, say=partial(say, console))
     log = RunLog(folder, tensorboard=False, save_rollouts=len(held_out))

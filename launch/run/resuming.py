@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from omegaconf import OmegaConf
 from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -20,7 +18,7 @@ from maxpo.checkpoints.local import Checkpoints
 from maxpo.checkpoints.manifest import read_manifest, verify
 from maxpo.checkpoints.remote import RemoteStore
 from maxpo.config import Config
-from maxpo.configure.loading import LoadedConfig
+from maxpo.configure.loading import LoadedConfig, replaced
 from maxpo.configure.problems import show
 from maxpo.data.templates import today
 from maxpo.errors import CheckpointError
@@ -49,9 +47,7 @@ def with_date(loaded: LoadedConfig) -> LoadedConfig:
         except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
             raise CheckpointError(f"{file} does not hold the settings of a run: {error}") from error
     day = day or today()
-    tree = loaded.tree.copy()
-    OmegaConf.update(tree, "data.date", day)
-    return replace(loaded, config=replace(config, data=replace(config.data, date=day)), tree=tree)
+    return replaced(loaded, {"data.date": day})
 
 
 def find_checkpoint(config: Config, checkpoints: Checkpoints, console: Console) -> Path | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from launch.cluster.head import reach
-from launch.cluster.paths import for_all_nodes
+from launch.cluster.paths import with_absolute_paths
 from launch.cluster.ray_cluster import own_logs
 from launch.cluster.system import System, system
 from launch.run.folder import locked, open_run
@@ -36,14 +35,14 @@ from maxpo.types import Prompt
 
 def run_training(loaded: LoadedConfig, console: Console) -> int:
     """Train as configured, and print the tables at the end. Return the exit code."""
-    loaded = with_date(loaded)
-    config = for_all_nodes(loaded.config)
+    loaded = with_absolute_paths(with_date(loaded))
+    config = loaded.config
     reach(config.ray)
     prompts, held_out = load_data(config, say=partial(say, console))
     say(console, banner(config, prompts))
     say(console, test_learner(config))
     with locked(Path(config.run.dir), config.run.name, console):
-        return _Run(replace(loaded, config=config), console, prompts, held_out).train()
+        return _Run(loaded, console, prompts, held_out).train()
 
 
 class _Run:
@@ -111,7 +110,7 @@ class _Run:
                 running.learner,
                 log,
                 observer,
-                should_stop=lambda: bool(stop),
+                should_stop=stop.asked,
                 checkpoints=self._checkpoints,
             ).run(start)
         # A part of the attempt, so that a learner that dies during the export is started again.

@@ -7,7 +7,7 @@ each with the file and line of the value.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -160,3 +160,13 @@ def _build(values: dict[str, Any]) -> Config:
         outer, _, name = section.rpartition(".")
         whole[outer][name] = cls(**whole[section])
     return Config(**whole[""])
+
+
+def replaced(loaded: LoadedConfig, values: Mapping[str, Any]) -> LoadedConfig:
+    """Return the settings with other values of some keys, such as `model.path`. They are not checked again."""
+    config, tree = loaded.config, loaded.tree.copy()
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+        OmegaConf.update(tree, key, value)
+    return replace(loaded, config=config, tree=tree)

@@ -40,10 +40,9 @@ def actor_is_lost(error: BaseException | None) -> bool:
     return isinstance(error, (RayActorError, OutOfMemoryError, NodeDiedError))
 
 
-def told(cause: BaseException, log_folder: Path | None, pid: int | None) -> str:
+def told(cause: BaseException, output: Path | None, pid: int | None) -> str:
     """Return the text about the death of a worker: the cause, cut short, and the path of the worker's output."""
-    log = f"worker-*-{pid or '*'}.*"
-    where = log_folder / log if log_folder else f"{log} in Ray's logs on its node"
+    where = output or f"worker-*-{pid or '*'}.* in Ray's logs on its node"
     return f"{textwrap.shorten(str(cause), 400)} (its output: {where})"
 
 

@@ -7,6 +7,7 @@ leaves wrong in vLLM 0.32 (`_prepare_reload`, `_prepare_copies`, `_refuse_gaps`,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngin
 from maxpo.weights.buckets import TensorMeta, cut_into_buckets, unpack_bucket
 from maxpo.weights.checksum import tensor_digest
 from maxpo.weights.rendezvous import gloo_group, join_store
+
+# vLLM warns of each layer of which nothing was sent, at each sync. `_refuse_gaps` knows which of them are wrong.
+logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 
 
 @dataclass

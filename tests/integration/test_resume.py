@@ -14,9 +14,12 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
+from launch.run.folder import open_run
 from maxpo.checkpoints.local import Checkpoints
+from maxpo.configure.loading import load_config
 from tests.integration.commands import MAXPO, InProcess, environment, maxpo, training
 from tests.integration.conftest import Run
 
@@ -85,7 +88,7 @@ def test_a_dead_learner_starts_again_and_a_run_killed_with_all_its_processes_res
     until_step(run, 2, tmp_path, process)
     learner_of(process).kill()
     text = until_output("going on from", tmp_path, process)
-    assert re.search(r"learner rank 0 died while .*worker-\*-\d+\.\*", text)
+    assert re.search(r"learner rank 0 died while .*its output: .*/log/learner-rank-0\.log", text)
     assert "starting the learner again; 0 restarts are left" in text
     until_step(run, Checkpoints(run / "checkpoints").steps()[-1] + 1, tmp_path, process)
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -94,6 +97,9 @@ def test_a_dead_learner_starts_again_and_a_run_killed_with_all_its_processes_res
     for member in family:
         member.kill()
     process.wait()
+    # The output of the workers outlives them, that of the replacement after that of the first one.
+    assert len(re.findall(r"^--- process \d+$", (run / "log" / "learner-rank-0.log").read_text(), re.MULTILINE)) == 2
+    assert "vLLM" in (run / "log" / "rollout-worker-0.log").read_text()
     assert not (run / "checkpoints" / "step_000006").exists()
     # With checkpoints written in the background, which changes nothing of the result.
     done = maxpo("resume", str(run), "checkpoint.asynchronous=true", "checkpoint.policy=true")
@@ -159,6 +165,24 @@ def test_ctrl_c_saves_and_another_layout_goes_on(whole: Path, tmp_path: Path, in
     assert first["train/grad_norm"] == pytest.approx(same["train/grad_norm"], rel=1e-4)
 
 
+def test_ctrl_c_during_the_start_ends_it_at_once_and_leaves_the_name_free(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    log = tmp_path / "run" / "log" / "rollout-worker-0.log"
+    deadline = time.monotonic() + 240
+    while not log.exists():  # the engine is starting, and its output is there already
+        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "output.txt").read_text()
+        time.sleep(0.01)
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    text = (tmp_path / "output.txt").read_text()
+    assert "maxpo: stopped at once" in text and "evaluation at step 0" not in text and "Traceback" not in text, text
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive
+    _, *settings = training(tmp_path)
+    open_run(load_config([Path(settings[0])], settings[1:]), Console())  # without run.overwrite
+
+
 def test_a_run_without_progress_ends_and_says_who_waits_for_whom(tmp_path: Path) -> None:
     """And until then a second process cannot train it."""
     run = tmp_path / "run"
@@ -181,8 +205,7 @@ def test_a_run_without_progress_ends_and_says_who_waits_for_whom(tmp_path: Path)
     assert re.search(rf"ray::LearnerWorker.*: process {learner.pid}, stopped", report)
     assert "wait_for" in report
     # A worker that is not stopped has printed where it is.
-    workers = "".join(file.read_text() for file in (run / "log").glob("worker-*.err"))
-    assert "Thread 0x" in workers
+    assert "Thread 0x" in (run / "log" / "rollout-worker-0.log").read_text()
 
 
 def _title(process: psutil.Process) -> str:

@@ -176,12 +176,12 @@ def test_processes() -> None:
 
 
 def test_the_temporary_folder_is_as_short_as_rays_sockets_need() -> None:
-    assert check_tmpdir("/" + "x" * 25, 5).level == "ok"
-    longer = check_tmpdir("/" + "x" * 26, 5)
+    assert check_tmpdir("/" + "x" * 21, 5).level == "ok"
+    longer = check_tmpdir("/" + "x" * 22, 5)
     assert longer.level == "error"
-    assert "at most 26" in longer.text
-    # As Ray makes it: 26 bytes, a process id of 5 digits.
-    path = "/" + "x" * 25 + "/maxpo-ray-rdv_9mve/session_2026-11-26_14-26-00_911125_32767/sockets/plasma_store"
+    assert "at most 22" in longer.text
+    # As Ray makes it: 22 bytes, a process id of 5 digits.
+    path = "/" + "x" * 21 + "/maxpo-ray-rdv_9mve/ray/session_2026-11-26_14-26-00_911125_32767/sockets/plasma_store"
     assert len(path) == 107
 
 

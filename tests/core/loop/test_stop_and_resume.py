@@ -17,7 +17,7 @@ from launch.cli import main
 from launch.cluster.ray_cluster import own_sigterm
 from launch.run.folder import open_run
 from launch.run.resuming import describe_changes, find_checkpoint
-from launch.run.signals import StopTooLateError, stop_on_signal
+from launch.run.signals import PreemptedError, StopTooLateError, stop_on_signal
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.checkpoints.remote import RemoteStore, RemoteStoreError
 from maxpo.config import CheckpointConfig, Config
@@ -40,11 +40,11 @@ def said(where: Console) -> str:
 def test_a_signal_asks_once_and_leaves_the_handlers_as_they_were(number: signal.Signals, code: int) -> None:
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM)]
     out = console()
-    with stop_on_signal(out, within_s=60) as asked:
-        assert not asked
+    with stop_on_signal(out, within_s=60) as request:
+        assert not request.asked()
         os.kill(os.getpid(), number)
-        assert asked
-        assert asked.exit_code == code
+        assert request.asked()
+        assert request.exit_code == code
         if number != signal.SIGINT:
             os.kill(os.getpid(), number)  # asking again changes nothing
         else:
@@ -55,11 +55,25 @@ def test_a_signal_asks_once_and_leaves_the_handlers_as_they_were(number: signal.
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM)] == before
 
 
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, PreemptedError)], ids=str
+)
+def test_before_the_first_step_a_signal_ends_the_run_at_once(
+    number: signal.Signals, error: type[BaseException]
+) -> None:
+    out = console()
+    with pytest.raises(error), stop_on_signal(out, within_s=60):
+        os.kill(os.getpid(), number)
+        time.sleep(30)
+    assert said(out) == ""
+
+
 def test_a_stop_that_takes_too_long_ends_the_run() -> None:
     with (
         pytest.raises(StopTooLateError, match=r"did not end within checkpoint\.stop_within_s = 0\.05 s"),
-        stop_on_signal(console(), within_s=0.05),
+        stop_on_signal(console(), within_s=0.05) as request,
     ):
+        assert not request.asked()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(30)
 

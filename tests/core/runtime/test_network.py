@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from launch.cluster.paths import for_all_nodes
-from maxpo.configure.loading import load_config
 from maxpo.errors import InputError
 from maxpo.runtime.network import NAMES, use_interface
 
@@ -73,13 +70,3 @@ def test_what_is_not_there_is_refused(address: str, interface: str | None, messa
     with pytest.raises(InputError, match=message):
         use_interface(address, interface)
     assert chosen() == (None, None)
-
-
-def test_paths_are_absolute_where_workers_start_in_other_folders(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = load_config([Path("configs/presets/demo.yaml")], []).config
-    assert for_all_nodes(own) is own
-    joined = load_config([Path("configs/presets/demo.yaml")], ["ray.address=10.0.0.1:6379"]).config
-    assert for_all_nodes(joined).model.path == str(Path("configs/models/countdown-0.5m").absolute())
-    assert for_all_nodes(joined).learner.deepspeed is None
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")  # a job's files are where its workers start
-    assert for_all_nodes(joined) is joined
