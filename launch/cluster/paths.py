@@ -46,5 +46,6 @@ def with_absolute_paths(loaded: LoadedConfig) -> LoadedConfig:
 def _absolute_source(entry: dict[str, Any]) -> dict[str, Any]:
     """Return a source of rows with an absolute path, unless it is the name of a dataset."""
     source = entry.get("source")
-    here = isinstance(source, str) and Path(source).exists()
-    return {**entry, "source": str(Path(source).absolute())} if here else entry
+    if not isinstance(source, str) or not Path(source).exists():
+        return entry
+    return {**entry, "source": str(Path(source).absolute())}

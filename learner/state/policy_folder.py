@@ -17,6 +17,7 @@ from learner.model.lora import ADAPTER_FOLDER, write_adapter
 from learner.model.original_names import OriginalNames, cut_pieces
 from learner.model.parameters import Weight, full_shape, policy_weights, trained_parameters
 from maxpo.config import LoraConfig
+from maxpo.errors import RunError
 from maxpo.files import replacing
 from maxpo.weights.buckets import TensorMeta
 
@@ -99,10 +100,19 @@ def write_policy(
 
 
 def _write_weights(folder: Path, shards: Iterable[Shard]) -> None:
-    """Write each shard as a file, and an index if there are several."""
+    """Write each shard as a file, and an index if there are several.
+
+    Raises:
+        RunError: a weight is not finite.
+    """
     weight_map: dict[str, str] = {}
     size = 0
     for file, tensors in shards:
+        if wrong := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise RunError(
+                f"the policy is not exported: {len(wrong)} of its tensors have values that are not finite in the "
+                f"number format of the files, first {wrong[0]}"
+            )
         weight_map |= dict.fromkeys(tensors, file)
         size += sum(tensor.nbytes for tensor in tensors.values())
         save_file(tensors, folder / file, metadata={"format": "pt"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,13 @@ class PromptResult:
         if "successes" not in values:
             successes = [None if reward is None else succeeds(reward) for reward in values["rewards"]]
             values = {**values, "successes": successes}
-        return parse(cls, json.dumps(values))
+        result = parse(cls, json.dumps(values))
+        numbers = [number for number in (*result.rewards, result.greedy, result.unique) if number is not None]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"{result.prompt_id}: a number is not finite")
+        if any(len(own) != len(result.rewards) for own in (result.successes, result.votes) if own is not None):
+            raise ValueError(f"{result.prompt_id}: rewards, successes and votes are not of one length")
+        return result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

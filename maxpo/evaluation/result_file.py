@@ -6,8 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import Annotated, Any
 
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from maxpo.checked_json import parse
 from maxpo.errors import InputError
 from maxpo.evaluation.figures import EvalReport, JsonObject, PromptResult
 from maxpo.files import clear_errors, replacing
@@ -15,6 +19,38 @@ from maxpo.files import clear_errors, replacing
 EVAL_FILE = "eval.json"
 FORMAT = 1
 """Version of the file format. A new version cannot read older files."""
+
+
+class _Format(TypedDict):
+    """The part that files of all versions have."""
+
+    format: int
+
+
+class _Document(TypedDict):
+    """The part of the file that a comparison reads."""
+
+    model: str
+    settings: dict[str, dict[str, Any]]
+    prompts: list[dict[str, Any]]
+
+
+class _EvalSettings(TypedDict):
+    k: list[Annotated[int, Field(ge=1)]]
+    greedy: bool
+
+
+class _Environment(TypedDict):
+    name: str | None
+
+
+class _Settings(TypedDict):
+    """The settings that a comparison reads."""
+
+    eval: _EvalSettings
+    rollout: dict[str, Any]
+    reward: dict[str, Any]
+    environment: _Environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,19 +88,23 @@ def read_evaluation(path: Path) -> Evaluation:
     """
     file = path / EVAL_FILE if path.is_dir() else path
     try:
-        document: object = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_bytes()
     except FileNotFoundError as error:
         raise InputError(
             f"{path}: there is no {EVAL_FILE}. `maxpo evaluate MODEL FILE.yaml --out DIR` writes one."
         ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InputError(f"{file} cannot be read: {error}") from error
-    content: JsonObject = cast("JsonObject", document) if isinstance(document, dict) else {}
-    version = content.get("format")
-    if version != FORMAT:
-        raise InputError(f"{file} is not a file of `maxpo evaluate` of format {FORMAT}: its `format` is {version}")
     try:
+        version = parse(_Format, text)["format"]
+        if version != FORMAT:
+            raise InputError(f"{file} is of format {version}, and this version reads {FORMAT}")
+        content = parse(_Document, text)
+        parse(_Settings, json.dumps(content["settings"]))
         results = tuple(PromptResult.from_dict(row) for row in content["prompts"])
-        return Evaluation(path=path, model=content["model"], settings=content["settings"], results=results)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{file} is damaged: {type(error).__name__}: {error}") from error
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise InputError(f"{file} is not a file of `maxpo evaluate`, or is damaged: {reason}") from error
+    return Evaluation(path=path, model=content["model"], settings=content["settings"], results=results)

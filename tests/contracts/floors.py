@@ -11,7 +11,7 @@ from pathlib import Path
 
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "maxpo": (
-        ("", "config", "errors", "losses", "seeds", "timing", "types", "weights", "wording"),
+        ("", "checked_json", "config", "errors", "losses", "seeds", "timing", "types", "weights", "wording"),
         ("batches", "estimators", "files", "plugins", "runtime"),
         ("environments", "protocols", "rewards"),
         ("checkpoints", "evaluation", "tasks", "tracking"),

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -230,3 +235,58 @@ def test_every_port_of_the_run_is_on_loopback(stack: Stack) -> None:
     }
     assert any("ray" in name for name, _ in listening)
     assert {(name, ip) for name, ip in listening if ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")} == set()
+
+
+INTRUDER = """
+import json, os, socket, sys
+worked = []
+for path in json.load(sys.stdin):
+    tries = {
+        "list": lambda: os.listdir(path),
+        "read": lambda: os.open(path, os.O_RDONLY | os.O_NONBLOCK),
+        "write": lambda: os.open(path, os.O_WRONLY | os.O_NONBLOCK),
+        "create": lambda: os.open(path + "/new", os.O_WRONLY | os.O_CREAT),
+        "rename": lambda: os.rename(path, path + ".mine"),
+        "connect": lambda: socket.socket(socket.AF_UNIX).connect(path),
+    }
+    for name, attempt in tries.items():
+        try:
+            attempt()
+            worked.append((name, path))
+        except OSError:
+            pass
+print(json.dumps(worked))
+"""
+
+
+def test_another_user_of_the_machine_gets_nowhere(stack: Stack) -> None:
+    """Sockets and files of Ray and of the engines, tried one by one."""
+    if os.getuid() != 0:
+        pytest.skip("only root can become another user")
+    mine = [
+        f for f in Path(tempfile.gettempdir()).glob("maxpo-ray-*/owner") if f.read_text().endswith(f" {os.getpid()}")
+    ]
+    paths = [str(path) for owner in mine for path in [owner.parent, *owner.parent.rglob("*")]]
+    assert any("plasma_store" in path for path in paths)
+    assert any("/vllm/" in path for path in paths)
+    # The interpreter may be where the other user cannot go, so any will do that is there for all.
+    python = next(p for p in ("/usr/bin/python3", "/usr/local/bin/python3", sys.executable) if Path(p).exists())
+    done = subprocess.run(
+        [python, "-I", "-c", INTRUDER],
+        input=json.dumps(paths),
+        capture_output=True,
+        text=True,
+        user=65534,
+        group=65534,
+        extra_groups=[],
+        cwd="/",
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []
+
+
+def test_no_engine_leaves_a_socket_in_the_temporary_folder(stack: Stack) -> None:
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    paths = {str(c.laddr) for process in family for c in process.net_connections(kind="unix") if c.laddr}
+    outside = {path for path in paths if path.startswith(tempfile.gettempdir()) and "/maxpo-ray-" not in path}
+    assert outside == set()

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from launch.cli import main
 from maxpo.errors import InputError
@@ -15,6 +21,7 @@ from maxpo.evaluation.comparison import compare
 from maxpo.evaluation.figures import PromptResult
 from maxpo.evaluation.report import bootstrap, report
 from maxpo.evaluation.result_file import Evaluation, read_evaluation, write_evaluation
+from tests.changes import changed
 
 SETTINGS = {
     "eval": {"samples": 2, "k": [1, 2], "greedy": False},
@@ -171,10 +178,10 @@ def test_successes_are_in_the_file_and_follow_from_the_rewards_of_older_files(tm
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[1]", "is not a file of `maxpo evaluate` of format 1: its `format` is None"),
-        ('{"format": 2}', "its `format` is 2"),
-        ("{", "cannot be read"),
-        ('{"format": 1, "prompts": [{"votes": null}]}', "is damaged: KeyError: 'rewards'"),
+        ("[1]", "is not a file of `maxpo evaluate`, or is damaged: Input should be"),
+        ('{"format": 2}', "is of format 2, and this version reads 1"),
+        ("{", "is damaged: Invalid JSON"),
+        ('{"format": 1, "model": "m", "settings": {}, "prompts": []}', "is damaged: eval: Field required"),
     ],
 )
 def test_other_files_are_refused(text: str, words: str, tmp_path: Path) -> None:
@@ -183,6 +190,19 @@ def test_other_files_are_refused(text: str, words: str, tmp_path: Path) -> None:
         read_evaluation(tmp_path)
     assert str(tmp_path / "eval.json") in str(refusal.value)
     assert words in str(refusal.value)
+
+
+@settings(max_examples=int(os.environ.get("MAXPO_EXAMPLES", "100")), deadline=None, derandomize=True)
+@given(st.data())
+def test_any_change_of_a_file_is_an_input_error_or_harmless(data: st.DataObject) -> None:
+    results = [prompt_result(f"p{i}", float(i > 3), 1.0, votes=(0, 1), greedy=0.0) for i in range(6)]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("a", "b"):
+            write_evaluation(Path(folder, name), "m", SETTINGS, report(results, [1, 2]), results)
+        document = json.loads(Path(folder, "a").read_text())
+        Path(folder, "a").write_text(json.dumps(data.draw(changed(document))))
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            assert main(["compare", f"{folder}/a", f"{folder}/b"]) in (0, 2)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,19 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
+from launch.run.exporting import export_checkpoint
 from launch.run.folder import open_run
 from launch.run.preflight import load_data
 from launch.run.resuming import check_learner_state
 from maxpo.checkpoints.manifest import describe, verify
 from maxpo.configure.loading import LoadedConfig, load_config
 from maxpo.data.order import Mixture, PromptStream
-from maxpo.errors import InputError
+from maxpo.errors import InputError, RunError
 from maxpo.estimators.k_schedule import PassRates
 from maxpo.loop.state import RunResult, restore
+from tests.changes import changed
 
 STORED = Path("tests/stored/run")
 CONSOLE = Console(file=StringIO())
@@ -194,27 +198,6 @@ def test_a_pipe_as_manifest_does_not_hang(tmp_path: Path) -> None:
         verify(checkpoint)
 
 
-VALUES = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
-
-
-@st.composite
-def changed(draw: st.DrawFn, document: Any) -> Any:
-    """Return the document with one value replaced or removed, at any depth."""
-    if isinstance(document, dict) and document and draw(st.integers(0, 5)):
-        key = draw(st.sampled_from(sorted(document)))
-        if draw(st.booleans()):
-            return {k: v for k, v in document.items() if k != key}
-        return document | {key: draw(changed(document[key]))}
-    if isinstance(document, list) and document and draw(st.integers(0, 5)):
-        index = draw(st.integers(0, len(document) - 1))
-        return [draw(changed(v)) if i == index else v for i, v in enumerate(document)]
-    return draw(VALUES)
-
-
 @settings(
     max_examples=int(os.environ.get("MAXPO_EXAMPLES", "60")),
     deadline=None,
@@ -238,3 +221,18 @@ def test_any_change_of_a_checkpoint_is_an_input_error_or_harmless(
         resume(run, prompts)
     after = {k: hashlib.sha256(v).hexdigest() for k, v in content(run).items() if k != "config.yaml"}
     assert after == before
+
+
+def test_weights_that_are_not_finite_are_never_exported(tmp_path: Path) -> None:
+    run = stored(tmp_path)
+    checkpoint = run / "checkpoints/step_000002"
+    file = next((checkpoint / "learner").glob("*.safetensors"))
+    tensors = load_file(file)
+    name = next(key for key in tensors if key.endswith("layers.0.mlp.up_proj.weight/master"))
+    tensors[name][0, 0] = torch.nan
+    save_file(tensors, file)
+    rehash(checkpoint)
+    target = tmp_path / "out"
+    with pytest.raises(RunError, match=rf"not finite in the number format of the files, first {name[:-7]}"):
+        export_checkpoint(settings_of(run).config, run, None, target)
+    assert not target.exists() and list(tmp_path.iterdir()) == [run]
