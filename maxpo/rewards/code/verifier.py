@@ -11,12 +11,12 @@ from typing import Any
 from maxpo.config import RewardConfig
 from maxpo.rewards.base import Score
 from maxpo.rewards.code.cases import CodeTests, read_tests, same_output, same_value
+from maxpo.rewards.code.extraction import extract_program
 from maxpo.rewards.code.sandbox import GRACE_S, CaseError, Sandbox, problem
 from maxpo.rewards.code.wire import encode
 
 CODE_VERIFIERS = ("code", "code_unsafe_no_sandbox")
 """Names of the verifiers here."""
-_LANGUAGES = ("", "python", "py", "python3")
 _limits = RewardConfig()  # set once at the start of the process
 
 
@@ -55,28 +55,6 @@ def code(text: str, reference: object) -> Score:
 def code_unsafe_no_sandbox(text: str, reference: object) -> Score:
     """Like `code`, with the same limits, but without the sandbox: programs can read all files of the run's user."""
     return _score(text, reference, unsafe=True)
-
-
-def extract_program(text: str) -> str:
-    """Return the last fenced block of Python or of no language, or the full text if there is none.
-
-    A block that is not closed reaches to the end.
-    """
-    last: list[str] | None = None
-    block: list[str] | None = None
-    wanted = False
-    for line in text.split("\n"):
-        mark = line.strip()
-        if not mark.startswith("```"):
-            if block is not None:
-                block.append(line)
-        elif block is None:
-            block, wanted = [], mark.strip("`").strip().lower() in _LANGUAGES
-        else:
-            last, block = (block if wanted else last), None
-    if block is not None and wanted:
-        last = block
-    return text if last is None else "\n".join(last)
 
 
 def _score(text: str, reference: object, *, unsafe: bool) -> Score:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from maxpo.config import Config, RewardConfig
 from maxpo.configure.checking import check
@@ -45,10 +47,77 @@ def check(candidate):
         ("```python\na\n", "a\n"),  # cut off
         ("```python\n```", ""),
         ("", ""),
+        # An output, a call in a shell, or a session after the program does not replace it.
+        ("```python\na\n```\nIt prints:\n```\n1\n```", "a"),
+        ("```python\na\n```\n```text\n1\n```\n```bash\npython a.py\n```\n```pycon\n>>> a\n```", "a"),
+        ("```\na\n```\n```\nb\n```", "b"),
+        # Names of the language.
+        ("```python title=x.py\na\n```", "a"),
+        ("``` {.python .numberLines}\na\n```", "a"),
+        ("```PY3.11\na\n```", "a"),
+        ("```python:a.py\na\n```", "a"),
+        # A fence is closed by the same mark, as long or longer, without an info string.
+        ("```python\na\n```python\nb\n```", "a\n```python\nb"),
+        ("````python\n'''\n```\n'''\n````", "'''\n```\n'''"),
+        ("~~~python\na\n```\nb\n~~~~", "a\n```\nb"),
+        ("```python\na\n~~~\nb\n```", "a\n~~~\nb"),
+        ("```python\na\n  ```  \n", "a"),
+        ("```python\na\n    ```\nb\n```", "a\n    ```\nb"),
+        ("Use ```python inline``` here.\n```python\na\n```", "a"),
+        ("    ```python\n    a\n    ```", "    ```python\n    a\n    ```"),  # four spaces: not a fence
+        ("```python `x`\na\n~~~python\nb\n~~~", "b"),  # a mark of backticks has none in its info string
+        # Thinking.
+        ("<think>\nmaybe\n```python\na\n</think>\n```python\nb\n```", "b"),
+        ("<think>\nmaybe\n```\na</think>\n```python\nb\n```\n", "b"),
+        ("<think>\n```python\na\n```\n</think>\n```python\nb\n```", "b"),
+        ("<think>\n```python\na\n```\n</think>\n```\nb\n```", "b"),
+        ("a\n```python\na\n```\n</think>\n```python\nb\n```", "b"),
+        ("<think>\n```python\na\n```\n</think>\nThat is it.", "a"),
+        ("<think>x</think>\nprint(1)", "\nprint(1)"),
+        ("<think>\n```python\na\n```", "a"),
+        # Indentation and ends of lines.
+        ("1. First:\n\n   ```python\n   def f():\n       return 1\n   ```", "def f():\n    return 1"),
+        ("- x\n  - y\n    ```python\n    a\n      b\n    ```", "a\n  b"),
+        ("```python\n    a\n      b\n```", "a\n  b"),
+        ("```python\n\n\ta\n\t\tb\n```", "\na\n\tb"),
+        ("> ```python\n> a\n>   b\n> ```", "a\n  b"),
+        ("Here:\r\n```python\r\na\r\n  b\r\n```\r\nDone.", "a\n  b"),
     ],
 )
 def test_the_last_python_block_is_the_program(text: str, program: str) -> None:
     assert extract_program(text) == program
+
+
+PARTS = [
+    "words\n",
+    "",
+    "- an item\n",
+    "`code`\n",
+    "<b>\n",
+    "```json\n{}\n```\n",
+    "~~~\n```python\n~~~\n",
+    "````\n```\n````\n",
+]
+LINES = ["x = 1", "if x:", "    y = 2", "", "\ts", "# ``", "> q", "- l", "    ```", "```python"]
+FENCES = ["````", "`````", "~~~", "~~~~~"]
+
+
+@given(
+    before=st.lists(st.sampled_from(PARTS)).map("\n".join),
+    program=st.lists(st.sampled_from(LINES)).map(lambda lines: "\n".join(["import a", *lines])),
+    fence=st.sampled_from(FENCES),
+    indent=st.sampled_from(["", " ", "   "]),
+    end=st.sampled_from(["\n", "\r\n"]),
+    after=st.lists(st.sampled_from(PARTS)).map("\n".join),
+    thinking=st.sampled_from(["", "<think>\n```\n", "<think>a\n~~~python\nb\n"]),
+)
+def test_a_fenced_program_is_found_in_any_answer(
+    before: str, program: str, fence: str, indent: str, end: str, after: str, thinking: str
+) -> None:
+    block = "\n".join(indent + line for line in program.split("\n")) if indent else program
+    text = f"{before}\n\nHere:\n\n{indent}{fence}python\n{block}\n{indent}{fence}\n\n{after}"
+    text = (thinking and f"{thinking}</think>\n{text}") or text
+    assert extract_program(text.replace("\n", end)) == program
 
 
 @pytest.mark.parametrize(
