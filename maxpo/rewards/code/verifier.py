@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from maxpo.config import RewardConfig
@@ -81,7 +82,9 @@ def _run_cases(program: str, tests: CodeTests, *, unsafe: bool) -> Iterator[tupl
             except CaseError:
                 return  # the program has stopped or killed the driver
             right = status == "ok" and (
-                same_output(data.decode(errors="replace"), wanted) if kind == "stdin" else _is_value(data, wanted)
+                same_output(data.decode(errors="replace"), wanted, _limits.code_float_tolerance)
+                if kind == "stdin"
+                else _is_value(data, wanted)
             )
             yield right, status == "ok"
 
@@ -90,13 +93,14 @@ def _is_value(data: bytes, wanted: tuple[object, ...]) -> bool:
     """Return True if a value from the sandbox is a right one. The data may be anything, since programs can write it."""
     try:
         tree = json.loads(data)
-        return any(same_value(tree, value) for value in wanted)
+        return any(same_value(tree, value, _limits.code_float_tolerance) for value in wanted)
     except (ValueError, TypeError, IndexError, KeyError, RecursionError, OverflowError):
         return False
 
 
 def _run_asserts(program: str, tests: CodeTests, *, unsafe: bool) -> Iterator[tuple[bool, bool]]:
     """Yield as `_run_cases` does, for tests that are code. A second sandbox runs these and calls the program."""
+    assert tests.names is not None
     count = len(tests.asserts)
     with contextlib.ExitStack() as stack:
         fds = [*os.pipe(), *os.pipe()]
@@ -105,17 +109,20 @@ def _run_asserts(program: str, tests: CodeTests, *, unsafe: bool) -> Iterator[tu
         for fd in fds:
             closes.callback(os.close, fd)
         serving = Sandbox("serve", _limits, unsafe=unsafe, channel=(calls_out, values_in), code=program, count=count)
-        stack.enter_context(serving)
+        stack.callback(serving.close)
         testing = Sandbox(
             "asserts",
             _limits,
             unsafe=unsafe,
             channel=(values_out, calls_in),
             setup=tests.setup,
-            tests=list(tests.asserts),
+            tests=tests.asserts,
             count=count,
+            **asdict(tests.names),
         )
-        stack.enter_context(testing)
+        stack.callback(testing.close)
+        for box in (serving, testing):
+            box.wait_until_ready()
         closes.close()  # so that each side notices the end of the other
         for _ in range(count):
             try:
