@@ -5,7 +5,7 @@ from typing import Annotated
 
 from omegaconf import MISSING
 
-from maxpo.config.ranges import POSITIVE, Arguments, at_least
+from maxpo.config.ranges import POSITIVE, Arguments, Must, at_least
 
 COMBINED = "combined"
 """Name of the verifier that adds up others."""
@@ -46,6 +46,10 @@ class RewardConfig:
     code_max_cases: Annotated[int, POSITIVE] = 20
     """Largest number of test cases of a reference that are run; later cases are left out. Only for the verifier
     `code`."""
+
+    code_float_tolerance: Annotated[float, Must(lambda v: 0 <= v < 1, "Must be at least 0 and below 1.")] = 1e-6
+    """Largest difference between an expected number with a fraction and that of a program: relative, or absolute if
+    this is larger. Integers must be exact. Only for the verifier `code`."""
 
     def longest(self, max_new_tokens: int) -> int:
         """Return the number of characters of the longest answer that is read, given `rollout.max_new_tokens`."""

@@ -150,6 +150,33 @@ _PROBES = {
         check(lambda: os.memfd_create("x"), lambda: libc.shmget(0, 1 << 20, 0o1666), lambda: libc.semget(0, 1, 0o1666),
               lambda: libc.msgget(0, 0o1666), lambda: libc.syscall(447, 0), lambda: open("/dev/shm/hostile", "w"))
     """,
+    "what_the_machine_has_few_of": """
+        context = ctypes.c_ulong(0)
+        check(lambda: libc.syscall(206, 60000, ctypes.byref(context)), lambda: libc.inotify_init(),
+              lambda: libc.inotify_init1(0), lambda: libc.syscall(425, 8, ctypes.create_string_buffer(120)))
+        for _ in range(1000):  # timers, of which a user has a number
+            if libc.timer_create(1, None, ctypes.byref(ctypes.c_void_p())) != 0:
+                break
+        else:
+            print("broken: a thousand timers")
+    """,
+    "larger_buffers_of_the_kernel": """
+        import fcntl, mmap, socket
+        one, other = socket.socketpair()
+        size = one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        def hold_pages():
+            class Piece(ctypes.Structure):
+                _fields_ = [("base", ctypes.c_void_p), ("len", ctypes.c_size_t)]
+            piece = Piece(ctypes.addressof(ctypes.create_string_buffer(4096)), 4096)
+            return libc.vmsplice(os.pipe()[1], ctypes.byref(piece), 1, 0)
+        check(lambda: one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24),
+              lambda: one.setsockopt(socket.SOL_SOCKET, 32, 1 << 24), hold_pages,
+              lambda: libc.syscall(54, one.fileno(), 1, 7, ctypes.byref(ctypes.c_int(1 << 20)), 4),
+              lambda: fcntl.fcntl(os.pipe()[1], 1031, 1 << 20),
+              lambda: os.splice(os.pipe()[0], os.pipe()[1], 1, flags=2))
+        if one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) != size:
+            print("broken: a larger buffer")
+    """,
     "memory": """
         import mmap
         check(lambda: bytearray(2 << 30), lambda: mmap.mmap(-1, 2 << 30), lambda: [0] * (1 << 28))
@@ -259,7 +286,7 @@ _BOMBS = {
     "kill_everything": "os.kill(-1, 9); print('held')",
     "kill_first_process": """
         import time
-        for number in (9, 15, 11):
+        for number in (9, 15, 11, 2):
             os.kill(1, number)
         time.sleep(100)
     """,
@@ -398,6 +425,12 @@ _FORGERIES = {
             os.kill(-1, 9)
     """,
     "no_function": "g = 1",
+    "replaces_the_tests_functions": """
+        def f(n): return 0
+        def check(candidate): pass
+        def isinstance(*a): return True
+        bool = int = len = sorted = set = abs = isinstance
+    """,
 }
 
 PROBES = {name: HELPERS + textwrap.dedent(text) for name, text in _PROBES.items()}

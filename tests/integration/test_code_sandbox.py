@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
 import signal
 import socket
@@ -171,9 +171,9 @@ import sys
 from maxpo.config import RewardConfig
 from maxpo.rewards.code.sandbox import Sandbox
 program = "import time; time.sleep(100)"
-box = Sandbox("stdin", RewardConfig(code_case_s=120), unsafe=sys.argv[1] == "unsafe", code=program, cases=[""])
-print("ready", flush=True)
-box.frame(120)
+with Sandbox("stdin", RewardConfig(code_case_s=120), unsafe=sys.argv[1] == "unsafe", code=program, cases=[""]) as box:
+    print("ready", flush=True)
+    box.frame(120)
 """
 
 
@@ -184,20 +184,43 @@ def test_programs_die_with_the_process_that_judges_them(mode: str) -> None:
         assert judging.stdout is not None
         assert judging.stdout.readline() == b"ready\n"
         started = sandboxes() - before - {judging.pid}
-        # bubblewrap, the first process of the sandbox, the driver, the program; without it the last two.
-        assert eventually(lambda: len(sandboxes() - before - {judging.pid}) == (4 if mode == "safe" else 2)), started
+        # bubblewrap, the driver, which is the first process of the sandbox, and the program; without it the last two.
+        assert eventually(lambda: len(sandboxes() - before - {judging.pid}) == (3 if mode == "safe" else 2)), started
         os.kill(judging.pid, signal.SIGKILL)
     assert eventually(lambda: not sandboxes() - before)
+
+
+ORPHANS = """
+import ctypes, psutil
+from maxpo.rewards.code.verifier import code
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans come here, and this process reaps none
+assert code("print(input())", {"inputs": ["1", "2"], "outputs": ["1", "2"]}).reward == 1
+assert code("import time; time.sleep(9)", {"inputs": ["1"], "outputs": ["2"]}).reward == 0
+assert code("import os; os.kill(os.getppid(), 9)", {"inputs": ["1"], "outputs": ["2"]}).reward == 0
+for _ in range(3):
+    assert code("def f(x): return x", {"test_list": ["assert f(1) == 1"]}).reward == 1
+print([child.name() for child in psutil.Process().children(recursive=True)])
+"""
+
+
+def test_no_zombies_are_left_where_nobody_reaps_orphans() -> None:
+    ran = subprocess.run([sys.executable, "-c", ORPHANS], capture_output=True, text=True, timeout=100)
+    assert (ran.stdout, ran.stderr) == ("[]\n", "")
 
 
 def test_the_job_has_no_expected_output(monkeypatch: pytest.MonkeyPatch) -> None:
     import maxpo.rewards.code.sandbox as sandbox
     from maxpo.rewards.code.verifier import code
 
-    seen: list[str] = []
-    original = json.dumps
-    monkeypatch.setattr(sandbox.json, "dumps", lambda job: seen.append(original(job)) or seen[-1])
+    seen: list[bytes] = []
+    original = marshal.dumps
+
+    def dumps(value: Any) -> bytes:
+        seen.append(original(value))
+        return seen[-1]
+
+    monkeypatch.setattr(sandbox.marshal, "dumps", dumps)
     assert code("print(input())", {"inputs": ["here"], "outputs": ["elsewhere"]}).reward == 0
     assert code("def f(x): return x", {"inputs": [["here"]], "outputs": ["elsewhere"], "fn_name": "f"}).reward == 0
     assert len(seen) == 2
-    assert all("here" in job and "elsewhere" not in job for job in seen)
+    assert all(b"here" in job and b"elsewhere" not in job for job in seen)

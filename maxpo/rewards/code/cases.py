@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any, TypeGuard, cast
 
+from maxpo.config import RewardConfig
+from maxpo.rewards.code.assert_names import ProgramNames, program_names
 from maxpo.rewards.code.wire import OUTPUT_BYTES
+
+_TOLERANCE = RewardConfig.code_float_tolerance
+_WORD = re.compile(r"[^ \t\n\r\f\v]+")
+_NUMBER = re.compile(r"[+-]?(?=\.?[0-9])(?:0|[1-9][0-9]*)?(\.[0-9]*)?([eE][+-]?[0-9]+)?")
+"""A decimal number. The groups are its fraction and its exponent. A number with leading zeros is a text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,16 +34,12 @@ class CodeTests:
     """Code before the asserts."""
     asserts: tuple[str, ...] = ()
     """Code that raises if the program is wrong. With asserts there are no inputs and outputs."""
+    names: ProgramNames | None = None
+    """Functions of the program that the asserts call."""
 
     def first(self, count: int) -> CodeTests:
         """Return the first `count` cases."""
-        return CodeTests(
-            inputs=self.inputs[:count],
-            outputs=self.outputs[:count],
-            function=self.function,
-            setup=self.setup,
-            asserts=self.asserts[:count],
-        )
+        return replace(self, inputs=self.inputs[:count], outputs=self.outputs[:count], asserts=self.asserts[:count])
 
 
 def _read(text: str, what: str) -> object:
@@ -85,13 +90,17 @@ def _read_cases(fields: Mapping[str, object]) -> CodeTests:
             raise ValueError(f"code: an expected output is longer than the {OUTPUT_BYTES} bytes that are read")
         return CodeTests(inputs=_texts(inputs), outputs=expected)
     arguments: list[list[object]] = []
-    for given in inputs:
-        if isinstance(given, str):  # an argument per line
+    wanted: list[tuple[object, ...]] = []
+    for given, output in zip(inputs, outputs, strict=True):
+        if isinstance(given, str):  # an argument per line, each as JSON; then the output is JSON, too
             given = [_read(line, "an input") for line in given.split("\n") if line.strip()]
+            wanted.append((_json_or_text(output),))
+        else:
+            wanted.append((output, output[0]) if _is_list(output) and len(output) == 1 else (output,))
         if not _is_list(given):
             raise ValueError("code: with `fn_name`, each input must be a list of arguments")
         arguments.append(list(given))
-    return CodeTests(inputs=tuple(arguments), outputs=tuple(map(_wanted, outputs)), function=str(function))
+    return CodeTests(inputs=tuple(arguments), outputs=tuple(wanted), function=str(function))
 
 
 def _texts(side: Sequence[object]) -> tuple[str, ...]:
@@ -105,18 +114,16 @@ def _texts(side: Sequence[object]) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _wanted(output: object) -> tuple[object, ...]:
-    """Return the right values: JSON or a text, or the single item of a list, as in some outputs of APPS."""
-    if isinstance(output, str):
-        try:
-            return (json.loads(output),)
-        except ValueError:
-            return (output,)
-    return (output, output[0]) if _is_list(output) and len(output) == 1 else (output,)
+def _json_or_text(output: object) -> object:
+    """Return the value of an output that is written as JSON. What is not JSON is a text."""
+    try:
+        return json.loads(output) if isinstance(output, str) else output
+    except ValueError:
+        return output
 
 
 def _read_asserts(fields: Mapping[str, object]) -> CodeTests:
-    entry = fields.get("entry_point")
+    entry = fields.get("entry_point") or None
     parts: list[object] = [
         fields.get("test_imports") or [],
         fields.get("test_setup_code") or "",
@@ -132,64 +139,91 @@ def _read_asserts(fields: Mapping[str, object]) -> CodeTests:
         raise ValueError(
             f"code: a reference must have `inputs` and `outputs`, `test_list` or `test`; this one has {sorted(fields)}"
         )
-    # HumanEval defines `check(candidate)` and does not call it.
-    texts = [f"{text}\n\ncheck({entry})\n" if entry and "def check(" in text else text for text in texts]
-    return CodeTests(setup=setup, asserts=tuple(texts))
+    if entry is not None and not (isinstance(entry, str) and entry.isidentifier()):
+        raise ValueError(f"code: `entry_point` must be the name of a function, not {entry!r}")
+    names = program_names(setup, tuple(texts), entry)
+    return CodeTests(setup=setup, asserts=tuple(texts), names=names)
 
 
-def same_output(got: str, wanted: str) -> bool:
-    """Return True if two outputs agree line by line: equal text, or the same words with equal decimal numbers.
+def same_output(got: str, wanted: str, tolerance: float = _TOLERANCE) -> bool:
+    """Return True if two outputs agree line by line: equal text, or the same words with equal numbers.
 
-    White space at the ends of lines and of the text does not count.
+    White space at the ends of lines and of the text does not count. White space is that of ASCII. Numbers are decimal,
+    in ASCII digits. Two integers are equal only if they are written alike. A wanted integer equals the same number in
+    another form, such as 2.0. A wanted number with a fraction or an exponent equals all within the tolerance, which is
+    relative, or absolute if this is larger.
     """
-    mine, theirs = ([line.strip() for line in text.strip().split("\n")] for text in (got, wanted))
-    return len(mine) == len(theirs) and all(map(_same_line, mine, theirs))
+    mine, theirs = ([_WORD.findall(line) for line in text.strip(" \t\n\r\f\v").split("\n")] for text in (got, wanted))
+    return len(mine) == len(theirs) and all(
+        len(words) == len(others)
+        and all(a == b or _same_number(a, b, tolerance) for a, b in zip(words, others, strict=True))
+        for words, others in zip(mine, theirs, strict=True)
+    )
 
 
-def _same_line(got: str, wanted: str) -> bool:
-    if got == wanted:
-        return True
-    mine, theirs = got.split(), wanted.split()
-    return len(mine) == len(theirs) and all(a == b or _same_number(a, b) for a, b in zip(mine, theirs, strict=True))
-
-
-def _same_number(got: str, wanted: str) -> bool:
+def _same_number(got: str, wanted: str, tolerance: float) -> bool:
+    mine, theirs = _NUMBER.fullmatch(got), _NUMBER.fullmatch(wanted)
+    if mine is None or theirs is None or not (any(mine.groups()) or any(theirs.groups())):
+        return False
+    if any(theirs.groups()) and math.isfinite(float(got)) and math.isfinite(float(wanted)):
+        return _is_close(float(got), float(wanted), tolerance)
     try:
         return Decimal(got) == Decimal(wanted)
-    except InvalidOperation:
+    except InvalidOperation:  # an exponent beyond all bounds
         return False
 
 
-def same_value(tree: object, wanted: object) -> bool:
-    """Return True if an encoded value from the sandbox (`wire.encode`) equals the expected one.
+def _is_close(got: float, wanted: float, tolerance: float) -> bool:
+    try:
+        return math.isclose(got, wanted, rel_tol=tolerance, abs_tol=tolerance) or (got != got and wanted != wanted)
+    except OverflowError:  # an integer that no float can hold
+        return False
 
-    Lists and tuples are equal here, because JSON has no tuples. Everything else compares as with `==`. The value is not
-    decoded, because sets and dicts of chosen numbers could take hours to build.
+
+def same_value(tree: object, wanted: object, tolerance: float = _TOLERANCE) -> bool:
+    """Return True if an encoded value from the sandbox (`wire.encode`) equals the expected one of JSON.
+
+    Lists and tuples are equal here, because JSON has no tuples. Texts, None and bool equal only their own kind. An
+    expected integer equals the same number as a float. An expected float equals all numbers within the tolerance, which
+    is relative, or absolute if this is larger. NaN equals NaN. The value is not decoded, because sets and dicts of
+    chosen numbers could take hours to build.
     """
+    if tree is None or wanted is None or isinstance(tree, bool) or isinstance(wanted, bool):
+        return tree is wanted
+    if isinstance(tree, str):
+        return tree == wanted
+    if isinstance(tree, float):
+        return _same_as_number(tree, wanted, tolerance)
     if not isinstance(tree, list):
-        return not _is_container(wanted) and bool(tree == wanted)
+        return False
     kind, *items = cast("list[Any]", tree)
     if kind == "i":
-        return isinstance(wanted, int | float) and bool(int(items[0], 16) == wanted)
+        return _same_as_number(int(items[0], 16), wanted, tolerance)
     if kind in ("l", "t"):
         return (
             _is_list(wanted)
             and len(items) == len(wanted)
-            and all(same_value(item, want) for item, want in zip(items, wanted, strict=True))
+            and all(same_value(item, want, tolerance) for item, want in zip(items, wanted, strict=True))
         )
-    if kind == "d" and isinstance(wanted, Mapping):
-        left = dict(cast("Mapping[object, object]", wanted))
-        if len(items) != len(left):
+    return (
+        kind == "d"
+        and isinstance(wanted, Mapping)
+        and _same_dict(items, cast("Mapping[str, object]", wanted), tolerance)
+    )
+
+
+def _same_as_number(got: float, wanted: object, tolerance: float) -> bool:
+    return _is_close(got, wanted, tolerance) if isinstance(wanted, float) else isinstance(wanted, int) and got == wanted
+
+
+def _same_dict(pairs: list[Any], wanted: Mapping[str, object], tolerance: float) -> bool:
+    left = dict(wanted)
+    if len(pairs) != len(left):
+        return False
+    for key, value in pairs:
+        name: object = key
+        if isinstance(key, list):  # a number; JSON has such keys as text
+            name = str(int(cast("list[Any]", key)[1], 16))
+        if not isinstance(name, str) or name not in left or not same_value(value, left.pop(name), tolerance):
             return False
-        for key, value in items:
-            name: object = key
-            if isinstance(key, list):  # a number; JSON has such keys as text
-                name = str(int(cast("list[Any]", key)[1], 16))
-            if not isinstance(name, str) or name not in left or not same_value(value, left.pop(name)):
-                return False
-        return True
-    return False
-
-
-def _is_container(value: object) -> bool:
-    return _is_list(value) or isinstance(value, Mapping)
+    return True

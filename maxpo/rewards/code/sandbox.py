@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import marshal
 import os
 import select
 import shutil
@@ -15,7 +16,7 @@ import sysconfig
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import Any
 
 from maxpo.config import RewardConfig
@@ -30,15 +31,17 @@ GRACE_S = 1.0
 FOLDER_BYTES = 64 << 20
 """Size of the program's work folder in bytes. The folder lies in memory."""
 _HEADER_BYTES = 64
-# The source of these modules is passed as an argument, so the driver needs no access to files of this machine.
-_MODULES = ("wire", "assert_runner", "driver")
+# The code of these modules goes to the driver with its job, so the driver needs no access to files of this machine.
+_MODULES = ("wire", "driver")
+_TESTS_MODULES = ("wire", "assert_runner", "driver")
 _BOOTSTRAP = """
-import sys, types
-for name, text in {parts!r}.items():
-    module = types.ModuleType(name)
-    sys.modules[name] = module
-    exec(compile(text, name, "exec"), module.__dict__)
-module.main()
+import marshal, sys
+with open(0, "rb", closefd=False) as file:
+    parts, job = marshal.load(file)
+for name, code in parts:
+    module = sys.modules[name] = type(sys)(name)
+    exec(code, module.__dict__)
+module.main(job)
 """
 _PYTHON_OPTIONS = ("-S", "-s", "-P", "-B", "-X", "utf8")
 # A fixed hash seed gives sets a stable order. One arena keeps threads from reserving 64 MiB each of the memory limit.
@@ -54,10 +57,11 @@ class CaseError(Exception):
 
 
 @functools.cache
-def _driver() -> str:
+def _code(*modules: str) -> list[tuple[str, CodeType]]:
+    """Return names and code of modules. They are compiled here, once, and not in each sandbox."""
     folder = Path(__file__).parent
-    parts = {f"{__package__}.{name}": (folder / f"{name}.py").read_text(encoding="utf-8") for name in _MODULES}
-    return _BOOTSTRAP.format(parts=parts)
+    texts = {name: (folder / f"{name}.py").read_text(encoding="utf-8") for name in modules}
+    return [(f"{__package__}.{name}", compile(text, name, "exec", dont_inherit=True)) for name, text in texts.items()]
 
 
 def worst_s(config: RewardConfig) -> float:
@@ -72,7 +76,8 @@ def runtime_paths() -> list[str]:
     return list(dict.fromkeys(path for path in wanted if os.path.lexists(path)))
 
 
-def bwrap_arguments(*, root: bool) -> list[str]:
+@functools.cache
+def bwrap_arguments(*, root: bool) -> tuple[str, ...]:
     """Arguments of bubblewrap up to the program.
 
     Args:
@@ -103,7 +108,10 @@ def bwrap_arguments(*, root: bool) -> list[str]:
     arguments += ["--symlink", "/tmp/stdin", "/dev/stdin"]
     arguments += ["--perms", "1777", "--size", str(FOLDER_BYTES), "--tmpfs", "/tmp"]
     arguments += ["--remount-ro", "/", "--chdir", "/tmp"]
-    return arguments + [word for name, value in _ENVIRONMENT.items() for word in ("--setenv", name, value)]
+    arguments += [word for name, value in _ENVIRONMENT.items() for word in ("--setenv", name, value)]
+    # Without a process of bubblewrap inside, the driver is the first process, and bubblewrap outside waits for its end.
+    # Otherwise bubblewrap may end before, and leave a zombie where nobody reaps orphans.
+    return (*arguments, "--as-pid-1")
 
 
 def _first_process(told: int) -> int | None:
@@ -127,12 +135,16 @@ def _map_users(process: int) -> None:
 
 
 class Sandbox:
-    """A sandbox and its driver, from the start until all processes in the sandbox are dead."""
+    """A sandbox and its driver, from the start until all processes in the sandbox are dead.
+
+    Entering it waits until the driver is ready. Two that are needed at once start side by side if both are made before
+    the first is entered.
+    """
 
     def __init__(
         self, kind: str, config: RewardConfig, *, unsafe: bool, channel: tuple[int, int] | None = None, **job: Any
     ) -> None:
-        """Start the sandbox and wait until the driver is ready to run the program.
+        """Start the sandbox.
 
         Args:
             kind: stdin, call, serve (the program's side of tests) or asserts (the tests' side).
@@ -142,36 +154,45 @@ class Sandbox:
             job: Values that the driver needs for this kind.
 
         Raises:
-            SandboxError: The sandbox is not ready in time, or reports an error.
+            SandboxError: bubblewrap is not installed.
         """
         self._buffer = bytearray()
         self._init: int | None = None
         self._folder = tempfile.mkdtemp(prefix="maxpo-code-") if unsafe else None
         self._process: subprocess.Popen[bytes] | None = None
         job |= {"kind": kind, "case_s": config.code_case_s, "memory_bytes": config.code_memory_mib << 20}
-        job |= {"seccomp": filter_program().hex(), "unsafe": unsafe, "parent": os.getpid(), "folder": self._folder}
+        job |= {"seccomp": filter_program(), "unsafe": unsafe, "parent": os.getpid(), "folder": self._folder}
         job |= {"root": not unsafe and os.geteuid() == 0}
         job |= dict(zip(("reads", "writes"), channel or (), strict=False))
         try:
             self._start(job, channel or ())
-            status, message = self._frame(time.monotonic() + START_S)
-            if status != "ready":
-                said = f"{message.decode(errors='replace')} {self._said()}"
-                raise SandboxError(f"the sandbox does not work here: {said}")
-        except CaseError as error:
-            said = self._said() or f"the driver wrote no reason ({error})"
-            self.close()
-            raise SandboxError(f"the sandbox does not start: {said}") from None
         except BaseException:
             self.close()
             raise
 
+    def wait_until_ready(self) -> None:
+        """Wait until the driver is ready to run the program.
+
+        Raises:
+            SandboxError: The sandbox is not ready in time, or reports an error.
+        """
+        try:
+            status, message = self._frame(time.monotonic() + START_S)
+        except CaseError as error:
+            said = self._said() or f"the driver wrote no reason ({error})"
+            raise SandboxError(f"the sandbox does not start: {said}") from None
+        if status != "ready":
+            said = f"{message.decode(errors='replace')} {self._said()}"
+            raise SandboxError(f"the sandbox does not work here: {said}")
+
     def _start(self, job: dict[str, Any], channel: tuple[int, ...]) -> None:
-        python = [os.path.realpath(sys.executable), *_PYTHON_OPTIONS, "-c", _driver()]
+        # The last word is for those who look at the list of processes.
+        python = [os.path.realpath(sys.executable), *_PYTHON_OPTIONS, "-c", _BOOTSTRAP, f"{__package__}.driver"]
+        parts = _code(*(_TESTS_MODULES if job["kind"] == "asserts" else _MODULES))
         with contextlib.ExitStack() as stack:
             # With a file in memory instead of a pipe, neither side waits for the other to read or write.
             given = stack.enter_context(os.fdopen(os.memfd_create("job"), "w+b"))
-            given.write(json.dumps(job).encode())
+            given.write(marshal.dumps((parts, job)))
             given.seek(0)
             if job["unsafe"]:
                 self._process = subprocess.Popen(
@@ -187,7 +208,7 @@ class Sandbox:
             bwrap = shutil.which("bwrap")
             if bwrap is None:
                 raise SandboxError("bubblewrap (bwrap) is not installed")
-            arguments = bwrap_arguments(root=job["root"])
+            arguments = [*bwrap_arguments(root=job["root"])]
             told, tells = os.pipe()
             block, unblock = os.pipe()
             stack.callback(os.close, told)
@@ -264,8 +285,8 @@ class Sandbox:
                     if self._folder is not None:
                         os.killpg(process.pid, signal.SIGKILL)
                     elif self._init is not None:
-                        # The kernel kills all processes of the namespace before its first process ends. bubblewrap ends
-                        # after that.
+                        # The kernel kills all processes of the namespace before the first of them, the driver, ends.
+                        # bubblewrap ends after that.
                         signal.pidfd_send_signal(self._init, signal.SIGKILL)
                     else:
                         process.kill()
@@ -284,6 +305,11 @@ class Sandbox:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Sandbox:
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(

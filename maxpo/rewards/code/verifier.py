@@ -6,17 +6,18 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from maxpo.config import RewardConfig
 from maxpo.rewards.base import Score
 from maxpo.rewards.code.cases import CodeTests, read_tests, same_output, same_value
+from maxpo.rewards.code.extraction import extract_program
 from maxpo.rewards.code.sandbox import GRACE_S, CaseError, Sandbox, problem
 from maxpo.rewards.code.wire import encode
 
 CODE_VERIFIERS = ("code", "code_unsafe_no_sandbox")
 """Names of the verifiers here."""
-_LANGUAGES = ("", "python", "py", "python3")
 _limits = RewardConfig()  # set once at the start of the process
 
 
@@ -57,28 +58,6 @@ def code_unsafe_no_sandbox(text: str, reference: object) -> Score:
     return _score(text, reference, unsafe=True)
 
 
-def extract_program(text: str) -> str:
-    """Return the last fenced block of Python or of no language, or the full text if there is none.
-
-    A block that is not closed reaches to the end.
-    """
-    last: list[str] | None = None
-    block: list[str] | None = None
-    wanted = False
-    for line in text.split("\n"):
-        mark = line.strip()
-        if not mark.startswith("```"):
-            if block is not None:
-                block.append(line)
-        elif block is None:
-            block, wanted = [], mark.strip("`").strip().lower() in _LANGUAGES
-        else:
-            last, block = (block if wanted else last), None
-    if block is not None and wanted:
-        last = block
-    return text if last is None else "\n".join(last)
-
-
 def _score(text: str, reference: object, *, unsafe: bool) -> Score:
     tests = read_tests(reference).first(_limits.code_max_cases)
     program = extract_program(text).encode(errors="replace").decode()  # JSON has no lone surrogates
@@ -103,7 +82,9 @@ def _run_cases(program: str, tests: CodeTests, *, unsafe: bool) -> Iterator[tupl
             except CaseError:
                 return  # the program has stopped or killed the driver
             right = status == "ok" and (
-                same_output(data.decode(errors="replace"), wanted) if kind == "stdin" else _is_value(data, wanted)
+                same_output(data.decode(errors="replace"), wanted, _limits.code_float_tolerance)
+                if kind == "stdin"
+                else _is_value(data, wanted)
             )
             yield right, status == "ok"
 
@@ -112,13 +93,14 @@ def _is_value(data: bytes, wanted: tuple[object, ...]) -> bool:
     """Return True if a value from the sandbox is a right one. The data may be anything, since programs can write it."""
     try:
         tree = json.loads(data)
-        return any(same_value(tree, value) for value in wanted)
+        return any(same_value(tree, value, _limits.code_float_tolerance) for value in wanted)
     except (ValueError, TypeError, IndexError, KeyError, RecursionError, OverflowError):
         return False
 
 
 def _run_asserts(program: str, tests: CodeTests, *, unsafe: bool) -> Iterator[tuple[bool, bool]]:
     """Yield as `_run_cases` does, for tests that are code. A second sandbox runs these and calls the program."""
+    assert tests.names is not None
     count = len(tests.asserts)
     with contextlib.ExitStack() as stack:
         fds = [*os.pipe(), *os.pipe()]
@@ -127,17 +109,20 @@ def _run_asserts(program: str, tests: CodeTests, *, unsafe: bool) -> Iterator[tu
         for fd in fds:
             closes.callback(os.close, fd)
         serving = Sandbox("serve", _limits, unsafe=unsafe, channel=(calls_out, values_in), code=program, count=count)
-        stack.enter_context(serving)
+        stack.callback(serving.close)
         testing = Sandbox(
             "asserts",
             _limits,
             unsafe=unsafe,
             channel=(values_out, calls_in),
             setup=tests.setup,
-            tests=list(tests.asserts),
+            tests=tests.asserts,
             count=count,
+            **asdict(tests.names),
         )
-        stack.enter_context(testing)
+        stack.callback(testing.close)
+        for box in (serving, testing):
+            box.wait_until_ready()
         closes.close()  # so that each side notices the end of the other
         for _ in range(count):
             try:

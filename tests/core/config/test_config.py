@@ -369,6 +369,7 @@ OUT_OF_RANGE = [
     "algorithm.aggregation_constant=0",
     "reward.verifier=judge",
     "reward.code_memory_mib=64",
+    "reward.code_float_tolerance=1",
     "data.date=2026-02-30",
     "data.task=chess",
     "data.train_file=nope.jsonl",
