@@ -228,8 +228,8 @@ class Fleet:
         self.ready = {}
 
     def shutdown(self) -> None:
-        """End the engines, then the actors."""
-        refs = [actor.shutdown.remote() for actor in self.started.values()]
+        """End the engines, then the actors. An actor that is still starting its engine would not answer."""
+        refs = [actor.shutdown.remote() for name, actor in self.started.items() if name in self._pids]
         if refs:
             ray.wait(refs, num_returns=len(refs), timeout=10.0)
         for actor in [*self.started.values(), *(start.actor for start in self._starting.values())]:
