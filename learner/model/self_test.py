@@ -23,6 +23,8 @@ from maxpo.errors import InputError
 
 LENGTHS = (9, 30, 14, 5)
 """Tokens of the test's sequences."""
+VOCABULARY = 2048
+"""Largest vocabulary of a random copy."""
 LARGE = 300_000_000
 """Number of parameters from which `model.self_test: auto` tests a copy with few layers."""
 LARGEST_GAP, MEAN_GAP = 1e-3, 1e-4
@@ -266,6 +268,10 @@ def small_copy(config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_cod
         # Settings of each layer, such as `layer_types`.
         if isinstance(value, list) and len(value) == total:
             setattr(few, key, value[: few.num_hidden_layers])
+        # Rows of the embedding mix no tokens. Most weights of the copy would be there.
+        if key.endswith("_token_id") and isinstance(value, int):
+            setattr(few, key, min(value, VOCABULARY - 1))
+    few.vocab_size = min(config.vocab_size, VOCABULARY)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         lm: Any = AutoModelForCausalLM.from_config(few, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -278,7 +284,8 @@ def randomize(lm: nn.Module) -> None:
     with torch.no_grad():
         for parameter in lm.parameters():
             if parameter.ndim > 1:
-                parameter.normal_(std=parameter.shape[-1] ** -0.5)
+                limit = (3 / parameter.shape[-1]) ** 0.5
+                parameter.uniform_(-limit, limit)
             else:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
         persistent = set(lm.state_dict())

@@ -154,6 +154,13 @@ def test_a_large_model_is_tested_on_its_first_layers_of_every_kind() -> None:
     assert small_copy(AutoConfig.for_model("llama", **SIZES), torch.float32).config.num_hidden_layers == 2
 
 
+def test_the_copy_of_a_large_model_has_a_small_vocabulary() -> None:
+    words = SIZES | {"vocab_size": 150_000, "pad_token_id": 149_999, "eos_token_id": [149_998, 149_997]}
+    small = small_copy(AutoConfig.for_model("llama", **words), torch.float32)
+    assert small.get_input_embeddings().weight.shape == (2048, 32)
+    assert layout_of(small, layers=2).layout == "packed"
+
+
 @pytest.mark.parametrize("window", [1, 5, 2000])
 def test_a_window_is_kept_over_pieces_of_the_queries(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("learner.model.packed_attention.QUERIES", 16)
