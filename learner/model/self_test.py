@@ -127,7 +127,7 @@ def _sequences(lm: PreTrainedModel) -> list[Tensor]:
     """Return random tokens of the test's lengths, without special tokens at the ends of the vocabulary."""
     size: int = lm.get_input_embeddings().weight.shape[0]  # pyright: ignore
     generator = torch.Generator().manual_seed(0)
-    special = {getattr(lm.config, f"{name}_token_id", None) for name in ("pad", "eos", "bos")}
+    special = [getattr(lm.config, f"{name}_token_id", None) for name in ("pad", "eos", "bos")]  # one, or a list
     flat = {i for x in special for i in (x if isinstance(x, list) else [x])}
     allowed = torch.tensor([i for i in range(min(size, 50_000)) if i not in flat])
     device = next(lm.parameters()).device

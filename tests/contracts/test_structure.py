@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,16 @@ def test_every_room_is_on_a_floor(package: str) -> None:
     modules = [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in Path(package).rglob("*.py")]
     rooms = [room for floor in FLOORS[package] for room in floor]
     assert sorted(rooms) == sorted(set(map(room_of, modules)))
+
+
+def test_no_deadline_reads_the_clock_of_the_wall() -> None:
+    """That clock may jump. Only texts and logs have its time."""
+    packages = ("maxpo", "rollout", "learner", "launch")
+    files = [file for package in packages for file in Path(package).rglob("*.py")]
+    reading = {
+        str(file) for file in files if re.search(r"\btime\.time\(|datetime\.(now|today|utcnow)\(", file.read_text())
+    }
+    assert reading == {"maxpo/data/templates.py", "maxpo/tracking/run_log.py", "launch/run/watchdog.py"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
