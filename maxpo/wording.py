@@ -15,6 +15,8 @@ _NAMES: dict[object, str] = {
     types.NoneType: "null",
 }
 
+_LONGEST_KEY = 100
+
 
 def parts(hint: object) -> tuple[object, ...]:
     """Return the members of a union, or `hint` itself if it is another type."""
@@ -40,11 +42,20 @@ def _describe_one(hint: object) -> str:
     return _NAMES.get(hint, str(hint))
 
 
+def shown(text: str, limit: int = 80) -> str:
+    """Return a text on one line for a message: cut to `limit` characters, with escapes for what cannot be printed."""
+    short = text if len(text) <= limit else f"{text[: limit - 3]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
+
+
 def nearest(key: str, known: Iterable[str]) -> tuple[str, ...]:
     """Return at most three known keys that are most like `key`, best first.
 
-    Keys are compared in full and by their last name, so a wrong or forgotten section does not matter much.
+    Keys are compared in full and by their last name, so a wrong or forgotten section does not matter much. Nothing is
+    like a very long key, which would take long to compare.
     """
+    if len(key) > _LONGEST_KEY:
+        return ()
 
     def ratio(a: str, b: str) -> float:
         return difflib.SequenceMatcher(None, a, b).ratio()
