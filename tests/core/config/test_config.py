@@ -341,6 +341,11 @@ OUT_OF_RANGE = [
     "algorithm.shadow=[grpo,reinforce]",
     "checkpoint.remote=bucket/prefix",
     "environment.name=calc",
+    "environment.name='..x:Y'",
+    "reward.verifier='..x:y'",
+    "reward.verifier=':y'",
+    "reward.by_source={a: 'x y:z'}",
+    "checkpoint.keep_best=eval/pass@9",
     "environment.stop=[a, '']",
     "checkpoint.resume=yes",
     "checkpoint.resume=nowhere/step_000001",
@@ -666,13 +671,13 @@ class TestChecks:
             ("{source: rows.jsonl, task_args: {}}", "there is no `task_args` here"),
             ("{source: 3}", "source = 3 must be text."),
             ("{source: rows.jsonl, weight: true}", "weight = True must be a number."),
-            ("{source: rows.jsonl, weight: 0}", "weight = 0 must be more than 0, and finite."),
-            ("{source: rows.jsonl, weight: .inf}", "weight = inf must be more than 0, and finite."),
-            ("{source: rows.jsonl, weight: .nan}", "weight = nan must be more than 0, and finite."),
+            ("{source: rows.jsonl, weight: 0}", "weight = 0 must be 0.000001 to 1000000."),
+            ("{source: rows.jsonl, weight: .inf}", "weight = inf must be 0.000001 to 1000000."),
+            ("{source: rows.jsonl, weight: .nan}", "weight = nan must be 0.000001 to 1000000."),
             ("{source: rows.jsonl, fields: {question: prompt}}", "must map some of prompt, answer, source"),
             ("{source: nope.parquet}", "there is no file nope.parquet."),
             ("{task: chess}", "task = chess must be one of arithmetic, countdown, maze, reasoning_gym."),
-            ("{task: countdown, size: 0}", "size = 0 must be more than 0."),
+            ("{task: countdown, size: 0}", "size = 0 must be 1 to 10000000."),
         ],
     )
     @pytest.mark.parametrize("key", ["data.train", "data.eval"])
@@ -751,6 +756,42 @@ class TestChecks:
         assert repr(config) == before
 
 
+class TestKeepBest:
+    @pytest.mark.parametrize(
+        "override",
+        [
+            *("eval/pass@9", "eval/avg@16", "eval/greedy", "reward/max@8", "loss", "train/loss_scale", "time/eval_s"),
+            *("environment/turns", "shadow/grpo/mean", "eval/mismatch_kl", "eval/gsm8k/pass@3", "", "eval/pass@{k}"),
+        ],
+    )
+    def test_a_metric_that_never_exists_is_refused(self, override: str, here: Path) -> None:
+        problem = only_problem(f"checkpoint.keep_best='{override}'")
+        assert problem.message.startswith("No checkpoint of this run has this metric.")
+
+    @pytest.mark.parametrize(
+        ("name", "others"),
+        [
+            ("eval/pass@8", []),
+            ("eval/max@16/low", []),
+            ("eval/gsm8k/avg@32", []),
+            ("eval/greedy", ["eval.greedy=true"]),
+            ("reward/max@4", []),
+            ("reward/anything", []),
+            ("shadow/grpo/mean", ["algorithm.shadow=[grpo]"]),
+            ("train/loss_scale", ["learner.dtype=float16"]),
+            ("eval/pass@8", ["eval.at_end=false", "eval.every=3", "checkpoint.every=1"]),
+        ],
+    )
+    def test_a_metric_that_exists_is_accepted(self, name: str, others: list[str], here: Path) -> None:
+        assert load(f"checkpoint.keep_best={name}", *others).config.checkpoint.keep_best == name
+
+    def test_the_nearest_metric_and_missing_evaluations_are_told(self, here: Path) -> None:
+        assert "Did you mean eval/pass@16" in only_problem("checkpoint.keep_best=eval/pas@16").message
+        best = "checkpoint.keep_best=eval/pass@8"
+        assert "set checkpoint.every too" in only_problem(best, "checkpoint.every=0").message
+        assert "set eval.at_end" in only_problem(best, "eval.at_end=false").message
+
+
 class _Spy:
     """Notes which dotted keys of a config are read."""
 
@@ -774,25 +815,25 @@ class TestToYaml:
             "learner.betas=['${learner.weight_decay}', 0.9]",
             "run.dir=/tmp/${oc.env:TOKEN}",
             "run.name=x-${reward.verifier}",
-            "checkpoint.keep_best=see-${run.dir}",
+            "data.system_prompt=see-${run.dir}",
             "rollout.engine_args={hf_token: '${oc.env:TOKEN}'}",
             "data.task_args=${rollout.engine_args}",
         )
-        assert loaded.config.checkpoint.keep_best == "see-/tmp/hunter2"
+        assert loaded.config.data.system_prompt == "see-/tmp/hunter2"
         assert loaded.config.data.task_args == {"hf_token": "hunter2"}
         text = to_yaml(loaded)
         assert "hunter2" not in text
         plain = yaml.safe_load(text)
         assert (plain["run"]["seed"], plain["run"]["name"], plain["learner"]["betas"]) == (4, "x-countdown", [0.0, 0.9])
-        assert plain["checkpoint"]["keep_best"] == "see-${run.dir}"
+        assert plain["data"]["system_prompt"] == "see-${run.dir}"
         assert plain["rollout"]["engine_args"] == {"hf_token": "${oc.env:TOKEN}"}
         assert plain["data"]["task_args"] == "${rollout.engine_args}"
         Path("again.yaml").write_text(text)
         assert load(file="again.yaml").config == loaded.config
 
     def test_an_escaped_reference_stays_text(self) -> None:
-        loaded = load(r"run.dir=\${x}", "checkpoint.keep_best=${run.dir}")
-        assert (loaded.config.run.dir, loaded.config.checkpoint.keep_best) == ("${x}", "${x}")
+        loaded = load(r"run.dir=\${x}", "data.system_prompt=${run.dir}")
+        assert (loaded.config.run.dir, loaded.config.data.system_prompt) == ("${x}", "${x}")
         Path("again.yaml").write_text(to_yaml(loaded))
         assert load(file="again.yaml").config == loaded.config
 
