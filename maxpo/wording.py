@@ -48,6 +48,13 @@ def shown(text: str, limit: int = 80) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
 
 
+def listed(names: Iterable[object], most: int = 12) -> str:
+    """Return names for a message: the first ones, each cut to 40 characters, and the number of the others."""
+    known = [shown(str(name), 40) for name in names]
+    more = f" and {len(known) - most} more" if len(known) > most else ""
+    return ", ".join(known[:most]) + more
+
+
 def nearest(key: str, known: Iterable[str]) -> tuple[str, ...]:
     """Return at most three known keys that are most like `key`, best first.
 

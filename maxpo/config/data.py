@@ -56,7 +56,7 @@ class DataConfig:
     other sources)."""
     eval: list[Arguments] = field(default_factory=list[Arguments])
     """Sources of evaluation prompts in the format of `train`, instead of `eval_file`. The total is `eval.prompts`. Each
-    source gives its first prompts, in proportion to its weight. `size` has no effect."""
+    source gives its first prompts, in proportion to its weight, or all that it has. `size` has no effect."""
     fields: Annotated[
         Arguments,
         Must(are_fields, f"Must map some of {', '.join(FIELDS)} to names of fields, such as {{prompt: question}}."),

@@ -17,7 +17,7 @@ class EvalConfig:
     at_end: bool = True
     """Evaluate after the last step."""
     prompts: Annotated[int, between(1, 10**7)] = 128
-    """Number of held-out prompts."""
+    """Number of held-out prompts: the first ones of a file, or all if the file has fewer."""
     samples: Annotated[int, between(1, 10**5)] = 32
     """Completions per held-out prompt, n of the unbiased pass@k."""
     k: Annotated[list[int], each(1, BILLION, least=1)] = field(default_factory=lambda: [1, 4, 8, 16])
