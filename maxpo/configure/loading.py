@@ -72,9 +72,10 @@ def load_config(
     problems += [wrong for wrong in unresolved if wrong.key not in reported]
     config = _build(values)
     problems += check(config, origin, files_here=files_here)
+    loaded = LoadedConfig(config=config, tree=tree, origin=origin)
     if problems:
-        raise ConfigError(problems)
-    return LoadedConfig(config=config, tree=tree, origin=origin)
+        raise ConfigError(problems, loaded)
+    return loaded
 
 
 def _merge(tree: DictConfig, items: Iterable[Setting | Problem]) -> tuple[dict[str, Setting], list[Problem]]:

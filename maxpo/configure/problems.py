@@ -72,9 +72,16 @@ def problem(message: str, *, where: str, key: str = "", text: str = "", nearest:
 class ConfigError(InputError):
     """All problems in the settings of a run. `str` returns the text for the user."""
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[Problem], loaded: object = None) -> None:
+        """Keep the problems.
+
+        Args:
+            problems: At least one.
+            loaded: `LoadedConfig` with the values that could be read, for checks of other things. None: the problem is
+                a file.
+        """
         super().__init__(problems)
-        self.problems = problems
+        self.problems, self.loaded = problems, loaded
 
     def __str__(self) -> str:
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"

@@ -187,7 +187,7 @@ def _known(source: str, names: Sequence[str], columns: Mapping[str, Sequence[str
         if not set(columns[what]) & set(names):
             raise DataError(
                 f"{source} has no column {' or '.join(columns[what])}, it has {listed(sorted(names))}: say with "
-                f"data.fields which one holds the {what}, such as {{{what}: {shown(names[0], 40) if names else 'NAME'}}}"
+                f"data.fields which one holds the {what}, such as {{{what}: {listed(names[:1]) or 'NAME'}}}"
             )
     wanted = {name for options in columns.values() for name in options}
     return [name for name in names if name in wanted]
