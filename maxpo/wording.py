@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Iterable
 from typing import Literal, Union, get_args, get_origin
@@ -46,6 +47,25 @@ def shown(text: str, limit: int = 80) -> str:
     """Return a text on one line for a message: cut to `limit` characters, with escapes for what cannot be printed."""
     short = text if len(text) <= limit else f"{text[: limit - 3]}..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
+
+
+def plain(text: str) -> str:
+    """Return a text without the codes that colour a terminal."""
+    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
+
+
+def reason(text: str, limit: int = 400) -> str:
+    """Return what an error says: the end of a traceback, or the beginning of any other text, on one line.
+
+    Args:
+        text: Text of the error. A text that begins with or holds a traceback says its reason after the last stack.
+        limit: Number of characters.
+    """
+    lines = plain(text).strip().splitlines()
+    stack = [i for i, line in enumerate(lines) if line.startswith("  ")]
+    if stack and any(line.startswith("Traceback ") or line.startswith("ray::") for line in lines):
+        lines = lines[stack[-1] + 1 :] or lines[-1:]
+    return shown(" ".join(" ".join(lines).split()), limit)
 
 
 def listed(names: Iterable[object], most: int = 12) -> str:

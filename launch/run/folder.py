@@ -82,7 +82,7 @@ def taken(config: Config, *, replace: bool) -> str | None:
     """
     folder = Path(config.run.dir) / config.run.name
     if folder.exists() and not folder.is_dir():
-        return f"{folder} exists already and is no folder: choose another run.name"
+        return f"{folder} is no folder, so the run cannot be written there: choose another run.name"
     if not folder.exists() or config.run.overwrite or (replace and not _has_results(folder)):
         return None
     found = _content(folder)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import nn
 
 from maxpo.wording import listed, shown
@@ -58,7 +57,7 @@ def _read(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
         try:
             index: Any = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             named = {str(name): str(file) for name, file in index["weight_map"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             yield f"{folder / INDEX} cannot be read ({type(error).__name__}: {shown(str(error))}); {AGAIN}"
             return
         files = sorted(set(named.values()))
@@ -73,15 +72,22 @@ def _read(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
 
 
 def _read_header(file: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    """Yield the problem if the file is shorter or longer than its header says. Put the shapes into `shapes`.
+
+    The library safetensors maps the full file into memory, which fails if the file is larger than the memory.
+    """
+    size = file.stat().st_size
     try:
-        with safe_open(file, "pt") as opened:
-            found: Mapping[str, tuple[int, ...]] = {
-                name: tuple(opened.get_slice(name).get_shape())
-                for name in opened.keys()  # noqa: SIM118
-            }
-    # The library compares the header with the size of the file, and raises errors of its own and of the system.
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header: Any = json.loads(opened.read(min(length, size)).decode("utf-8"))
+        tensors = {str(name): entry for name, entry in header.items() if name != "__metadata__"}
+        needed = 8 + length + max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
+        found = {name: tuple(map(int, entry["shape"])) for name, entry in tensors.items()}
+    # A header may hold anything.
     except Exception as error:
-        size = file.stat().st_size
-        yield f"{file} ({size} bytes) is cut off or damaged: {shown(str(error), 200)}; {AGAIN}"
+        yield f"{file} ({size} bytes) is cut off or damaged: it has no readable header ({type(error).__name__}); {AGAIN}"
         return
+    if needed != size:
+        yield f"{file} ({size} bytes) is cut off or damaged: its header describes {needed} bytes; {AGAIN}"
     shapes |= found

@@ -61,7 +61,7 @@ def _names(key: str) -> Must:
 def _is_json_object(path: str) -> bool:
     try:
         return isinstance(json.loads(Path(path).read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError):  # Not readable, not UTF-8 or not JSON.
+    except (OSError, ValueError, RecursionError):  # Not readable, not UTF-8, not JSON, or nested too deeply.
         return False
 
 
