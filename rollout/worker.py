@@ -16,6 +16,7 @@ from maxpo.runtime.network import use_interface
 from maxpo.runtime.output import write_output_to
 from maxpo.runtime.waits import print_stacks_on_signal
 from maxpo.types import Completion, Group, Prompt
+from maxpo.wording import reason
 from rollout.endings import stop_ids, text_of
 from rollout.episodes.environment_pool import EnvironmentPool
 from rollout.episodes.episode import run_episode
@@ -92,7 +93,9 @@ class RolloutWorker:
             )
         # vLLM raises errors of many kinds, and often only that its process has ended.
         except Exception as error:
-            raise RunError(with_last_error(f"vLLM does not start ({type(error).__name__}: {error})")) from error
+            raise RunError(
+                with_last_error(f"vLLM does not start ({type(error).__name__}: {reason(str(error), 600)})")
+            ) from error
         if version is not None:
             await self._engine.set_version(version)
         return os.getpid()

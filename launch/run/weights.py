@@ -86,7 +86,8 @@ def _read_header(file: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[str
         found = {name: tuple(map(int, entry["shape"])) for name, entry in tensors.items()}
     # A header may hold anything.
     except Exception as error:
-        yield f"{file} ({size} bytes) is cut off or damaged: it has no readable header ({type(error).__name__}); {AGAIN}"
+        reason = f"it has no readable header ({type(error).__name__})"
+        yield f"{file} ({size} bytes) is cut off or damaged: {reason}; {AGAIN}"
         return
     if needed != size:
         yield f"{file} ({size} bytes) is cut off or damaged: its header describes {needed} bytes; {AGAIN}"

@@ -867,45 +867,6 @@ class TestToYaml:
         assert [type(value) for value in config.data.task_args.values()] == [type(value) for value in args.values()]
 
 
-_keys = st.sampled_from(
-    [*schema(), "run", "data", "data.task_args.x", "data.task_args.x.y", "learner.betas.0", "no.key", ""]
-)
-_VALUES = """
-3 | -1 | 1e3 | x | null | [1, 2] | {a: 1} | {a: 1, a: 2} | ??? |  | ${run.name} | ${run} | ${ | [ | !!int x | !!set {a}
-| ${data.task_args} | ${oc.env:MAXPO_NOT_SET} | !x y | &a [*a] | ? [a]: b | '\\${x}' | ${run.zz}
-| '${oc.env:' | {x: ???}
-"""
-_values = st.sampled_from([value.strip() for value in _VALUES.split("|")])
-
-
-@pytest.mark.usefixtures("here")
-@pytest.mark.slow
-class TestNothingElseIsRaised:
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(st.lists(st.builds("{}={}".format, _keys, _values) | st.text(max_size=6), min_size=1, max_size=4))
-    def test_any_overrides(self, overrides: list[str]) -> None:
-        error = None
-        try:
-            to_yaml(load(*overrides))
-        except ConfigError as caught:
-            error = caught
-        assert error is None or str(error).startswith(f"{len(error.problems)} problem")
-
-    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(
-        st.lists(
-            st.builds(
-                "{}: {}\n".format, st.sampled_from(["run", "  name", "base", "data", " task_args", "  x"]), _values
-            ),
-            max_size=4,
-        )
-    )
-    def test_any_file(self, lines: list[str]) -> None:
-        Path("f.yaml").write_text("".join(lines))
-        with pytest.raises(ConfigError):
-            load(file="f.yaml")
-
-
 @dataclass(kw_only=True)
 class Extra:
     """A section with a new setting."""
