@@ -48,7 +48,7 @@ NASTY = st.sampled_from(
     |? [a]: b|{? a}|{: }|{"": 1}|- a|a: b: c|>|"|'|%TAG|---|...|1_0|0o7|0x1|1e5|.inf|-.nan|+1|~|[|]
     |${run.name}|${run}|${|${run.zz}|'${oc.env:'|${oc.env:MAXPO_NOT_SET}|${oc.decode:"{"}|${oc.create:[1]}|\${x}
     |{x: ???}|${data.task_args}|${oc.select:run.x}|[[1],[2]]|[[[1]]]|{a: {b: {c: [1]}}}|{a: 1, a: 2}
-    |"\ud800"|"a\0b"|"\e[31m"""".split("|")
+    |"\ud800"|"a\0b"|"\e[31m" """.split("|")
 ).map(str.strip)
 written = NASTY | values.map(lambda value: yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()) | texts
 keys = (
