@@ -45,11 +45,10 @@ class ProblemsError(InputError):
         self.problems, self.left_out = list(problems), list(left_out)
 
     def __str__(self) -> str:
-        lines = [textwrap.indent(text.strip("\n"), "" if text.startswith("  ") else "  ") for text in self.problems]
-        if len(lines) == 1:
-            lines = [lines[0].removeprefix("  ")]
-        else:
-            lines = [f"{len(lines)} problems, nothing was started:", *lines]
+        lines = [textwrap.indent(text, "" if text.startswith("  ") else "  ") for text in self.problems]
+        lines.insert(0, f"{len(lines)} problems, nothing was started:")
+        if len(self.problems) == 1:
+            lines = [self.problems[0].strip()]
         if self.left_out:
             lines.append(f"Not checked, since it needs what is wrong: {', '.join(self.left_out)}.")
         return "\n\n".join(lines)

@@ -12,7 +12,7 @@ from launch.run.destination import destination_problems, resumed_from
 from launch.run.machine import machine_problems
 from launch.run.preflight import Subject, inspect_model, model_problems, prompts_of, test_learner, touched
 from launch.run.resuming import check_learner_state
-from launch.run.trial import trial_problems
+from launch.run.trial import own_verifiers, trial_problems
 from learner.deepspeed_engine import file_problems
 from maxpo.configure.loading import LoadedConfig
 from maxpo.configure.problems import Problem
@@ -112,12 +112,13 @@ def get_ready(
     reads = ("data", "run.seed", "reward", *(f"eval.{name}" for name in ("prompts", "every", "at_start", "at_end")))
     prompts = found.make("the data", reads, lambda: prompts_of(config, tokenizer, evaluation=evaluation, say=say))
     first = prompts[0][0] if prompts else None
-    found.check("the verifier", ("reward",), lambda: trial_problems(config, cast(Prompt, first)), needs=first and sound)
+    if not touched(("reward",), found.wrong) and own_verifiers(config.reward):
+        found.check("the verifier", (), lambda: trial_problems(config, cast(Prompt, first)), needs=first and sound)
     tested: str | None = ""
     if not evaluation:
         reads = ("model", "learner", "data.max_prompt_tokens", "rollout.max_new_tokens")
         tested = found.make("the self-test of the learner", reads, lambda: test_learner(config), needs=sound)
-    if dry_run:
+    if dry_run and config.checkpoint.resume != "never":
         train = prompts and subject and prompts[0]
         found.make("the checkpoint", ("",), lambda: _check_resume(loaded, train), needs=train and not found.problems)
     if found.problems or prompts is None or tested is None:

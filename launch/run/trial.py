@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from maxpo.config import Config
+from maxpo.config import Config, RewardConfig
 from maxpo.errors import RunError
 from maxpo.rewards.registry import names_in_use
 from maxpo.types import Completion, Group, Prompt
 from maxpo.wording import shown
 from rollout.scoring.verifier_pool import RewardPool
+
+
+def own_verifiers(reward: RewardConfig) -> list[str]:
+    """Return the verifiers that are functions of the user."""
+    return sorted(name for name in names_in_use(reward) if ":" in name)
 
 
 def trial_problems(config: Config, prompt: Prompt) -> Iterator[str]:
@@ -19,9 +24,6 @@ def trial_problems(config: Config, prompt: Prompt) -> Iterator[str]:
     An answer that is no answer may be scored in any way: only errors, a timeout and the end of the process count.
     """
     reward = config.reward
-    own = sorted(name for name in names_in_use(reward) if ":" in name)
-    if not own:
-        return
     text = prompt.reference if isinstance(prompt.reference, str) else str(prompt.reference)
     completion = Completion(
         text=text[:1000],
@@ -42,6 +44,6 @@ def trial_problems(config: Config, prompt: Prompt) -> Iterator[str]:
     if outcome not in ("ok", "too_long"):
         words = {"timeout": f"no result within reward.timeout_s = {reward.timeout_s:g} s", "died": "its process ended"}
         yield (
-            f"reward.verifier: {', '.join(own)} failed on the first prompt, whose reference was the answer: "
+            f"reward.verifier: {', '.join(own_verifiers(reward))} failed on the first prompt, whose reference was the answer: "
             f"{shown(words.get(outcome, outcome), 500)}. Mend the function, or its reading of the references"
         )

@@ -36,9 +36,7 @@ many = settings(
 SURROGATES = st.characters(categories=["Cs"])
 texts = st.text(max_size=12) | st.text(st.characters() | SURROGATES, max_size=4)
 numbers = st.sampled_from([0, -1, 1, 3, 10**30, -(10**30), 1e300, 1e-300, 0.5, 2**63, 2**32, 10**9])
-words = st.sampled_from(
-    "null ??? .. / a:b ..x:y countdown math combined auto must cuda eval/pass@4".split() + [""],
-)
+words = st.sampled_from([*"null ??? .. / a:b ..x:y countdown math combined auto must cuda eval/pass@4".split(), ""])
 scalars = st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | numbers | texts | words
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts | words, inner, max_size=3), max_leaves=6

@@ -64,7 +64,7 @@ def test_everything_is_told_at_once(told: Callable[..., str], tmp_path: Path) ->
         "cluster.interface = none0",
         "rollout.engine_args.max_seqs: vLLM's AsyncEngineArgs has no such field",
         "rows.jsonl: 1 of 1 rows cannot be used:",
-        "Not checked, since it needs what is wrong: the verifier, the self-test of the learner, the checkpoint.",
+        "Not checked, since it needs what is wrong: the self-test of the learner.",
         "`maxpo config explain KEY` says what a setting means.",
     ):
         assert words in said
