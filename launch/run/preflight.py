@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,25 @@ def inspect_model(config: Config, *, evaluation: bool = False) -> Subject:
             f"model.path = {path} has no tokenizer: transformers finds no tokens there. Copy the tokenizer's files "
             "(tokenizer.json and tokenizer_config.json, or tokenizer.model) into the folder"
         )
+    _check_generation_config(Path(path, "generation_config.json"))
     return Subject(config, model, lm, tokenizer, evaluation)
+
+
+def _check_generation_config(file: Path) -> None:
+    """Raise InputError if the file is there and does not hold an object with tokens. transformers would ignore it."""
+    if not file.exists():
+        return
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+        ends = content.get("eos_token_id")
+        sound = all(type(token) is int for token in (ends if isinstance(ends, list) else [ends] if ends else []))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise InputError(
+            f"{file} must hold one JSON object, whose eos_token_id is a token or a list of tokens: correct it, or copy "
+            "it again"
+        )
 
 
 def model_problems(subject: Subject, wrong: Collection[str] = ()) -> list[str]:

@@ -44,6 +44,6 @@ def trial_problems(config: Config, prompt: Prompt) -> Iterator[str]:
     if outcome not in ("ok", "too_long"):
         words = {"timeout": f"no result within reward.timeout_s = {reward.timeout_s:g} s", "died": "its process ended"}
         yield (
-            f"reward.verifier: {', '.join(own_verifiers(reward))} failed on the first prompt, whose reference was the answer: "
-            f"{shown(words.get(outcome, outcome), 500)}. Mend the function, or its reading of the references"
+            f"reward.verifier: {', '.join(own_verifiers(reward))} failed on the first prompt, with the reference as "
+            f"answer: {shown(words.get(outcome, outcome), 500)}. Mend the function, or its reading of the references"
         )
