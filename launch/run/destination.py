@@ -33,6 +33,8 @@ def destination_problems(config: Config) -> Iterator[str]:
             yield reason
     except InputError as error:
         yield str(error)
+    except OSError as error:
+        yield f"run.dir = {config.run.dir}: the run folder cannot be read: {error}; choose another one"
 
 
 def resumed_from(config: Config, settings: str) -> Path | None:
