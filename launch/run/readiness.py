@@ -26,6 +26,18 @@ from rollout.vllm_engine.arguments import argument_problems
 
 T = TypeVar("T")
 _PLACE = ("run.dir", "run.name", "run.overwrite", "checkpoint.resume", "checkpoint.remote", "checkpoint.remote_options")
+_DEEPSPEED = tuple(f"learner.{name}" for name in ("deepspeed", "ranks", "zero_stage", "dtype", "grad_clip"))
+_MACHINE = (
+    *("cluster", "ray", "sync.backend", "reward.workers", "environment.workers"),
+    *(f"learner.{name}" for name in ("ranks", "cpu_threads", "device", "dtype", "zero_stage", "lora")),
+    *(f"rollout.{name}" for name in ("workers", "tensor_parallel_size", "device", "dtype")),
+    *("rollout.cpu_kv_cache_gib", "rollout.gpu_memory_utilization"),
+)
+_DATA = ("data", "run.seed", "reward", "eval.prompts", "eval.every", "eval.at_start", "eval.at_end")
+_SELF_TEST = (
+    *("model", "learner.lora", "learner.token_budget", "learner.sequence_parallel"),
+    *("data.max_prompt_tokens", "rollout.max_new_tokens"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,25 +114,23 @@ def get_ready(
     config, found = loaded.config, _Findings(settings)
     if not evaluation:
         found.check("the run folder", _PLACE, lambda: destination_problems(config))
-        found.check("the DeepSpeed file", ("learner",), lambda: file_problems(config.learner))
+        found.check("the DeepSpeed file", _DEEPSPEED, lambda: file_problems(config.learner))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    found.check("the arguments of vLLM", ("rollout",), lambda: argument_problems(config.rollout, device))
+    found.check("the arguments of vLLM", ("rollout.engine_args",), lambda: argument_problems(config.rollout, device))
     subject = found.make("the model", ("model",), lambda: inspect_model(config, evaluation=evaluation))
     sound = subject is not None and found.check("the model", (), lambda: model_problems(subject, found.wrong))
     _check_machine(found, loaded, subject, with_learner=not evaluation)
     tokenizer = None if subject is None else subject.tokenizer
-    reads = ("data", "run.seed", "reward", *(f"eval.{name}" for name in ("prompts", "every", "at_start", "at_end")))
-    prompts = found.make("the data", reads, lambda: prompts_of(config, tokenizer, evaluation=evaluation, say=say))
+    prompts = found.make("the data", _DATA, lambda: prompts_of(config, tokenizer, evaluation=evaluation, say=say))
     first = prompts[0][0] if prompts else None
     if not touched(("reward",), found.wrong) and own_verifiers(config.reward):
         found.check("the verifier", (), lambda: trial_problems(config, cast(Prompt, first)), needs=first and sound)
     tested: str | None = ""
     if not evaluation:
-        reads = ("model", "learner", "data.max_prompt_tokens", "rollout.max_new_tokens")
-        tested = found.make("the self-test of the learner", reads, lambda: test_learner(config), needs=sound)
+        tested = found.make("the self-test of the learner", _SELF_TEST, lambda: test_learner(config), needs=sound)
     if dry_run and config.checkpoint.resume != "never":
         train = prompts and subject and prompts[0]
-        found.make("the checkpoint", ("",), lambda: _check_resume(loaded, train), needs=train and not found.problems)
+        found.make("the checkpoint", (), lambda: _check_resume(loaded, train), needs=train and not found.problems)
     if found.problems or prompts is None or tested is None:
         raise ProblemsError(found.problems, found.left_out)
     return Ready(train=prompts[0], held_out=prompts[1], tested=tested)
@@ -128,17 +138,8 @@ def get_ready(
 
 def _check_machine(found: _Findings, loaded: LoadedConfig, subject: Subject | None, *, with_learner: bool) -> None:
     config = loaded.config
-    reads = (
-        "cluster",
-        "ray",
-        "rollout",
-        "sync",
-        "reward.workers",
-        "environment",
-        *(("learner",) if with_learner else ()),
-    )
     parameters = None if subject is None else sum(p.numel() for p in subject.lm.parameters())
-    found.check("the machine", reads, lambda: machine_problems(config, parameters, with_learner=with_learner))
+    found.check("the machine", _MACHINE, lambda: machine_problems(config, parameters, with_learner=with_learner))
 
 
 def _check_resume(loaded: LoadedConfig, train: Mixture | None) -> None:
