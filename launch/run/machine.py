@@ -20,6 +20,8 @@ GIB = 2**30
 ENGINE_GIB, RANK_GIB, PROCESS_GIB = 1.0, 0.4, 0.05
 """Memory of an engine, a learner rank, and a process of verifiers or environments, before it holds any data. The demo
 has 1.2 GiB in an engine and 0.5 GiB in a rank. The numbers are lower, so that no run is refused that would fit."""
+THREADS_EACH = 4
+"""Largest number of threads of the learner for each core. More only wait for each other."""
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -59,7 +61,7 @@ def machine_problems(config: Config, parameters: int | None, *, with_learner: bo
 
 
 def _too_many_processes(config: Config, placement: Placement) -> Iterator[str]:
-    """Yield for each kind of process on CPU that computes at the same time more than there are cores."""
+    """Yield for each kind of process on CPU that are too many for the cores, which they need at the same time."""
     cores = len(os.sched_getaffinity(0))
     shards = config.rollout.workers * config.rollout.tensor_parallel_size
     if placement.rollout_device == "cpu" and shards > cores:
@@ -69,10 +71,11 @@ def _too_many_processes(config: Config, placement: Placement) -> Iterator[str]:
             "lower one of them"
         )
     threads = placement.ranks * config.learner.cpu_threads
-    if placement.learner_device == "cpu" and threads > cores:
+    if placement.learner_device == "cpu" and (placement.ranks > cores or threads > THREADS_EACH * cores):
         yield (
             f"learner.ranks = {placement.ranks} x learner.cpu_threads = {config.learner.cpu_threads} threads train at "
-            f"once, but this machine has {cores} cores: lower one of them"
+            f"once, but this machine has {cores} cores, for as many ranks and {THREADS_EACH * cores} threads: lower one "
+            "of them"
         )
 
 

@@ -120,11 +120,12 @@ def test_the_machine_has_enough_cores_and_memory(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setattr(machine, "memory", lambda: 64 * machine.GIB)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert list(machine_problems(config_of("rollout.workers=8", "learner.ranks=4"), 10**6)) == []
+    assert list(machine_problems(config_of("rollout.workers=8", "learner.ranks=8"), 10**6)) == []
     assert list(machine_problems(config_of(), 10**9)) == []
     for overrides, parameters, said in (
         (["rollout.workers=9"], 0, "rollout.workers = 9 x rollout.tensor_parallel_size = 1 processes sample"),
-        (["learner.ranks=5"], 0, "learner.ranks = 5 x learner.cpu_threads = 2 threads train at once"),
+        (["learner.ranks=9"], 0, "learner.ranks = 9 x learner.cpu_threads = 2 threads train at once"),
+        (["learner.cpu_threads=33"], 0, "has 8 cores, for as many ranks and 32 threads"),
         (["reward.workers=5000"], 0, "at least 252.9 GiB of memory"),
         (["rollout.cpu_kv_cache_gib=100"], 0, "lower the largest"),
         ([], 10**10, "but this machine has 64.0 GiB"),
