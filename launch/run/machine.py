@@ -74,8 +74,8 @@ def _too_many_processes(config: Config, placement: Placement) -> Iterator[str]:
     if placement.learner_device == "cpu" and (placement.ranks > cores or threads > THREADS_EACH * cores):
         yield (
             f"learner.ranks = {placement.ranks} x learner.cpu_threads = {config.learner.cpu_threads} threads train at "
-            f"once, but this machine has {cores} cores, for as many ranks and {THREADS_EACH * cores} threads: lower one "
-            "of them"
+            f"once, but this machine has {cores} cores, for as many ranks and {THREADS_EACH * cores} threads: lower "
+            "one of them"
         )
 
 
