@@ -36,11 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True)
     try:
         return args.run(args, Console())
-    except ConfigError as error:
-        say(errors, f"{error}\n\n`maxpo config explain KEY` says what a setting means.")
-        return 2
     except InputError as error:
-        say(errors, f"maxpo: {error}")
+        of_settings = isinstance(error, ConfigError) or isinstance(error.__cause__, ConfigError)
+        hint = "\n\n`maxpo config explain KEY` says what a setting means." if of_settings else ""
+        say(errors, f"{'' if isinstance(error, ConfigError) else 'maxpo: '}{error}{hint}")
         return 2
     except RunError as error:
         from launch.run.signals import PREEMPTED, PreemptedError

@@ -60,8 +60,9 @@ def shape_of(path: str, lora: LoraConfig | None = None, *, trust_remote_code: bo
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
         with torch.device("meta"):
             lm: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model.path = {path} cannot be loaded: {error}") from error
+    # The files of a model, and code that comes with it, may fail in any way.
+    except Exception as error:
+        raise InputError(f"model.path = {path} cannot be loaded: {type(error).__name__}: {error}") from error
     modules = [m for m in lm.modules() if type(m).__name__.endswith(("DecoderLayer", "Embedding"))]
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads

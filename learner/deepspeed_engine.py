@@ -79,21 +79,24 @@ class DeepSpeedEngine(Protocol):
 
 def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, object]:
     """Return the DeepSpeed settings of a run. Those that this framework relies on replace those of the user's file."""
-    extra = json.loads(Path(config.deepspeed).read_text()) if config.deepspeed else {}
-    # DeepSpeed must look at the gradients before each step, and leave out a step whose gradients are not finite.
-    zero = extra.pop("zero_optimization", {}) | {"stage": config.zero_stage, "compute_grad_norm": True}
+    extra = json.loads(Path(config.deepspeed).read_text(encoding="utf-8")) if config.deepspeed else {}
+    zero = extra.pop("zero_optimization", {}) | owned_zero(config)
     # Gradients of 16 bits are added up in float32, over microbatches and over ranks. A sum in bfloat16 loses all terms
     # below 1/256 of it. DeepSpeed reduces in the format of the weights unless told otherwise, even with one rank.
     if config.dtype != "float32":
         extra = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}} | extra
-    return extra | {
+    return extra | {"zero_optimization": zero} | owned_settings(config, world_size)
+
+
+def owned_settings(config: LearnerConfig, world_size: int) -> dict[str, object]:
+    """Return the DeepSpeed settings that have settings of their own here, or that this framework relies on."""
+    return {
         # Microbatches are cut by tokens, so their number changes from step to step. This framework marks the last one
         # itself and divides by global counts: DeepSpeed must neither count nor divide.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "train_batch_size": world_size,
         "gradient_clipping": config.grad_clip,
-        "zero_optimization": zero,
         "bf16": {"enabled": config.dtype == "bfloat16", "check_grad_overflow": True},
         # A fixed loss scale for DeepSpeed. `TrainEngine` replaces it before each backward pass.
         "fp16": {"enabled": config.dtype == "float16", "loss_scale": 1.0},
@@ -101,6 +104,32 @@ def deepspeed_config(config: LearnerConfig, world_size: int) -> dict[str, object
         "zero_force_ds_cpu_optimizer": False,  # optimizer offload works with torch's AdamW, nothing to compile
         "steps_per_print": 1_000_000_000,
     }
+
+
+def owned_zero(config: LearnerConfig) -> dict[str, object]:
+    """Return the settings below `zero_optimization` that a file must not change."""
+    # DeepSpeed must look at the gradients before each step, and leave out a step whose gradients are not finite.
+    return {"stage": config.zero_stage, "compute_grad_norm": True}
+
+
+def file_problems(config: LearnerConfig) -> Iterator[str]:
+    """Yield the entries of the file `learner.deepspeed` that would have no effect, or have a wrong form."""
+    if config.deepspeed is None:
+        return
+    extra = json.loads(Path(config.deepspeed).read_text(encoding="utf-8"))
+    zero = extra.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        yield f"learner.deepspeed = {config.deepspeed}: zero_optimization must be an object"
+        zero = {}
+    owned = owned_settings(config, config.ranks) | dict.fromkeys(("optimizer", "scheduler"))
+    below = owned_zero(config)
+    names = [name for name, value in extra.items() if name in owned and owned[name] != value]
+    names += [f"zero_optimization.{name}" for name, value in zero.items() if name in below and below[name] != value]
+    if names:
+        yield (
+            f"learner.deepspeed = {config.deepspeed} sets {', '.join(names)}, which the run sets itself from the "
+            "settings of the section learner: leave them out (`maxpo config explain learner`)"
+        )
 
 
 class TrainEngine:

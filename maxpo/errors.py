@@ -4,6 +4,7 @@
         ConfigError             settings (maxpo/configure/problems.py)
         DataError               rows
         CheckpointError         a checkpoint
+        ProblemsError           several of them
         ResourceError           GPUs or other resources are missing (launch/cluster/placement.py)
     RunError                    a run failed for a reason outside its process: exit code 1
         RemoteError             a remote worker failed
@@ -22,9 +23,35 @@ Three errors never leave their package: `SandboxError` and `CaseError` of the co
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
+
 
 class InputError(ValueError):
     """A wrong input: a setting, a file, or a machine with too few resources. Nothing was started."""
+
+
+class ProblemsError(InputError):
+    """Several wrong inputs that are told together."""
+
+    def __init__(self, problems: Sequence[str], left_out: Sequence[str] = ()) -> None:
+        """Keep the problems.
+
+        Args:
+            problems: A text for each problem.
+            left_out: Names of the checks that could not be made, since they need what is wrong.
+        """
+        super().__init__(problems, left_out)
+        self.problems, self.left_out = list(problems), list(left_out)
+
+    def __str__(self) -> str:
+        lines = [textwrap.indent(text, "" if text.startswith("  ") else "  ") for text in self.problems]
+        lines.insert(0, f"{len(lines)} problems, nothing was started:")
+        if len(self.problems) == 1:
+            lines = [self.problems[0].strip()]
+        if self.left_out:
+            lines.append(f"Not checked, since it needs what is wrong: {', '.join(self.left_out)}.")
+        return "\n\n".join(lines)
 
 
 class DataError(InputError):

@@ -17,6 +17,12 @@ PASSED = 3
 """Number of positional arguments of a user's verifier: prompt, text and reference."""
 
 
+def is_address(name: str) -> bool:
+    """Return True if the text has the form `package.module:name`."""
+    module, separator, attribute = name.partition(":")
+    return bool(separator) and all(part.isidentifier() for part in (*module.split("."), attribute))
+
+
 def find(
     name: str,
     registry: Mapping[str, T],
@@ -43,13 +49,14 @@ def find(
     """
     if name in registry:
         return registry[name]
-    module, separator, attribute = name.partition(":")
-    if not separator:
+    if not is_address(name):
         raise ValueError(f"no {kind} is called {name!r}: use one of {sorted([*registry, *others])}, or {form}")
+    module, _, attribute = name.partition(":")
     try:
         entry: T = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{kind} {name!r} cannot be imported: {error}") from error
+    # A user's module may raise anything, and may end the process.
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{kind} {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not fits(entry):
         raise ValueError(f"{kind} {name!r} is not {needed}")
     return entry

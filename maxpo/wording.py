@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Iterable
 from typing import Literal, Union, get_args, get_origin
@@ -14,6 +15,8 @@ _NAMES: dict[object, str] = {
     str: "text",
     types.NoneType: "null",
 }
+
+_LONGEST_KEY = 100
 
 
 def parts(hint: object) -> tuple[object, ...]:
@@ -40,11 +43,46 @@ def _describe_one(hint: object) -> str:
     return _NAMES.get(hint, str(hint))
 
 
+def shown(text: str, limit: int = 80) -> str:
+    """Return a text on one line for a message: cut to `limit` characters, with escapes for what cannot be printed."""
+    short = text if len(text) <= limit else f"{text[: limit - 3]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
+
+
+def plain(text: str) -> str:
+    """Return a text without the codes that colour a terminal."""
+    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
+
+
+def reason(text: str, limit: int = 400) -> str:
+    """Return what an error says: the end of a traceback, or the beginning of any other text, on one line.
+
+    Args:
+        text: Text of the error. A text that begins with or holds a traceback says its reason after the last stack.
+        limit: Number of characters.
+    """
+    lines = plain(text).strip().splitlines()
+    stack = [i for i, line in enumerate(lines) if line.startswith("  ")]
+    if stack and any(line.startswith("Traceback ") or line.startswith("ray::") for line in lines):
+        lines = lines[stack[-1] + 1 :] or lines[-1:]
+    return shown(" ".join(" ".join(lines).split()), limit)
+
+
+def listed(names: Iterable[object], most: int = 12) -> str:
+    """Return names for a message: the first ones, each cut to 40 characters, and the number of the others."""
+    known = [shown(str(name), 40) for name in names]
+    more = f" and {len(known) - most} more" if len(known) > most else ""
+    return ", ".join(known[:most]) + more
+
+
 def nearest(key: str, known: Iterable[str]) -> tuple[str, ...]:
     """Return at most three known keys that are most like `key`, best first.
 
-    Keys are compared in full and by their last name, so a wrong or forgotten section does not matter much.
+    Keys are compared in full and by their last name, so a wrong or forgotten section does not matter much. Nothing is
+    like a very long key, which would take long to compare.
     """
+    if len(key) > _LONGEST_KEY:
+        return ()
 
     def ratio(a: str, b: str) -> float:
         return difflib.SequenceMatcher(None, a, b).ratio()

@@ -16,11 +16,13 @@ from maxpo.runtime.network import use_interface
 from maxpo.runtime.output import write_output_to
 from maxpo.runtime.waits import print_stacks_on_signal
 from maxpo.types import Completion, Group, Prompt
+from maxpo.wording import reason
 from rollout.endings import stop_ids, text_of
 from rollout.episodes.environment_pool import EnvironmentPool
 from rollout.episodes.episode import run_episode
 from rollout.episodes.observations import ObservationEncoder
 from rollout.protocols import Probe, Tokenizer, WeightsState
+from rollout.vllm_engine.output import with_last_error
 
 T = TypeVar("T")
 PROBE_LENGTHS, PROBE_TOKENS = (3, 8, 21, 55, 512), 24
@@ -80,14 +82,20 @@ class RolloutWorker:
             self._encode_observation = ObservationEncoder(
                 self._tokenizer, self._environment.observation_role, self._template_args, self._stops
             )
-        self._engine = Engine(
-            self._model_path,
-            self._config,
-            device=self._device,
-            sync_backend=self._sync_backend,
-            max_model_len=self._max_model_len,
-            trust_remote_code=self._trust_remote_code,
-        )
+        try:
+            self._engine = Engine(
+                self._model_path,
+                self._config,
+                device=self._device,
+                sync_backend=self._sync_backend,
+                max_model_len=self._max_model_len,
+                trust_remote_code=self._trust_remote_code,
+            )
+        # vLLM raises errors of many kinds, and often only that its process has ended.
+        except Exception as error:
+            raise RunError(
+                with_last_error(f"vLLM does not start ({type(error).__name__}: {reason(str(error), 600)})")
+            ) from error
         if version is not None:
             await self._engine.set_version(version)
         return os.getpid()
@@ -198,7 +206,7 @@ class RolloutWorker:
     async def check_engine(self) -> None:
         """Raise EngineLostError if the engine is dead. Does not wait for the engine itself."""
         if self._engine.dead:
-            raise EngineLostError("the engine's process died")
+            raise EngineLostError(with_last_error("the engine's process died"))
 
     async def sign_of_life(self) -> None:
         """Return when the engine answers, which is between two forward passes."""

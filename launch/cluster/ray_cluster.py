@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from launch.cluster.head import check_head
-from launch.cluster.ray_environment import cluster_address, use_token
+from launch.cluster.ray_environment import cluster_address, require_one_node, use_token
 from maxpo.config import Config, RayConfig
 from maxpo.errors import InputError
 
@@ -51,11 +51,7 @@ def cluster(config: Config, log_folder: Path) -> Iterator[float]:
         finally:
             ray.shutdown()
         return
-    if config.cluster.nodes > 1:
-        raise InputError(
-            f"cluster.nodes = {config.cluster.nodes}, but a run that starts its own cluster has one node: give the "
-            "address of a running cluster by ray.address or RAY_ADDRESS"
-        )
+    require_one_node(config)
     _remove_leftovers()
     # Unix socket paths are limited to about 100 characters, which a run folder may exceed. Ray opens its own folder to
     # everybody, so it goes below one that only this user can enter.

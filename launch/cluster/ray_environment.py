@@ -10,7 +10,7 @@ import secrets
 import sys
 from pathlib import Path
 
-from maxpo.config import RayConfig
+from maxpo.config import Config, RayConfig
 from maxpo.config.cluster import is_host_port
 from maxpo.errors import InputError
 
@@ -45,6 +45,15 @@ def cluster_address(settings: RayConfig) -> str | None:
             "for maxpo submit ray, and Ray Client (ray://) is not supported. Set ray.address, or unset it"
         )
     return address
+
+
+def require_one_node(config: Config) -> None:
+    """Raise InputError if a run that starts its own cluster asks for several nodes."""
+    if config.cluster.nodes > 1:
+        raise InputError(
+            f"cluster.nodes = {config.cluster.nodes}, but a run that starts its own cluster has one node: give the "
+            "address of a running cluster by ray.address or RAY_ADDRESS"
+        )
 
 
 def prepare_ray(settings: RayConfig) -> None:

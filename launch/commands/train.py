@@ -10,7 +10,9 @@ from launch.cluster.ray_environment import prepare_ray
 from launch.commands.settings import Subparsers, add_settings
 from launch.terminal.printing import say
 from maxpo.configure.loading import LoadedConfig, load_config
+from maxpo.configure.problems import ConfigError
 from maxpo.configure.writing import to_yaml
+from maxpo.errors import ProblemsError
 
 
 def add_arguments(subparsers: Subparsers) -> None:
@@ -25,7 +27,19 @@ def add_arguments(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Train, or only check everything. Return the exit code."""
-    loaded = load_config([args.file], args.overrides)
+    try:
+        loaded = load_config([args.file], args.overrides)
+    except ConfigError as error:
+        if not isinstance(error.loaded, LoadedConfig):
+            raise
+        # What else is wrong belongs into the same list.
+        from launch.run.readiness import get_ready
+
+        try:
+            get_ready(error.loaded, error.problems, dry_run=args.dry_run)
+        except ProblemsError as everything:
+            raise everything from error
+        raise
     return dry_run(loaded, console) if args.dry_run else train(loaded, console)
 
 
@@ -39,22 +53,20 @@ def train(loaded: LoadedConfig, console: Console) -> int:
 
 def dry_run(loaded: LoadedConfig, console: Console) -> int:
     """Check everything that can be checked without starting anything. Return the exit code."""
-    import torch
-
-    from launch.cluster.placement import gpus_described, place
-    from launch.run.preflight import load_data, test_learner
-    from launch.run.resuming import remote_store
+    from launch.cluster.ray_environment import cluster_address
+    from launch.run.readiness import get_ready
+    from launch.run.resuming import with_date
     from launch.run.wording import banner
 
-    config = loaded.config
     sources: list[str] = []
-    train_prompts, held_out = load_data(config, say=sources.append)
-    described = gpus_described(config.cluster)
-    place(config, gpus=torch.cuda.device_count() if described is None else described)
-    remote_store(config)
+    ready = get_ready(with_date(loaded), say=sources.append, dry_run=True)
+    config, address = loaded.config, cluster_address(loaded.config.ray)
     say(console, to_yaml(loaded))
-    for line in (*sources, banner(config, train_prompts), test_learner(config)):
+    for line in (*sources, banner(config, ready.train, ready.held_out), ready.tested):
         say(console, line)
-    say(console, f"{len(held_out)} held-out prompts x {config.eval.samples} completions per evaluation")
-    say(console, "dry run: everything checked, nothing started")
+    if address is not None:
+        say(console, f"not checked: the cluster at {address}, its nodes, GPUs, cores and memory")
+    if config.checkpoint.remote and config.checkpoint.resume != "never":
+        say(console, f"not checked: checkpoints in {config.checkpoint.remote}")
+    say(console, f"dry run: everything {'else ' * (address is not None)}checked, nothing started")
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from launch.cluster.paths import with_absolute_paths
 from launch.cluster.placement import place
 from launch.cluster.placement_groups import placement_groups
 from launch.cluster.ray_cluster import cluster, own_logs
-from launch.run.preflight import load_data
+from launch.run.readiness import get_ready
 from launch.run.resuming import with_date
 from launch.terminal.printing import say
 from launch.terminal.tables import report_table
@@ -80,7 +80,7 @@ def _make_folder(folder: Path) -> None:
 def _run(loaded: LoadedConfig, folder: Path, console: Console) -> tuple[EvalReport, list[PromptResult]]:
     config = with_absolute_paths(loaded).config
     reach(config.ray)
-    _, held_out = load_data(config, evaluation=True, say=partial(say, console))
+    held_out = get_ready(replace(loaded, config=config), say=partial(say, console), evaluation=True).held_out
     log = RunLog(folder, tensorboard=False, save_rollouts=len(held_out))
     with cluster(config, folder / "log") as gpus:
         placement = place(config, gpus=gpus, with_learner=False)

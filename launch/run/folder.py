@@ -51,7 +51,7 @@ def open_run(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None,
         describe_changes(source, settings, console)
         go_back_to(source, checkpoints, console, named=saving.resume not in ("auto", "must"))
     try:
-        if source is None or not _belongs(source, checkpoints):
+        if source is None or not belongs(source, checkpoints):
             _new_run_folder(config, replace=saving.resume == "auto" and not _has_results(folder))
         checkpoints.folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(settings, encoding="utf-8")
@@ -62,7 +62,7 @@ def open_run(loaded: LoadedConfig, console: Console) -> tuple[Path, Path | None,
     return folder, source, checkpoints
 
 
-def _belongs(source: Path, checkpoints: Checkpoints) -> bool:
+def belongs(source: Path, checkpoints: Checkpoints) -> bool:
     """Return True if a checkpoint is one of this run or lies anywhere in its folder, by whatever links.
 
     Such a run folder is never emptied, even if the run continues from it under `run.overwrite`.
@@ -71,6 +71,23 @@ def _belongs(source: Path, checkpoints: Checkpoints) -> bool:
     written, real = Path(os.path.abspath(source)), source.resolve()  # noqa: PTH100  # absolute() would keep ".."
     inside = Path(os.path.abspath(folder)) in written.parents or folder.resolve() in real.parents  # noqa: PTH100
     return inside or checkpoints.has(source)
+
+
+def taken(config: Config, *, replace: bool) -> str | None:
+    """Return the reason if the folder of a new run holds results or files of others, None if it may be used.
+
+    Args:
+        config: `run.dir`, `run.name`, `run.overwrite`.
+        replace: True if a run without results may be replaced.
+    """
+    folder = Path(config.run.dir) / config.run.name
+    if folder.exists() and not folder.is_dir():
+        return f"{folder} is no folder, so the run cannot be written there: choose another run.name"
+    if not folder.exists() or config.run.overwrite or (replace and not _has_results(folder)):
+        return None
+    found = _content(folder)
+    how = "choose another run.name, or replace it with run.overwrite=true"
+    return f"{folder} exists already and holds {found}: {how}" if found else None
 
 
 def _new_run_folder(config: Config, *, replace: bool) -> None:
@@ -86,11 +103,8 @@ def _new_run_folder(config: Config, *, replace: bool) -> None:
     """
     folder = Path(config.run.dir) / config.run.name
     if folder.exists():
-        if not (config.run.overwrite or replace) and (found := _content(folder)):
-            raise InputError(
-                f"{folder} exists already and holds {found}: choose another run.name, or replace it with "
-                "run.overwrite=true"
-            )
+        if reason := taken(config, replace=replace):
+            raise InputError(reason)
         for path in folder.iterdir():
             remove(path)
         if left := [path.name for path in folder.iterdir()]:

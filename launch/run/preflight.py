@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from launch.run.weights import weight_problems
 from learner.model.loading import self_test
 from learner.model.lora import coverage, require_peft, target_layers
 from maxpo.config import Config, RewardConfig
@@ -19,21 +29,24 @@ from maxpo.data.prompts import load_prompts
 from maxpo.data.rows import Chat, Encode, Message
 from maxpo.data.templates import template_args, text_encoder
 from maxpo.environments.registry import find_environment
-from maxpo.errors import InputError
+from maxpo.errors import InputError, ProblemsError
 from maxpo.rewards.code.verifier import cannot_run
 from maxpo.rewards.registry import find_scorer, names_in_use
 from maxpo.rewards.verifiers.thinking_format import OPENING
 from maxpo.types import Prompt
+from maxpo.wording import listed, shown
 from rollout.endings import stop_ids
 from rollout.episodes.observations import ObservationEncoder
 
 
 @dataclass(frozen=True, slots=True)
-class _Subject:
+class Subject:
     """Subject of the checks."""
 
     config: Config
     model: PretrainedConfig
+    lm: PreTrainedModel
+    """The model on the meta device, without memory."""
     tokenizer: Any  # transformers sets the special tokens of PreTrainedTokenizerBase without declaring them
     evaluation: bool
 
@@ -58,25 +71,71 @@ def check_model(config: Config, *, evaluation: bool = False) -> PreTrainedTokeni
     Raises:
         InputError: with all problems, each with its key and what to do.
     """
+    subject = inspect_model(config, evaluation=evaluation)
+    if problems := model_problems(subject):
+        raise ProblemsError(problems)
+    return subject.tokenizer
+
+
+def inspect_model(config: Config, *, evaluation: bool = False) -> Subject:
+    """Return the model without its weights, and its tokenizer.
+
+    Raises:
+        InputError: one of them cannot be loaded.
+    """
     path, trust = config.model.path, config.model.trust_remote_code
     try:
         model = AutoConfig.from_pretrained(path, trust_remote_code=trust, local_files_only=True)
+        with torch.device("meta"):
+            lm = AutoModelForCausalLM.from_config(model, trust_remote_code=trust)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust, local_files_only=True)
     # The files of a model, and code that comes with it, may fail in any way.
     except Exception as error:
-        raise InputError(f"model.path = {path} cannot be loaded: {type(error).__name__}: {error}") from error
+        reason = shown(f"{type(error).__name__}: {error}", 400)
+        raise InputError(f"model.path = {path} cannot be loaded: {reason}") from error
     if not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()):
         raise InputError(
             f"model.path = {path} has no tokenizer: transformers finds no tokens there. Copy the tokenizer's files "
             "(tokenizer.json and tokenizer_config.json, or tokenizer.model) into the folder"
         )
-    subject = _Subject(config, model, tokenizer, evaluation)
-    if problems := [problem for check in CHECKS for problem in check(subject)]:
-        raise InputError("; ".join(problems))
-    return tokenizer
+    _check_generation_config(Path(path, "generation_config.json"))
+    return Subject(config, model, lm, tokenizer, evaluation)
 
 
-def _length(s: _Subject) -> Iterator[str]:
+def _check_generation_config(file: Path) -> None:
+    """Raise InputError if the file is there and does not hold an object with tokens. transformers would ignore it."""
+    if not file.exists():
+        return
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+        ends = content.get("eos_token_id")
+        sound = all(type(token) is int for token in (ends if isinstance(ends, list) else [ends] if ends else []))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise InputError(
+            f"{file} must hold one JSON object, whose eos_token_id is a token or a list of tokens: correct it, or copy "
+            "it again"
+        )
+
+
+def model_problems(subject: Subject, wrong: Collection[str] = ()) -> list[str]:
+    """Return the problems that need no more than the model folder.
+
+    Args:
+        subject: The model.
+        wrong: Keys of wrong settings. A check that reads one of them is left out.
+    """
+    checks = [check for check, keys in CHECKS.items() if not touched(keys, wrong)]
+    return [problem for check in checks for problem in check(subject)]
+
+
+def touched(keys: Iterable[str], wrong: Collection[str]) -> bool:
+    """Return True if one of the keys, or a key of one of the sections, is among the wrong ones."""
+    return any(name == key or name.startswith(f"{key}.") for name in wrong for key in keys)
+
+
+def _length(s: Subject) -> Iterator[str]:
     longest = s.config.data.max_prompt_tokens + s.config.rollout.max_new_tokens
     positions = getattr(s.model, "max_position_embeddings", None)
     if positions is not None and longest > positions:
@@ -86,7 +145,7 @@ def _length(s: _Subject) -> Iterator[str]:
         )
 
 
-def _sequence_parallel(s: _Subject) -> Iterator[str]:
+def _sequence_parallel(s: Subject) -> Iterator[str]:
     ranks = s.config.learner.sequence_parallel
     if ranks == 1:
         return
@@ -100,20 +159,22 @@ def _sequence_parallel(s: _Subject) -> Iterator[str]:
             )
 
 
-def _adapter(s: _Subject) -> Iterator[str]:
+def _adapter(s: Subject) -> Iterator[str]:
     lora = s.config.learner.lora
     if not lora.rank or s.evaluation:
         return
     try:
         require_peft()
-        with torch.device("meta"):
-            lm = AutoModelForCausalLM.from_config(s.model, trust_remote_code=s.config.model.trust_remote_code)
-            target_layers(lm, lora)
+        target_layers(s.lm, lora)
     except ValueError as error:
         yield str(error)
 
 
-def _end_of_sequence(s: _Subject) -> Iterator[str]:
+def _weights(s: Subject) -> Iterator[str]:
+    yield from weight_problems(Path(s.path), s.lm, packed=getattr(s.model, "quantization_config", None) is not None)
+
+
+def _end_of_sequence(s: Subject) -> Iterator[str]:
     if not s.stops:
         yield (
             f"{s.path}: neither the tokenizer nor generation_config.json has an end-of-sequence token, so no "
@@ -121,7 +182,7 @@ def _end_of_sequence(s: _Subject) -> Iterator[str]:
         )
 
 
-def _vocabulary(s: _Subject) -> Iterator[str]:
+def _vocabulary(s: Subject) -> Iterator[str]:
     size = getattr(s.model.get_text_config(), "vocab_size", None)
     outside = sorted((token, text) for text, token in s.tokenizer.get_vocab().items() if size and token >= size)
     if outside:
@@ -132,14 +193,14 @@ def _vocabulary(s: _Subject) -> Iterator[str]:
         )
 
 
-def _scorer(s: _Subject) -> Iterator[str]:
+def _scorer(s: Subject) -> Iterator[str]:
     try:
         find_scorer(s.config.reward)
     except ValueError as error:
         yield f"reward.verifier: {error}"
 
 
-def _environment(s: _Subject) -> Iterator[str]:
+def _environment(s: Subject) -> Iterator[str]:
     environment = s.config.environment
     if environment.name is None:
         return
@@ -159,23 +220,24 @@ def _environment(s: _Subject) -> Iterator[str]:
             yield f"environment.stop: {text} ends a turn by itself, and the environment never sees it: leave it out"
 
 
-def _verifiers(s: _Subject) -> Iterator[str]:
+def _verifiers(s: Subject) -> Iterator[str]:
     for name in names_in_use(s.config.reward):
         if (reason := cannot_run(name)) is not None:
             yield f"verifier {name}: {reason}"
 
 
-CHECKS = (
-    _length,
-    _sequence_parallel,
-    _adapter,
-    _end_of_sequence,
-    _vocabulary,
-    _scorer,
-    _environment,
-    _verifiers,
-)
-"""Checks of `check_model`. Each yields the problems that it finds."""
+CHECKS: dict[Callable[[Subject], Iterator[str]], tuple[str, ...]] = {
+    _length: ("data.max_prompt_tokens", "rollout.max_new_tokens"),
+    _sequence_parallel: ("learner.sequence_parallel",),
+    _adapter: ("learner.lora",),
+    _weights: (),
+    _end_of_sequence: (),
+    _vocabulary: (),
+    _scorer: ("reward",),
+    _environment: ("environment", "data.template_args", "data.date"),
+    _verifiers: ("reward",),
+}
+"""Checks of the model, each with the settings that it reads. Each yields the problems that it finds."""
 
 
 def test_learner(config: Config) -> str:
@@ -211,21 +273,40 @@ def load_data(
     Raises:
         InputError: see `check_model`; or `reward.by_source` names an unknown source.
     """
-    tokenizer = check_model(config, evaluation=evaluation)
+    return prompts_of(config, check_model(config, evaluation=evaluation), evaluation=evaluation, say=say)
+
+
+def prompts_of(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    evaluation: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Mixture, list[Prompt]]:
+    """Return the training and the held-out prompts, see `load_data`.
+
+    Args:
+        config: a checked configuration.
+        tokenizer: that of the model. None: there is none, so each prompt gets a single token, and rows are checked.
+        evaluation: see `load_data`.
+        say: see `load_data`.
+    """
     wants_eval = evaluation or config.eval.at_start or config.eval.at_end or config.eval.every
     train, held_out = load_prompts(
         config.data,
         seed=config.run.seed,
         eval_size=config.eval.prompts if wants_eval else 0,
-        encode=_text_encoder(tokenizer, config),
-        chat=chat_template(tokenizer, template_args(config.data)),
+        encode=_one_token if tokenizer is None else _text_encoder(tokenizer, config),
+        chat=_one_token_of_chat if tokenizer is None else chat_template(tokenizer, template_args(config.data)),
         say=say,
     )
     _thinking(config.reward, train[0])
     if config.reward.by_source:
         sources = {prompt.source for prompt in (*train, *held_out)}
         if unknown := sorted(set(config.reward.by_source) - sources):
-            raise InputError(f"reward.by_source: no prompt is from {', '.join(unknown)}; sources are {sorted(sources)}")
+            raise InputError(
+                f"reward.by_source: no prompt is from {listed(unknown)}; the sources are {listed(sorted(sources))}"
+            )
     return train, held_out
 
 
@@ -240,6 +321,14 @@ def _thinking(reward: RewardConfig, prompt: Prompt) -> None:
             f"verifier format: prompts already end with {opening}, which no completion will repeat: set "
             "reward.args.format.opening=''"
         )
+
+
+def _one_token(text: str) -> Sequence[int]:
+    return [0]
+
+
+def _one_token_of_chat(messages: Sequence[Message]) -> tuple[str, Sequence[int]]:
+    return "", [0]
 
 
 def _text_encoder(tokenizer: PreTrainedTokenizerBase, config: Config) -> Encode:

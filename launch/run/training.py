@@ -13,7 +13,7 @@ from launch.cluster.paths import with_absolute_paths
 from launch.cluster.ray_cluster import own_logs
 from launch.cluster.system import System, system
 from launch.run.folder import locked, open_run
-from launch.run.preflight import load_data, test_learner
+from launch.run.readiness import get_ready
 from launch.run.restarts import with_restarts
 from launch.run.resuming import check_learner_state, with_date
 from launch.run.signals import StopRequest, stop_on_signal
@@ -38,11 +38,10 @@ def run_training(loaded: LoadedConfig, console: Console) -> int:
     loaded = with_absolute_paths(with_date(loaded))
     config = loaded.config
     reach(config.ray)
-    prompts, held_out = load_data(config, say=partial(say, console))
-    say(console, banner(config, prompts))
-    say(console, test_learner(config))
+    ready = get_ready(loaded, say=partial(say, console))
+    say(console, f"{banner(config, ready.train, ready.held_out)}\n{ready.tested}")
     with locked(Path(config.run.dir), config.run.name, console):
-        return _Run(loaded, console, prompts, held_out).train()
+        return _Run(loaded, console, ready.train, ready.held_out).train()
 
 
 class _Run:

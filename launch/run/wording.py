@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from launch.cluster.paths import JOB
-from maxpo.config import AlgorithmConfig, Config
+from maxpo.config import AlgorithmConfig, Config, EvalConfig
 from maxpo.data.order import Mixture
 from maxpo.estimators.names import BEYOND_K
+from maxpo.types import Prompt
 
 
-def banner(config: Config, prompts: Mixture) -> str:
-    """Return two lines with the size of a step and of the run."""
+def banner(config: Config, prompts: Mixture, held_out: Sequence[Prompt]) -> str:
+    """Return lines with the size of a step, of the run and of an evaluation."""
     a = config.algorithm
     sequences = a.prompts_per_step * a.group_size
     return (
@@ -22,7 +24,16 @@ def banner(config: Config, prompts: Mixture) -> str:
         f"{passes(prompts, config.run.steps * a.prompts_per_step)}; "
         f"advantages {a.advantage}{_k_in_words(a)}; "
         f"{config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)"
+        f"{_evaluation(config.eval, len(held_out))}"
     )
+
+
+def _evaluation(settings: EvalConfig, prompts: int) -> str:
+    """Return a line with the size of an evaluation, or nothing without evaluations."""
+    if not prompts:
+        return ""
+    short = f" (all that there are: eval.prompts = {settings.prompts})" if prompts < settings.prompts else ""
+    return f"\n{prompts} held-out prompts{short} x {settings.samples} completions per evaluation"
 
 
 def _k_in_words(algorithm: AlgorithmConfig) -> str:

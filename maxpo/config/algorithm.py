@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from maxpo.config.ranges import NOT_NEGATIVE, POSITIVE, Must, at_least
+from maxpo.config.ranges import BILLION, COUNT, COUNT_OR_NONE, FACTOR, FACTOR_OR_NONE, Must, between, each
 
 
 @dataclass(kw_only=True)
@@ -16,7 +16,7 @@ class AlgorithmConfig:
     """Objective of `maxpo`, a statistic of K samples: max, min, mean, median, top_m:M, bottom_m:M, quantile:Q or
     lower_tail:Q (see `maxpo.estimators.objectives`). `mix_with` and `shadow` use the same objective. Estimators other
     than `maxpo` support `max` only."""
-    k: int = 4
+    k: Annotated[int, COUNT] = 4
     """K of max@K, 1 <= k < group_size (`pkpo` and `pkpo_loo_minus_one`: k <= group_size). The estimators `rloo`,
     `grpo`, `dr_grpo`, `maxrl` and `top1_gap` do not use K, and a k_schedule other than constant replaces this value.
     The metric reward/max@K always uses this value."""
@@ -24,9 +24,9 @@ class AlgorithmConfig:
     """Schedule of K. constant: always `k`. linear: a straight line over the run. stepwise: changes at given steps.
     adaptive: K of each prompt from the pass rate p observed in earlier steps, K = ceil(1 / p) - 1, where the gradient
     of max@K is largest for the prompt (`docs/verifiers.md` defines success)."""
-    k_values: list[int] = field(default_factory=list[int])
+    k_values: Annotated[list[int], each(1, BILLION)] = field(default_factory=list[int])
     """linear: first and last K. stepwise: all K in order. adaptive: smallest and largest K. No effect with constant."""
-    k_steps: list[int] = field(default_factory=list[int])
+    k_steps: Annotated[list[int], each(1, BILLION)] = field(default_factory=list[int])
     """stepwise: steps, counted from 1, at which the second and each further K begins. No effect otherwise."""
     mix_with: str | None = None
     """Second estimator, mixed in as (1 - w) x advantage + w x mix_with. null: none."""
@@ -41,25 +41,25 @@ class AlgorithmConfig:
     `mix_with`."""
     shadow: list[str] = field(default_factory=list[str])
     """Estimators to log on the same groups, beside the one in use. Shadow estimators do not change the training."""
-    group_size: Annotated[int, at_least(2, "completions of a prompt are compared with each other")] = 16
+    group_size: Annotated[int, between(2, 10**5, "completions of a prompt are compared with each other")] = 16
     """Completions per prompt, N."""
-    prompts_per_step: Annotated[int, POSITIVE] = 32
+    prompts_per_step: Annotated[int, COUNT] = 32
     """Groups sampled in one step, G."""
-    minibatches: Annotated[int, POSITIVE] = 1
+    minibatches: Annotated[int, COUNT] = 1
     """Optimizer steps per training step. The groups are split evenly among the optimizer steps."""
     loss: Literal["ppo_clip", "policy_gradient"] = "ppo_clip"
     """Policy loss, one of `maxpo.losses.policy.LOSSES`."""
     clip_low: Annotated[float, Must(lambda v: 0 <= v < 1, "Must be at least 0 and below 1.")] = 0.2
     """Lower clip bound: the ratio is clipped at 1 - clip_low. No effect with `policy_gradient`."""
-    clip_high: Annotated[float, NOT_NEGATIVE] = 0.28
+    clip_high: Annotated[float, FACTOR_OR_NONE] = 0.28
     """Upper clip bound: the ratio is clipped at 1 + clip_high. No effect with `policy_gradient`."""
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = "constant"
     """Reduction of the per-token losses. token_mean: mean over all tokens. sequence_mean: mean over each sequence, then
     over sequences. constant: sum over each sequence divided by `aggregation_constant`, then mean over sequences."""
-    aggregation_constant: Annotated[float | None, POSITIVE] = None
+    aggregation_constant: Annotated[float | None, FACTOR] = None
     """Number of tokens that divides the sum over a sequence with `aggregation: constant`. null:
     `rollout.max_new_tokens`."""
-    kl_coef: Annotated[float, NOT_NEGATIVE] = 0.0
+    kl_coef: Annotated[float, FACTOR_OR_NONE] = 0.0
     """Weight of the KL to the frozen starting model. At 0, or with `learner.lora`, no reference model is loaded."""
     kl_estimator: Annotated[
         Literal["k1", "k2", "k3"],
@@ -73,9 +73,9 @@ class AlgorithmConfig:
     k2 = d^2 / 2: the gradient of the KL of each token, without bias. k3 = exp(-d) - 1 + d: its value is an unbiased
     estimate of the KL, but its gradient is that of the reverse KL, which points elsewhere. k1 = d is refused: its value
     is unbiased, its gradient is zero on average. No effect while `kl_coef` is 0."""
-    entropy_coef: Annotated[float, NOT_NEGATIVE] = 0.0
+    entropy_coef: Annotated[float, FACTOR_OR_NONE] = 0.0
     """Weight of the entropy bonus."""
-    tis_cap: Annotated[float | None, POSITIVE] = 2.0
+    tis_cap: Annotated[float | None, FACTOR] = 2.0
     """Truncated importance sampling: upper bound of the ratio of learner to sampler probability of each token. null:
     off."""
     drop_zero_signal: bool = True
@@ -90,5 +90,5 @@ class AlgorithmConfig:
     the policy given that its completions end in time: being cut is neither punished nor rewarded. The overlong filter
     of DAPO masks the loss alone, so the remaining advantages do not add up to 0, which also rewards ending in time. A
     group with too few completions left is dropped."""
-    refill_rounds: Annotated[int, NOT_NEGATIVE] = 0
+    refill_rounds: Annotated[int, COUNT_OR_NONE] = 0
     """Largest number of times per step that new prompts are sampled to replace dropped groups."""

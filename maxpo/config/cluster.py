@@ -4,24 +4,25 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from maxpo.config.ranges import POSITIVE, Must, at_least, matches
+from maxpo.config.ranges import PROCESSES, SECONDS, Must, between, matches
 
 
 def is_host_port(text: str) -> bool:
     """Return True if the text is the address of a cluster's head, such as 10.0.0.1:6379."""
-    return re.fullmatch(r"[^\s:/]+:\d{1,5}", text) is not None
+    match = re.fullmatch(r"[^\s:/]+:(\d{1,5})", text, re.ASCII)
+    return match is not None and 1 <= int(match[1]) <= 65535
 
 
 @dataclass(kw_only=True)
 class ClusterConfig:
     """The nodes, and the placement of a run on the nodes."""
 
-    nodes: Annotated[int, POSITIVE] = 1
+    nodes: Annotated[int, PROCESSES] = 1
     """Number of nodes to wait for before anything is placed. More than 1 needs a running cluster (`ray.address`)."""
-    gpus_per_node: Annotated[int | None, POSITIVE] = None
+    gpus_per_node: Annotated[int | None, between(1, 64)] = None
     """GPUs that each node must have. null: as many as the node has. `maxpo submit slurm` and `k8s` request
     this number."""
-    node_timeout_s: Annotated[float, POSITIVE] = 300.0
+    node_timeout_s: Annotated[float, SECONDS] = 300.0
     """Seconds to wait for the nodes, and for free resources on the nodes."""
     placement: Literal["auto", "disaggregated", "colocated"] = "auto"
     """Placement of learner and engines on the GPUs. disaggregated: learner ranks and engines have separate GPUs.
@@ -46,8 +47,8 @@ class RayConfig:
         str | None,
         Must(
             lambda v: v in ("auto", "local") or is_host_port(v),
-            "Must be host:port of the cluster's head, auto or local. Ray Client (ray://) is not supported: the driver "
-            "must run on a node of the cluster.",
+            "Must be host:port of the cluster's head (port 1 to 65535), auto or local. Ray Client (ray://) is not "
+            "supported: the driver must run on a node of the cluster.",
         ),
     ] = None
     """host:port of a running Ray cluster, or auto. local: start a cluster on this machine, on loopback, and stop the
@@ -55,8 +56,8 @@ class RayConfig:
     require_token: bool = True
     """Refuse a running cluster without token authentication. false: anybody who reaches the cluster's ports can run
     code there."""
-    num_cpus: Annotated[int | None, POSITIVE] = None
+    num_cpus: Annotated[int | None, PROCESSES] = None
     """CPUs of the cluster that is started. null: all CPUs of the machine. No effect with `address`."""
-    object_store_mib: Annotated[int, at_least(75, "Ray accepts no smaller object store")] = 512
+    object_store_mib: Annotated[int, between(75, 10**8, "Ray accepts no smaller object store")] = 512
     """Object store of the cluster that is started, MiB; for a submitted job that starts the cluster, of each node. No
     effect with `address`."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Annotated, Literal
 
-from maxpo.config.ranges import NOT_NEGATIVE, POSITIVE, Arguments, Must
+from maxpo.config.ranges import COUNT, COUNT_OR_NONE, Arguments, Must, between
 
 FIELDS = ("prompt", "answer", "source")
 """Fields of a row that `data.fields` may rename."""
@@ -40,7 +40,7 @@ class DataConfig:
     `eval_file` or `eval` is set. Exactly one of `task`, `train_file` and `train` must be set."""
     task_args: Arguments = field(default_factory=Arguments)
     """Arguments of the procedural task."""
-    train_size: Annotated[int, POSITIVE] = 6000
+    train_size: Annotated[int, between(1, 10**7)] = 6000
     """Number of training problems that a procedural task makes. No effect on files."""
     train_file: str | None = None
     """File of training rows: .parquet, or JSON lines for any other ending. Each row has `prompt` (text or chat
@@ -56,7 +56,7 @@ class DataConfig:
     other sources)."""
     eval: list[Arguments] = field(default_factory=list[Arguments])
     """Sources of evaluation prompts in the format of `train`, instead of `eval_file`. The total is `eval.prompts`. Each
-    source gives its first prompts, in proportion to its weight. `size` has no effect."""
+    source gives its first prompts, in proportion to its weight, or all that it has. `size` has no effect."""
     fields: Annotated[
         Arguments,
         Must(are_fields, f"Must map some of {', '.join(FIELDS)} to names of fields, such as {{prompt: question}}."),
@@ -82,11 +82,11 @@ class DataConfig:
     date: Annotated[str | None, Must(is_date, "Must be a date such as 2026-01-31.")] = None
     """Date that chat templates read in place of the clock. null: the day of the start (UTC), which is written into the
     run's settings and stays when the run resumes."""
-    max_prompt_tokens: Annotated[int, POSITIVE] = 512
+    max_prompt_tokens: Annotated[int, COUNT] = 512
     """Longest prompt in tokens. Longer prompts are refused before the start, or left out, see `overlong`."""
     overlong: Literal["refuse", "drop"] = "refuse"
     """Treatment of prompts longer than `max_prompt_tokens`. refuse: the run does not start. drop: these prompts are
     left out, counted and reported."""
-    max_bad_rows: Annotated[int, NOT_NEGATIVE] = 0
+    max_bad_rows: Annotated[int, COUNT_OR_NONE] = 0
     """Largest number of unusable rows of each source (no JSON, a field missing). Up to this number, rows are left out,
     counted and reported; more rows are refused."""

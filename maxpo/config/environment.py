@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from maxpo.config.ranges import POSITIVE, Arguments, Must
+from maxpo.config.ranges import COUNT, PROCESSES, SECONDS, Arguments, Must
 
 
 @dataclass(kw_only=True)
@@ -17,7 +17,7 @@ class EnvironmentConfig:
     `environment` adds none. See `docs/environments.md`."""
     args: Arguments = field(default_factory=Arguments)
     """Arguments of the environment, such as {opening: "<calc>"}."""
-    max_turns: Annotated[int, POSITIVE] = 4
+    max_turns: Annotated[int, COUNT] = 4
     """Largest number of turns of the policy. The episode then ends, even if the environment would go on."""
     stop: Annotated[list[str], Must(lambda v: all(v), "No text may be empty: every turn would end with it.")] = field(
         default_factory=list[str]
@@ -26,8 +26,8 @@ class EnvironmentConfig:
     observation_role: str | None = None
     """Role (user, tool) of the message that carries an observation through the tokenizer's chat template. null:
     observations are plain text that follows the turn."""
-    timeout_s: Annotated[float, POSITIVE] = 5.0
+    timeout_s: Annotated[float, SECONDS] = 5.0
     """Timeout of one step, seconds. After the timeout the step's process is killed and the completion is invalid
     (masked)."""
-    workers: Annotated[int, POSITIVE] = 1
+    workers: Annotated[int, PROCESSES] = 1
     """Environment processes of each rollout worker."""

@@ -3,26 +3,24 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from maxpo.config.ranges import NOT_NEGATIVE, POSITIVE, Must
+from maxpo.config.ranges import BILLION, COUNT_OR_NONE, between, each
 
 
 @dataclass(kw_only=True)
 class EvalConfig:
     """Evaluation on held-out prompts."""
 
-    every: Annotated[int, NOT_NEGATIVE] = 0
+    every: Annotated[int, COUNT_OR_NONE] = 0
     """Number of steps between two evaluations. 0: no evaluation between the first and the last step."""
     at_start: bool = True
     """Evaluate before the first step."""
     at_end: bool = True
     """Evaluate after the last step."""
-    prompts: Annotated[int, POSITIVE] = 128
-    """Number of held-out prompts."""
-    samples: Annotated[int, POSITIVE] = 32
+    prompts: Annotated[int, between(1, 10**7)] = 128
+    """Number of held-out prompts: the first ones of a file, or all if the file has fewer."""
+    samples: Annotated[int, between(1, 10**5)] = 32
     """Completions per held-out prompt, n of the unbiased pass@k."""
-    k: Annotated[list[int], Must(lambda v: all(k >= 1 for k in v), "Each must be 1 or more.")] = field(
-        default_factory=lambda: [1, 4, 8, 16]
-    )
+    k: Annotated[list[int], each(1, BILLION, least=1)] = field(default_factory=lambda: [1, 4, 8, 16])
     """Values of k of pass@k and max@k, each at most `samples`."""
     greedy: bool = False
     """Also complete each held-out prompt once with greedy decoding, for `eval/greedy`."""

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from maxpo.config.ranges import POSITIVE, Arguments, Must, matches
+from maxpo.config.ranges import PROCESSES, Arguments, Must, between, matches
 
 DNS_NAME = r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 """Pattern of the name of a Kubernetes object."""
@@ -36,15 +36,15 @@ def is_mount(path: str) -> bool:
 class LaunchConfig:
     """Resources that `maxpo submit` requests from a scheduler. No effect on the training itself."""
 
-    time_limit_min: Annotated[int, POSITIVE] = 1440
+    time_limit_min: Annotated[int, between(1, 10**6)] = 1440
     """Wall-clock limit of one attempt, minutes."""
-    stop_before_s: Annotated[int, POSITIVE] = 600
+    stop_before_s: Annotated[int, between(1, 10**7)] = 600
     """Seconds between the signal to stop and the wall-clock limit. Must be more than `checkpoint.stop_within_s`."""
-    max_attempts: Annotated[int, POSITIVE] = 20
+    max_attempts: Annotated[int, between(1, 10**4)] = 20
     """Largest number of starts of the job, the first start included. Each further attempt resumes the run."""
-    cpus_per_node: Annotated[int, POSITIVE] = 8
+    cpus_per_node: Annotated[int, PROCESSES] = 8
     """CPUs of each node."""
-    memory_gib: Annotated[int | None, POSITIVE] = None
+    memory_gib: Annotated[int | None, between(1, 10**6)] = None
     """Memory of each node, GiB. null: the scheduler's default."""
     setup: Annotated[list[str], Must(lambda v: all(map(is_line, v)), "Each must be one line of shell, not empty.")] = (
         field(default_factory=list[str])
@@ -100,7 +100,7 @@ class LaunchConfig:
     k8s_secret: Annotated[str | None, matches(DNS_NAME, "Must be the name of a Secret.")] = None
     """k8s: Secret whose keys become environment variables of all pods, for settings such as ${oc.env:NAME}. null: none.
     No effect otherwise."""
-    k8s_shm_gib: Annotated[int, POSITIVE] = 16
+    k8s_shm_gib: Annotated[int, between(1, 10**6)] = 16
     """k8s: shared memory (/dev/shm) of each pod, GiB, part of `memory_gib`. No effect otherwise."""
-    k8s_user: Annotated[int, POSITIVE] = 1000
+    k8s_user: Annotated[int, between(1, 2**31 - 2)] = 1000
     """k8s: number of the user and of the group that all processes run as, not 0. No effect otherwise."""

@@ -3,17 +3,17 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from maxpo.config.ranges import NOT_NEGATIVE, POSITIVE, Must
+from maxpo.config.ranges import FACTOR, Must, between
 
 
 @dataclass(kw_only=True)
 class LoraConfig:
     """A LoRA adapter: a target's weight W becomes W + (alpha / rank) B A, and only A and B are trained."""
 
-    rank: Annotated[int, NOT_NEGATIVE] = 0
+    rank: Annotated[int, between(0, 10**5)] = 0
     """Number of rows of A and of columns of B. 0: no adapter, the full model is trained. Needs the extra
     `maxpo[lora]`."""
-    alpha: Annotated[float, POSITIVE] = 32.0
+    alpha: Annotated[float, FACTOR] = 32.0
     """Numerator of the adapter's scale alpha / rank. No effect while `rank` is 0."""
     targets: Annotated[
         list[str],

@@ -1,4 +1,4 @@
-"""Ranges of settings, written beside the field: `steps: Annotated[int, POSITIVE]`."""
+"""Ranges of settings, written beside the field: `steps: Annotated[int, COUNT]`."""
 
 from __future__ import annotations
 
@@ -21,16 +21,33 @@ class Must:
     """Full sentence for errors and for `maxpo config explain`, such as "Must be more than 0."."""
 
     def accepts(self, value: object) -> bool:
-        """Return True if the condition holds. Null always passes: the type decides if null is allowed."""
+        """Return True if the condition holds. Null always passes: the type decides if null is allowed.
+
+        A value that the condition cannot judge is not accepted: one of another type, or a path that is too long.
+        """
         try:
             return value is None or self.holds(value)
-        except TypeError:  # An escaped interpolation may have left a value of another type.
+        except (TypeError, ValueError, OSError):
             return False
 
 
-def at_least(low: float, why: str = "") -> Must:
-    """Return the condition `value >= low`. The message gives the reason `why`, if any."""
-    return Must(lambda value: value >= low, f"Must be {low:g} or more{why and f': {why}'}.")
+def between(low: float, high: float, why: str = "") -> Must:
+    """Return the condition `low <= value <= high`. The message gives the reason `why`, if any."""
+    return Must(lambda value: low <= value <= high, f"Must be {low:.15g} to {high:.15g}{why and f': {why}'}.")
+
+
+def above_zero(high: float, why: str = "") -> Must:
+    """Return the condition `0 < value <= high`. The message gives the reason `why`, if any."""
+    return Must(lambda value: 0 < value <= high, f"Must be more than 0 and at most {high:.15g}{why and f': {why}'}.")
+
+
+def each(low: float, high: float, *, least: int = 0) -> Must:
+    """Return the condition that every item of a list is `low` to `high`, and that there are at least `least`."""
+    some = f"There must be at least {least}. " if least else ""
+    return Must(
+        lambda value: len(value) >= least and all(low <= item <= high for item in value),
+        f"{some}Each must be {low:.15g} to {high:.15g}.",
+    )
 
 
 def matches(pattern: str, message: str) -> Must:
@@ -38,5 +55,12 @@ def matches(pattern: str, message: str) -> Must:
     return Must(lambda value: re.fullmatch(pattern, value, re.ASCII) is not None, message)
 
 
-POSITIVE = Must(lambda value: value > 0, "Must be more than 0.")
-NOT_NEGATIVE = at_least(0)
+BILLION = 10**9
+COUNT = between(1, BILLION)
+COUNT_OR_NONE = between(0, BILLION)
+"""Number of things, of which 0 has a meaning of its own."""
+PROCESSES = between(1, 10_000)
+SECONDS = above_zero(10**7)
+FACTOR = above_zero(10**6)
+"""Number that multiplies or divides others."""
+FACTOR_OR_NONE = between(0, 10**6)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from omegaconf import MISSING
 
-from maxpo.config.ranges import POSITIVE, Arguments, Must, at_least
+from maxpo.config.ranges import COUNT, PROCESSES, SECONDS, Arguments, Must, between
 
 COMBINED = "combined"
 """Name of the verifier that adds up others."""
@@ -30,20 +30,20 @@ class RewardConfig:
     by_source: Arguments = field(default_factory=Arguments)
     """Other verifiers for the prompts of single sources, such as `{gsm8k: numeric}`. All other prompts have
     `verifier`."""
-    workers: Annotated[int, POSITIVE] = 1
+    workers: Annotated[int, PROCESSES] = 1
     """Number of verifier processes."""
-    timeout_s: Annotated[float, POSITIVE] = 5.0
+    timeout_s: Annotated[float, SECONDS] = 5.0
     """Timeout of one answer, seconds. After the timeout the verifier's process is killed and the sample is invalid
     (masked)."""
-    max_chars: Annotated[int | None, POSITIVE] = None
+    max_chars: Annotated[int | None, COUNT] = None
     """Longest answer that is read, in characters. Longer answers are counted and invalid (masked), except that
     `length` gives its full penalty. null: 16 for each token of `rollout.max_new_tokens`, and at least 20000."""
-    code_case_s: Annotated[float, POSITIVE] = 4.0
+    code_case_s: Annotated[float, SECONDS] = 4.0
     """Time limit of a program for one test case, seconds (wall-clock time, and processor time rounded up). Only for the
     verifier `code`."""
-    code_memory_mib: Annotated[int, at_least(128, "Python itself needs that")] = 1024
+    code_memory_mib: Annotated[int, between(128, 10**7, "Python itself needs 128")] = 1024
     """Memory limit of a program (address space), MiB. Only for the verifier `code`."""
-    code_max_cases: Annotated[int, POSITIVE] = 20
+    code_max_cases: Annotated[int, COUNT] = 20
     """Largest number of test cases of a reference that are run; later cases are left out. Only for the verifier
     `code`."""
 

@@ -5,46 +5,48 @@ from typing import Annotated, Literal
 
 from omegaconf import MISSING
 
-from maxpo.config.ranges import NOT_NEGATIVE, POSITIVE, Arguments, Must
+from maxpo.config.ranges import COUNT, COUNT_OR_NONE, FACTOR, PROCESSES, SECONDS, Arguments, Must, between
 
 
 @dataclass(kw_only=True)
 class RolloutConfig:
     """The vLLM engines that sample."""
 
-    workers: Annotated[int, POSITIVE] = 1
+    workers: Annotated[int, PROCESSES] = 1
     """Number of vLLM engines, each in its own Ray actor."""
-    tensor_parallel_size: Annotated[int, POSITIVE] = 1
+    tensor_parallel_size: Annotated[int, between(1, 1024)] = 1
     """GPUs per engine. On CPU: processes per engine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the engines. auto: CUDA if the installed vLLM and the machine have CUDA, else CPU."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Number format of the engines' weights and activations. Sampler and learner differ least if `learner.dtype` is the
     same (`benchmarks/dtypes.py` measures the difference)."""
-    max_mismatch_kl: Annotated[float | None, POSITIVE] = 0.1
+    max_mismatch_kl: Annotated[float | None, FACTOR] = 0.1
     """Largest `mismatch/kl`, the mean of exp(d) - 1 - d over tokens, d the difference of log-probabilities between
     learner and sampler in nats. The run stops above it, in training and in evaluation. bfloat16 gives about 0.002, a
     mixture of experts several times as much. null: no limit."""
-    max_new_tokens: Annotated[int, POSITIVE] = MISSING
+    max_new_tokens: Annotated[int, COUNT] = MISSING
     """Longest completion in tokens."""
-    temperature: Annotated[float, POSITIVE] = 1.0
+    temperature: Annotated[
+        float, between(0.01, 100, "vLLM raises lower temperatures to 0.01, and the learner would not")
+    ] = 1.0
     """Sampling temperature. The log-probabilities of sampler and learner include the temperature. The sampler always
     draws from the full distribution, without top-p or top-k, because the learner's ratio is over all tokens."""
-    max_concurrent_sequences: Annotated[int, POSITIVE] = 256
+    max_concurrent_sequences: Annotated[int, between(1, 10**6)] = 256
     """Largest number of sequences that one engine decodes at once. The pool keeps about this number in each engine."""
     gpu_memory_utilization: Annotated[float, Must(lambda v: 0 < v <= 1, "Must be more than 0 and at most 1.")] = 0.85
     """Share of GPU memory that an engine may use. No effect on CPU."""
-    cpu_kv_cache_gib: Annotated[int, POSITIVE] = 1
+    cpu_kv_cache_gib: Annotated[int, between(1, 10**5)] = 1
     """KV cache of an engine on CPU, GiB. No effect on GPU."""
     enforce_eager: bool = False
     """Do not capture CUDA graphs. No effect on CPU, which is always eager."""
-    generate_timeout_s: Annotated[float, POSITIVE] = 600.0
+    generate_timeout_s: Annotated[float, SECONDS] = 600.0
     """Timeout of the generation of one group, seconds."""
-    max_restarts: Annotated[int, NOT_NEGATIVE] = 10
+    max_restarts: Annotated[int, COUNT_OR_NONE] = 10
     """Largest number of lost workers within `restart_window_s` that are replaced. One more stops the run."""
-    restart_window_s: Annotated[float, POSITIVE] = 600.0
+    restart_window_s: Annotated[float, SECONDS] = 600.0
     """Length of the window in which lost workers are counted, seconds."""
-    health_timeout_s: Annotated[float, POSITIVE] = 60.0
+    health_timeout_s: Annotated[float, SECONDS] = 60.0
     """Seconds without a sign of life after which a worker counts as lost. Engines answer between two forward passes.
     While groups are sampled, a worker is asked six times in this time, for the first time this long after its start."""
     engine_args: Arguments = field(default_factory=Arguments)
@@ -57,7 +59,7 @@ class SyncConfig:
 
     backend: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
     """Transport of the weights: gloo (CPU), nccl (separate GPUs), ipc (learner and engine share one GPU)."""
-    bucket_mib: Annotated[int, POSITIVE] = 64
+    bucket_mib: Annotated[int, between(1, 10**6)] = 64
     """Size of one packed bucket, MiB."""
-    timeout_s: Annotated[float, POSITIVE] = 300.0
+    timeout_s: Annotated[float, SECONDS] = 300.0
     """Timeout of one sync, seconds. After the timeout the run stops and names the processes that are missing."""

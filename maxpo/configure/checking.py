@@ -18,6 +18,7 @@ from maxpo.configure.rules import Fault
 from maxpo.configure.rules.data import source_problems
 from maxpo.configure.rules.environment import ENVIRONMENT_KEYS, environment_problems
 from maxpo.configure.rules.general import COMBINATIONS, ranges_of
+from maxpo.configure.rules.metrics import METRIC_KEYS, metric_problems
 from maxpo.configure.rules.reward import REWARD_KEYS, reward_problems
 
 
@@ -75,12 +76,14 @@ class _Checks:
                 self._report(involved, message)
 
     def plugins(self) -> None:
-        """Report wrong verifiers and environments, and wrong arguments of these."""
+        """Report wrong verifiers, environments, arguments of these, and a metric that the run does not have."""
         config, faults = self._config, list[Fault]()
         if self._unusable.isdisjoint(REWARD_KEYS):
             faults += reward_problems(config.reward, config.rollout.max_new_tokens)
         if self._unusable.isdisjoint({*ENVIRONMENT_KEYS, *REWARD_KEYS}):
             faults += environment_problems(config.environment, config.reward)
+        if self._unusable.isdisjoint(METRIC_KEYS):
+            faults += metric_problems(config)
         for involved, message in faults:
             self._report(involved, message)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -25,6 +25,7 @@ from maxpo.configure.fields import leaf_of, schema, sections
 from maxpo.configure.problems import ConfigError, Problem, Setting, problem
 from maxpo.configure.reading import COMMAND_LINE, from_earlier_version, read_file, read_override
 from maxpo.configure.rules.general import allowed
+from maxpo.configure.values import wrong_value
 from maxpo.wording import parts
 
 
@@ -71,9 +72,10 @@ def load_config(
     problems += [wrong for wrong in unresolved if wrong.key not in reported]
     config = _build(values)
     problems += check(config, origin, files_here=files_here)
+    loaded = LoadedConfig(config=config, tree=tree, origin=origin)
     if problems:
-        raise ConfigError(problems)
-    return LoadedConfig(config=config, tree=tree, origin=origin)
+        raise ConfigError(problems, loaded)
+    return loaded
 
 
 def _merge(tree: DictConfig, items: Iterable[Setting | Problem]) -> tuple[dict[str, Setting], list[Problem]]:
@@ -119,6 +121,9 @@ def _set(tree: DictConfig, setting: Setting) -> Problem | None:
     except OmegaConfBaseException:
         if int in parts(hint) and isinstance(value, float) and value.is_integer():
             message += f" Write {int(value)}."
+    # OmegaConf also raises errors of Python for values of a wrong shape.
+    except Exception as error:
+        message += f" ({type(error).__name__})"
     OmegaConf.update(tree, leaf, MISSING)
     return Problem(settings=(setting,), message=message)
 
@@ -132,11 +137,12 @@ def value_of(tree: DictConfig, key: str) -> Any:
 def _resolve(tree: DictConfig, key: str, setting: Setting) -> tuple[Any, Problem | None]:
     """Return the value of a key, MISSING if it has none, and its problem."""
     try:
-        value, kinds = value_of(tree, key), [get_origin(part) for part in parts(schema()[key].type)]
-        if not isinstance(value, str) or not {list, dict} & set(kinds):
+        value = value_of(tree, key)
+        message = wrong_value(value, key)
+        if message is None:
             return value, None
-        # An escaped reference is text, which OmegaConf lets pass for a list or a mapping.
-        message = f"What the ${{...}} stands for is not {allowed(key)}."
+        if "${" in setting.text:
+            message = f"What the ${{...}} stands for is wrong. {message}"
     except MissingMandatoryValue:
         message = f"Must be set to {allowed(key)}; there is no default. {schema()[key].doc}"
         return MISSING, problem(message, key=key, where=setting.where)
@@ -147,6 +153,9 @@ def _resolve(tree: DictConfig, key: str, setting: Setting) -> tuple[Any, Problem
         reason = str(error).partition("\n")[0].rpartition("resolving interpolation: ")[2].strip('"')
         # The name that OmegaConf did not find may hold a secret too, if an interpolation is nested.
         message = f"{reason}." if setting.text.count("${") == 1 else "The ${...} cannot be resolved."
+    # A resolver, such as oc.decode, may raise anything, with the value in its message.
+    except Exception as error:
+        message = f"The ${{...}} cannot be resolved ({type(error).__name__})."
     return MISSING, Problem(settings=(setting,), message=message)
 
 

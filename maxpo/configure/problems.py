@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from maxpo.errors import InputError
-from maxpo.wording import question
+from maxpo.wording import question, shown
 
 DEFAULT = "default"
 """Place of a value that nobody set."""
@@ -34,8 +34,8 @@ class Setting:
     """Value that is set, with interpolations unresolved."""
 
     def __str__(self) -> str:
-        short = self.text if len(self.text) <= 80 else self.text[:77] + "..."
-        return f"{self.key}{' = ' * bool(short)}{short}   ({self.where})" if self.key else self.where
+        text, where = shown(self.text), shown(self.where, 1000)
+        return f"{shown(self.key)}{' = ' * bool(text)}{text}   ({where})" if self.key else where
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,12 @@ class Problem:
         return self.settings[0].key
 
     def __str__(self) -> str:
-        text = textwrap.fill(self.message + question(self.nearest), 90, break_long_words=False, break_on_hyphens=False)
+        text = textwrap.fill(
+            shown(" ".join(self.message.split()), 2000) + question(self.nearest),
+            90,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
         return "\n".join(["  " + str(setting) for setting in self.settings] + [textwrap.indent(text, "      ")])
 
 
@@ -67,9 +72,16 @@ def problem(message: str, *, where: str, key: str = "", text: str = "", nearest:
 class ConfigError(InputError):
     """All problems in the settings of a run. `str` returns the text for the user."""
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[Problem], loaded: object = None) -> None:
+        """Keep the problems.
+
+        Args:
+            problems: At least one.
+            loaded: `LoadedConfig` with the values that could be read, for checks of other things. None: the problem is
+                a file.
+        """
         super().__init__(problems)
-        self.problems = problems
+        self.problems, self.loaded = problems, loaded
 
     def __str__(self) -> str:
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"

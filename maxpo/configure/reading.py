@@ -24,7 +24,15 @@ REMOVED: Mapping[str, tuple[str | None, str]] = {
     "rollout.top_k": (None, "Sampling is always from the full distribution."),
 }
 """For each removed setting, the setting that has the value now, if any, and a sentence for the error."""
+DEEPEST = 20
+"""Deepest nesting of lists and mappings in a file or a value. Libraries that read and write values use recursion."""
 _untyped = cast(Any, yaml)  # for functions that PyYAML's stubs leave without types
+
+_OPENING = (
+    *(yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken),
+    *(yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken),
+)
+_CLOSING = (yaml.BlockEndToken, yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
 
 
 def unknown_key(key: str, where: str, text: str = "") -> Problem:
@@ -56,10 +64,18 @@ for _tag, _pattern, _first in (
 
 def _compose(text: str) -> yaml.Node | None:
     """Parse YAML into nodes, which have line numbers; return None for an empty document."""
+    depth = 0
     for token in _untyped.scan(text):
+        reason = ""
         if isinstance(token, yaml.AliasToken):
             # A referenced value has no line of its own, and may contain itself.
             reason = "references (*name) are not supported, use `base:`"
+        elif isinstance(token, _OPENING):
+            depth += 1
+            reason = f"more than {DEEPEST} levels of nesting" if depth > DEEPEST else ""
+        elif isinstance(token, _CLOSING):
+            depth -= 1
+        if reason:
             raise yaml.MarkedYAMLError(problem=reason, problem_mark=token.start_mark)
     return _untyped.compose(text, Loader=_Loader)
 
@@ -71,11 +87,20 @@ def _source(node: yaml.Node) -> str:
 
 
 def _value(node: yaml.Node, hint: Any) -> object:
-    """Return the value of a node. Text stays as written, so the name 007 is not the number 7."""
+    """Return the value of a node. Text stays as written, so the name 007 is not the number 7.
+
+    Raises:
+        ValueError: The node is not a value of its tag. PyYAML raises many kinds of errors for such nodes.
+    """
     text = any(part is str or get_origin(part) is Literal for part in parts(hint))
     if text and isinstance(node, yaml.ScalarNode) and not node.tag.endswith(":null"):
         return node.value
-    return cast(Any, _Loader("")).construct_document(node)
+    try:
+        return cast(Any, _Loader("")).construct_document(node)
+    except (yaml.YAMLError, ValueError):
+        raise
+    except Exception as error:
+        raise ValueError(f"the value does not fit its tag {node.tag}") from error
 
 
 def _yaml_problem(error: yaml.YAMLError | ValueError, where: str, *, key: str = "", text: str = "") -> Problem:
@@ -105,6 +130,8 @@ def _leaves(key: str, node: yaml.Node, where: str, locate: Callable[[yaml.Node],
         for name, value in node.value:
             if not isinstance(name, yaml.ScalarNode):
                 yield problem("A key must be a single word.", key=key, where=locate(name))
+            elif not name.value:
+                yield problem("A key must not be empty.", key=f"{key}.", where=locate(name), text=_source(value))
             elif "." in name.value:
                 nested = name.value.replace(".", ": {", 1)
                 message = f"A key in a YAML file has no dots. Write it as a section: {nested}: ...}}"
@@ -131,10 +158,10 @@ def _repeated(key: str, node: yaml.Node, locate: Callable[[yaml.Node], str]) -> 
 
 def read_file(file: Path, named_in: str, chain: tuple[Path, ...] = ()) -> Iterator[Setting | Problem]:
     """Yield the settings of a YAML file, after the settings of its `base`. `chain` holds the files that led here."""
-    if file.resolve() in chain:
-        yield problem(f"base: {file} leads back to a file that is based on {file}.", where=named_in)
-        return
     try:
+        if file.resolve() in chain:
+            yield problem(f"base: {file} leads back to a file that is based on {file}.", where=named_in)
+            return
         root = _compose(file.read_text(encoding="utf-8"))
     except OSError as error:
         yield problem(f"Can not read {file}: {error.strerror}.", where=named_in)
@@ -190,7 +217,7 @@ def read_override(override: str) -> Iterator[Setting | Problem]:
     else:
         try:
             node = _compose(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             yield _yaml_problem(error, COMMAND_LINE, key=override)
             return
         if node is None:

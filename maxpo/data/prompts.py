@@ -9,12 +9,13 @@ from typing import Any
 
 from maxpo.config import DataConfig
 from maxpo.data.order import Mixture, WeightedRoundRobin, integer_weights
-from maxpo.data.rows import Chat, Encode, Reader, Rows, columns, left_out
+from maxpo.data.rows import SOURCE_NAME, Chat, Encode, Reader, Rows, columns, is_source, left_out
 from maxpo.data.tables import open_table
 from maxpo.errors import DataError
 from maxpo.tasks.base import TaskProblem
 from maxpo.tasks.registry import TASKS
 from maxpo.types import Prompt
+from maxpo.wording import shown
 
 Entry = Mapping[str, Any]
 """A source, as in `data.train`."""
@@ -34,13 +35,13 @@ def load_prompts(
     Args:
         config: Section `data`.
         seed: Seed of procedural tasks.
-        eval_size: Number of evaluation prompts, the first ones of each file. 0: none.
+        eval_size: Largest number of evaluation prompts, the first ones of each file. 0: none.
         encode: Tokenizer of the policy.
         chat: Chat template of the tokenizer. None: the tokenizer has none.
         say: Called with a line about each source and the rows that are left out.
 
     Raises:
-        DataError: Rows are wrong, a prompt is over `data.max_prompt_tokens`, or there are too few evaluation rows.
+        DataError: Rows are wrong, or a prompt is over `data.max_prompt_tokens`.
     """
     reader = Reader(
         encode=encode,
@@ -74,28 +75,30 @@ def _training(
 def _evaluation(
     entries: Sequence[Entry], config: DataConfig, reader: Reader, seed: int, size: int, say: Callable[[str], None]
 ) -> list[Prompt]:
-    """Return the first prompts of each source, as many as its weight allows, in the order of a mixture."""
+    """Return the first prompts of each source, as many as its weight allows, in the order of a mixture.
+
+    A source with fewer prompts gives all that it has.
+    """
     rotation = WeightedRoundRobin(integer_weights(entries))
     order = [rotation.next() for _ in range(size)]
     seen: Counter[str] = Counter()
     queues: list[list[Prompt]] = []
     for entry, wanted in zip(entries, rotation.drawn, strict=True):
         part = _load(entry, config, reader, seed, seen, held_out=True, limit=wanted)
-        say(f"evaluation: {_name(entry)}: {_described(part)}")
-        if len(part) < wanted:
-            others = f", of which {wanted} are its share" if len(entries) > 1 else ""
-            raise DataError(f"{_name(entry)}: {len(part)} rows, but eval.prompts = {size}{others}")
+        share = f", of which {wanted} are its share" if len(entries) > 1 else ""
+        short = f", all that it has (eval.prompts = {size}{share})" if len(part) < wanted else ""
+        say(f"evaluation: {_name(entry)}: {_described(part, short)}")
         queues.append(list(part)[::-1])
-    return [queues[source].pop() for source in order]
+    return [queues[source].pop() for source in order if queues[source]]
 
 
 def _name(entry: Entry) -> str:
     return str(entry.get("task") or "/".join(str(entry[key]) for key in ("source", "name", "split") if entry.get(key)))
 
 
-def _described(part: Sequence[Prompt], share: str = "") -> str:
-    note = left_out(part.summary) if isinstance(part, Rows) else ""
-    return f"{len(part)} prompts{share}" + (f"; {note}" if note else "")
+def _described(part: Sequence[Prompt], note: str = "") -> str:
+    missing = left_out(part.summary) if isinstance(part, Rows) else ""
+    return f"{len(part)} prompts{note}" + (f"; {missing}" if missing else "")
 
 
 def _load(
@@ -116,6 +119,8 @@ def _load(
     fields = {**config.fields, **entry.get("fields", {})}
     source, path = str(entry["source"]), Path(str(entry["source"]))
     own_name = path.stem if path.is_file() else path.name if path.is_dir() else source
+    if not is_source(own_name):
+        raise DataError(f"{shown(source)}: the name of a source must have {SOURCE_NAME}: rename the file")
     table = open_table(source, entry.get("split"), entry.get("name"), columns(fields))
     return Rows(table, _name(entry), own_name, fields, reader, seen, limit=limit)
 
@@ -131,8 +136,10 @@ def _problems(
     }
     try:
         train, held_out = TASKS[task](seed=seed, **sizes, **arguments)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"data.task = {task} with data.task_args = {arguments}: {error}") from error
+    # The arguments of a task may be of any type.
+    except Exception as error:
+        text = shown(f"data.task = {task} with data.task_args = {arguments}: {type(error).__name__}: {error}", 400)
+        raise DataError(text) from error
     problems = train if eval_size is None else held_out
     return [_task_prompt(task, problem, config, reader, seen) for problem in problems]
 

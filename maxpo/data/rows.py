@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast, overload
 
 from maxpo.data.tables import Table
-from maxpo.errors import DataError
+from maxpo.errors import DataError, RunError
 from maxpo.types import Prompt
+from maxpo.wording import listed, shown
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -25,9 +26,13 @@ Chat = Callable[[Sequence[Message]], tuple[str, Sequence[int]]]
 
 ANSWERS = ("answer", "reward_model.ground_truth", "reward_spec.ground_truth")
 """Fields of the answer unless `data.fields` names another: first MaxPO's own, then those of verl and of SkyRL."""
+LONGEST_SOURCE = 200
+SOURCE_NAME = f"at most {LONGEST_SOURCE} characters without line breaks and control characters"
 _ROLES = ("system", "user", "assistant", "tool")
 _SHOWN = 10
 """Number of bad rows that a message lists one by one."""
+_LONGEST = 200
+"""Number of characters of each of these messages."""
 
 
 def _no_template(messages: Sequence[Message]) -> tuple[str, Sequence[int]]:
@@ -76,9 +81,10 @@ def _guarded(name: str, function: Callable[[Given], Made], given: Given) -> Made
     """
     try:
         return function(given)
-    except (DataError, ValueError):
+    except (ValueError, RunError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:
+    # A tokenizer in Rust that panics raises no `Exception`.
+    except BaseException as error:
         raise ValueError(f"the {name} of the model fails: {type(error).__name__}: {error}") from error
 
 
@@ -104,6 +110,11 @@ def columns(fields: Mapping[str, str]) -> dict[str, list[str]]:
     return {what: [name.partition(".")[0] for name in options] for what, options in names.items()}
 
 
+def is_source(name: str) -> bool:
+    """Return True if the text can be the name of a source, which is a part of the names of metrics."""
+    return name.isprintable() and len(name) <= LONGEST_SOURCE
+
+
 def parse(row: object, fields: Mapping[str, str]) -> Row:
     """Return the fields of a row that count.
 
@@ -124,13 +135,15 @@ def parse(row: object, fields: Mapping[str, str]) -> Row:
     _, source = _look_up(known, name)
     if source is not None and not isinstance(source, str):
         raise ValueError(f"field `{name}` must be text, not {source!r}")
+    if source is not None and not is_source(source):
+        raise ValueError(f"field `{name}` must be {SOURCE_NAME}, not {source!r}")
     return Row(prompt, answer, source)
 
 
 def _prompt(row: Mapping[str, object], name: str) -> str | list[Message]:
     exists, prompt = _look_up(row, name)
     if not exists:
-        raise ValueError(f"field `{name}` is missing; the row has {sorted(row)}")
+        raise ValueError(f"field `{name}` is missing; the row has {listed(sorted(row))}")
     if isinstance(prompt, str) and prompt:
         return prompt
     if not isinstance(prompt, list) or not prompt:
@@ -146,11 +159,11 @@ def _answer(row: Mapping[str, object], fields: Mapping[str, str]) -> object:
     options = [(name, *_look_up(row, name)) for name in names]
     present = [(name, value) for name, exists, value in options if exists]
     if not present:
-        raise ValueError(f"field `{names[0]}` is missing; the row has {sorted(row)}")
+        raise ValueError(f"field `{names[0]}` is missing; the row has {listed(sorted(row))}")
     # A table has every column in every row, so null in one column may mean that another has the answer.
     name, value = next(((name, value) for name, value in present if value is not None), present[0])
     try:
-        json.dumps(value)
+        json.dumps(value, ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:
         raise ValueError(f"field `{name}` must be a JSON value: {error}") from error
     return value
@@ -198,7 +211,7 @@ class Summary:
         """Count a row that cannot be used."""
         self.bad += 1
         if self.bad <= _SHOWN:
-            self.first_bad.append(f"{where}: {error}")
+            self.first_bad.append(f"{where}: {shown(str(error), _LONGEST)}")
 
     def add_overlong(self, where: str, tokens: int) -> None:
         """Count a row with too many tokens."""

@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from maxpo.errors import DataError
+from maxpo.wording import listed, shown
 
 _BATCH = 1000
 """Number of rows that are converted to Python objects at a time."""
+
+_HEAD = 1 << 20
+"""Number of bytes at the start of a file that show its layout."""
 
 
 class Table(Protocol):
@@ -43,6 +47,7 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         """Open the file, which stays open because rows are read during the run."""
+        self._path = path
         try:
             self._file = path.open("rb")
         except OSError as error:
@@ -50,14 +55,19 @@ class JsonLines:
 
     def scan(self) -> Iterator[tuple[int, str, object]]:
         """See `Table`."""
-        start = 0
+        start, seen = 0, False
         self._file.seek(0)
         for number, line in enumerate(self._file, start=1):
             if line.strip():
                 try:
                     row = _parse(line)
                 except ValueError as error:
+                    if not seen:
+                        self._check_layout(start)
                     row = error
+                if not seen and isinstance(row, list):
+                    self._check_layout(start)
+                seen = True
                 yield start, f"line {number}", row
             start += len(line)
 
@@ -65,6 +75,26 @@ class JsonLines:
         """See `Table`."""
         self._file.seek(key)
         return _parse(self._file.readline())
+
+    def _check_layout(self, start: int) -> None:
+        """Raise DataError if the value that begins the file is an array of rows, or spans lines. Keep the position."""
+        position = self._file.tell()
+        self._file.seek(start)
+        head = self._file.read(_HEAD).decode("utf-8", errors="replace").lstrip()
+        self._file.seek(position)
+        layout = "an array" if head.startswith("[") else "a value that spans several lines"
+        try:
+            _, end = json.JSONDecoder().raw_decode(head)
+            whole = "\n" not in head[:end].strip()
+        except (ValueError, RecursionError):
+            whole = True
+        if head.startswith("[") or not whole:
+            raise DataError(
+                f"{self._path} begins with {layout}, but JSON lines are wanted: one row, such as "
+                '{"prompt": "...", "answer": "..."}, on each line. Convert it with\n'
+                f"  jq -c '.[]?' {self._path} > rows.jsonl   (an array)\n"
+                f"  jq -c . {self._path} > rows.jsonl        (values that span lines)"
+            )
 
 
 def _parse(line: bytes) -> object:
@@ -88,12 +118,27 @@ class ArrowRows:
     def scan(self) -> Iterator[tuple[int, str, object]]:
         """See `Table`."""
         for start in range(0, self._length, _BATCH):
-            for offset, row in enumerate(self._part(start, min(start + _BATCH, self._length)).to_pylist()):
+            stop = min(start + _BATCH, self._length)
+            try:
+                rows = self._part(start, stop).to_pylist()
+            # One value that cannot be converted fails the batch, with any kind of error.
+            except Exception:
+                rows = [self._row_or_error(key) for key in range(start, stop)]
+            for offset, row in enumerate(rows):
                 yield start + offset, f"row {start + offset}", row
 
     def read(self, key: int) -> object:
         """See `Table`."""
-        return self._part(key, key + 1).to_pylist()[0]
+        row = self._row_or_error(key)
+        if isinstance(row, ValueError):
+            raise row
+        return row
+
+    def _row_or_error(self, key: int) -> object:
+        try:
+            return self._part(key, key + 1).to_pylist()[0]
+        except Exception as error:
+            return ValueError(f"the row cannot be read: {type(error).__name__}: {error}")
 
 
 def open_table(source: str, split: str | None, name: str | None, columns: Mapping[str, Sequence[str]]) -> Table:
@@ -122,14 +167,17 @@ def _library(name: str) -> Any:
 
 def _parquet(path: Path, columns: Mapping[str, Sequence[str]]) -> Table:
     try:
-        pyarrow, parquet = (_library(name) for name in ("pyarrow", "pyarrow.parquet"))
+        parquet = _library("pyarrow.parquet")
     except ImportError as error:
         raise DataError(f"{path}: parquet needs pyarrow: pip install 'maxpo[data]'") from error
     try:
         file = parquet.ParquetFile(path)
         table = file.read(columns=_known(str(path), file.schema_arrow.names, columns))
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path} cannot be read as parquet: {error}") from error
+    except DataError:
+        raise
+    # A damaged file raises errors of the system, of Arrow and of Python.
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as parquet: {shown(str(error), 300)}") from error
     return ArrowRows(table.num_rows, lambda start, stop: table.slice(start, stop - start))
 
 
@@ -138,8 +186,8 @@ def _known(source: str, names: Sequence[str], columns: Mapping[str, Sequence[str
     for what in ("prompt", "answer"):
         if not set(columns[what]) & set(names):
             raise DataError(
-                f"{source} has no column {' or '.join(columns[what])}, it has {sorted(names)}: say with data.fields "
-                f"which one holds the {what}, such as {{{what}: {names[0] if names else 'NAME'}}}"
+                f"{source} has no column {' or '.join(columns[what])}, it has {listed(sorted(names))}: say with "
+                f"data.fields which one holds the {what}, such as {{{what}: {listed(names[:1]) or 'NAME'}}}"
             )
     wanted = {name for options in columns.values() for name in options}
     return [name for name in names if name in wanted]
@@ -163,13 +211,13 @@ def _dataset(source: str, split: str | None, name: str | None, columns: Mapping[
     except Exception as error:
         where = "the folder cannot be loaded: save_to_disk of the datasets library must have written it"
         missing = "is neither a file nor a folder, and no dataset in the local cache (nothing is downloaded)"
-        raise DataError(f"{source} {where if path.is_dir() else missing}: {error}") from error
+        raise DataError(f"{source} {where if path.is_dir() else missing}: {shown(str(error), 300)}") from error
     if isinstance(dataset, library.DatasetDict):
         splits = list(dataset)
         if split is None and len(splits) > 1:
-            raise DataError(f"{source} has the splits {splits}: choose one with `split`")
+            raise DataError(f"{source} has the splits {listed(splits)}: choose one with `split`")
         if split is not None and split not in splits:
-            raise DataError(f"{source}: split = {split} is none of its splits {splits}")
+            raise DataError(f"{source}: split = {split} is none of its splits {listed(splits)}")
         dataset = dataset[split or splits[0]]
     elif split is not None:
         raise DataError(f"{source} has no splits: leave `split` out")

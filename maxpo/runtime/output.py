@@ -6,6 +6,9 @@ import os
 import sys
 from pathlib import Path
 
+NEW_PROCESS = "--- process "
+"""Beginning of the line before the output of a process."""
+
 
 def output_file(folder: Path | None, worker: str) -> Path | None:
     """Return the file of a worker's output in the folder of the logs, or None without such a folder."""
@@ -26,7 +29,7 @@ def write_output_to(file: Path | None) -> None:
     handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os.write(handle, f"--- process {os.getpid()}\n".encode())
+    os.write(handle, f"{NEW_PROCESS}{os.getpid()}\n".encode())
     for standard in (1, 2):
         os.dup2(handle, standard)
     os.close(handle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from maxpo.errors import LateError, RemoteError
 from maxpo.runtime.waits import SIGNAL_S, waiting
+from maxpo.wording import plain, reason
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -27,7 +27,8 @@ class RemoteMethod(Protocol[R]):
 
 def failure(name: str, doing: str, error: Exception) -> RemoteError:
     """Return the error of a remote call, with the worker's name and, if ray wrapped one, the worker's own exception."""
-    return RemoteError(f"{name} failed while {doing}: {getattr(error, 'cause', None) or error}")
+    cause = getattr(error, "cause", None)
+    return RemoteError(f"{name} failed while {doing}: {plain(str(cause)) if cause else reason(str(error))}")
 
 
 def actor_is_lost(error: BaseException | None) -> bool:
@@ -41,9 +42,9 @@ def actor_is_lost(error: BaseException | None) -> bool:
 
 
 def told(cause: BaseException, output: Path | None, pid: int | None) -> str:
-    """Return the text about the death of a worker: the cause, cut short, and the path of the worker's output."""
+    """Return the text about the death of a worker: the cause in one line, and the path of the worker's output."""
     where = output or f"worker-*-{pid or '*'}.* in Ray's logs on its node"
-    return f"{textwrap.shorten(str(cause), 400)} (its output: {where})"
+    return f"{reason(str(getattr(cause, 'cause', None) or cause))} (its output: {where})"
 
 
 def ready_of(

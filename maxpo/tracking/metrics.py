@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 METRICS: dict[str, tuple[str, str]] = {
     "reward/mean": ("Mean reward of the valid completions sampled in this step", "reward"),
@@ -152,18 +153,26 @@ METRICS: dict[str, tuple[str, str]] = {
 """Name, with {placeholders} -> (meaning, unit). Logging any other name is an error."""
 
 _FIGURE = r"(?:(?:pass|max|avg|maj)@\d+|greedy)"
-_PLACEHOLDERS = {
-    "source": ".+",  # the name in the data, slashes and spaces included
-    "figure": _FIGURE,
-    "name": rf"(?:{_FIGURE}(?:/low|/high)?|no_answer|unique|solved|dropped_prompts)",
-}
 
 
-def _pattern(name: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"\\{(\w+)\\}", lambda m: _PLACEHOLDERS.get(m[1], r"[\w.]+"), re.escape(name)) + r"\Z")
+def pattern_of(name: str, figure: str = _FIGURE, values: Mapping[str, str] = MappingProxyType({})) -> re.Pattern[str]:
+    """Return the pattern of a name in `METRICS`.
+
+    Args:
+        name: Name with {placeholders}.
+        figure: Pattern of the figures of an evaluation.
+        values: Pattern of each further placeholder that does not stand for any word.
+    """
+    known = {
+        "source": ".+",  # the name in the data, slashes and spaces included
+        "figure": figure,
+        "name": rf"(?:{figure}(?:/low|/high)?|no_answer|unique|solved|dropped_prompts)",
+        **values,
+    }
+    return re.compile(re.sub(r"\\{(\w+)\\}", lambda m: known.get(m[1], r"[\w.]+"), re.escape(name)) + r"\Z")
 
 
-_PATTERNS = {_pattern(name) for name in METRICS}
+_PATTERNS = {pattern_of(name) for name in METRICS}
 
 
 def check_names(names: Sequence[str]) -> None:

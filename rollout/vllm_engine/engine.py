@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
@@ -14,9 +13,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from maxpo.config import RolloutConfig
 from maxpo.types import Completion
-
-WIRE_BACKENDS = {"gloo": "gloo", "nccl": "maxpo_nccl", "ipc": "maxpo_ipc"}
-"""`sync.backend` -> name of the receiver that `rollout.plugin` registers."""
+from rollout.vllm_engine.arguments import default_arguments, fixed_arguments
 
 
 class Engine:
@@ -33,35 +30,16 @@ class Engine:
         trust_remote_code: bool = False,
     ) -> None:
         """Load the model. Blocks until the engine is ready (about 20 s on CPU)."""
-        args: dict[str, Any] = {
-            "model": model_path,
-            "trust_remote_code": trust_remote_code,
-            "dtype": config.dtype,
-            "tensor_parallel_size": config.tensor_parallel_size,
-            "max_model_len": max_model_len,
-            "max_num_seqs": config.max_concurrent_sequences,
-            "enforce_eager": config.enforce_eager or device == "cpu",
-            "disable_log_stats": True,
-            # Log-probabilities of the distribution that was sampled from: after temperature, over the kept tokens.
-            "logprobs_mode": "processed_logprobs",
-            "weight_transfer_config": {"backend": WIRE_BACKENDS[sync_backend]},
-            "worker_extension_cls": "rollout.vllm_engine.weight_receiver.WorkerExtension",
-        }
-        if config.tensor_parallel_size == 1:
-            # In the engine's own process; on CPU see also `rollout.vllm_engine.process_env.environment_variables`.
-            args["distributed_executor_backend"] = "uni"
-        else:
-            # Inside a placement group vLLM would spread its processes by Ray itself.
-            args["distributed_executor_backend"] = "mp"
-        if device == "cuda":
-            args["gpu_memory_utilization"] = config.gpu_memory_utilization
-            args["enable_sleep_mode"] = sync_backend == "ipc"  # it shares the GPU with the learner
-        else:
-            # Whole prompts only: where a prompt is cut in two, vLLM 0.32 rewinds the seeded generator of the
-            # request, which torch's CPU generators cannot do, and the engine dies.
-            args["enable_chunked_prefill"] = False
-            args["max_num_batched_tokens"] = max(8192, max_model_len, config.max_concurrent_sequences)
-        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**(args | config.engine_args)))
+        fixed = fixed_arguments(
+            model_path,
+            config,
+            device=device,
+            sync_backend=sync_backend,
+            max_model_len=max_model_len,
+            trust_remote_code=trust_remote_code,
+        )
+        args = default_arguments(config, device=device, max_model_len=max_model_len) | config.engine_args | fixed
+        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**args))
         self._config = config
         self.version: int | None = None
 

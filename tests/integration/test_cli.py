@@ -128,7 +128,7 @@ def test_dry_run_checks_everything_and_starts_nothing(tmp_path: Path) -> None:
         ),
         (["algorithm.minibatches=5"], ["multiple of algorithm.minibatches"]),
         (["reward.verifier=tests.nothing:here"], ["reward.verifier", "tests.nothing"]),
-        (["reward.by_source={gsm8k: exact}"], ["reward.by_source: no prompt is from gsm8k; sources are ['countdown']"]),
+        (["reward.by_source={gsm8k: exact}"], ["reward.by_source: no prompt is from gsm8k; the sources are countdown"]),
     ],
 )
 def test_mistakes_are_told_before_anything_starts(

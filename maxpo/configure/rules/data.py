@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -82,10 +81,10 @@ def _source_problems(source: Mapping[str, object], *, files_here: bool) -> Itera
 def _out_of_range(name: str, value: object, *, files_here: bool) -> str | None:
     """Return the mistake in one value of a source, or None. The type of the value is correct."""
     match name, value:
-        case "weight", int(number) | float(number) if not 0 < number < math.inf:
-            return f"weight = {value} must be more than 0, and finite."
-        case "size", int(number) if number <= 0:
-            return f"size = {value} must be more than 0."
+        case "weight", int(number) | float(number) if not 1e-6 <= number <= 1e6:
+            return f"weight = {value} must be 0.000001 to 1000000."
+        case "size", int(number) if not 1 <= number <= 10**7:
+            return f"size = {value} must be 1 to 10000000."
         case "task", str(task) if task not in TASKS:
             return f"task = {value} must be one of {', '.join(TASKS)}."
         case "fields", dict() if not are_fields(cast("Mapping[str, object]", value)):

@@ -17,6 +17,7 @@ from maxpo.configure.rules.reward import VERIFIERS
 from maxpo.environments.registry import ENVIRONMENTS
 from maxpo.estimators.names import ADVANTAGE_NAMES
 from maxpo.estimators.objectives import OBJECTIVES
+from maxpo.plugins import is_address
 from maxpo.tasks.registry import TASKS
 from maxpo.wording import describe
 
@@ -60,7 +61,7 @@ def _names(key: str) -> Must:
 def _is_json_object(path: str) -> bool:
     try:
         return isinstance(json.loads(Path(path).read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError):  # Not readable, not UTF-8 or not JSON.
+    except (OSError, ValueError, RecursionError):  # Not readable, not UTF-8, not JSON, or nested too deeply.
         return False
 
 
@@ -72,7 +73,7 @@ _REGISTRIES: dict[str, tuple[Must, ...]] = {
     ),
     "environment.name": (
         Must(
-            lambda v: v in ENVIRONMENTS or ":" in v,
+            lambda v: v in ENVIRONMENTS or is_address(v),
             f"Must be one of {', '.join(ENVIRONMENTS)}, or a class of your own as package.module:Class.",
         ),
     ),

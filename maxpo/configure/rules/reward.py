@@ -12,7 +12,7 @@ from typing import cast
 from maxpo.config import RewardConfig
 from maxpo.config.reward import COMBINED
 from maxpo.configure.rules import Fault
-from maxpo.plugins import mistakes
+from maxpo.plugins import is_address, mistakes
 from maxpo.rewards.registry import REWARDS, names_in_use
 from maxpo.rewards.verifiers.length import CAP
 from maxpo.wording import did_you_mean
@@ -65,7 +65,7 @@ def _argument_problems(args: Mapping[str, object]) -> Iterator[Fault]:
     for name, given in args.items():
         if name in REWARDS:
             yield from ((("reward.args",), text) for text in mistakes(name, REWARDS[name], given))
-        elif ":" not in name:
+        elif not is_address(name):
             yield ("reward.args",), f"There is no verifier {name} to be set up.{did_you_mean(name, REWARDS)}"
 
 
@@ -87,4 +87,4 @@ def _length_problems(reward: RewardConfig, max_new_tokens: int) -> Iterator[Faul
 
 
 def _is_verifier(name: object) -> bool:
-    return isinstance(name, str) and (name in VERIFIERS or ":" in name)
+    return isinstance(name, str) and (name in VERIFIERS or is_address(name))

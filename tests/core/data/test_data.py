@@ -53,7 +53,7 @@ def test_bad_rows_are_all_reported_with_line_and_field(tmp_path: Path) -> None:
     for part in (
         "line 2: field `prompt`",
         "line 3: not JSON",
-        "line 4: field `answer` is missing; the row has ['prompt', 'reward']",
+        "line 4: field `answer` is missing; the row has prompt, reward",
         "line 5: field `prompt`",
         "line 6: expected an object",
     ):
@@ -67,8 +67,6 @@ def test_limits(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has 6 tokens.*max_prompt_tokens = 5"):
         load_prompts(config, seed=0, eval_size=0, encode=encode)
     config = DataConfig(train_file=config.train_file, eval_file=config.train_file)
-    with pytest.raises(DataError, match=r"1 rows, but eval.prompts = 2"):
-        load_prompts(config, seed=0, eval_size=2, encode=encode)
     with pytest.raises(DataError, match="no rows"):
         load_prompts(DataConfig(train_file=write(tmp_path / "e.jsonl", [])), seed=0, eval_size=0, encode=encode)
 

@@ -45,6 +45,21 @@ def test_tokens_that_the_model_lacks_are_named(tmp_path: Path, configured: Calla
         check_model(configured())
 
 
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", "3", "[" * 3000, '{"eos_token_id": "x"}', '{"eos_token_id": [[1]]}']
+)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_damaged_file_of_the_model_is_told(
+    name: str, text: str, tmp_path: Path, configured: Callable[..., Config]
+) -> None:
+    config = configured()
+    (tmp_path / "model" / name).write_text(text)
+    if name == "tokenizer_config.json" and text.startswith("{"):
+        return  # not where a tokenizer has its end of sequence
+    with pytest.raises(InputError, match=rf"model\.path = .* cannot be loaded|{name} must hold one JSON object"):
+        check_model(config)
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_a_model_without_a_tokenizer_is_told(kind: str, tmp_path: Path, configured: Callable[..., Config]) -> None:
     config = configured()

@@ -49,7 +49,12 @@ METRICS = {"reward/mean": 0.25, "groups/kept": 3.0, "groups/sampled": 4.0, "poli
 def test_the_banner_says_which_k_the_run_uses(overrides: list[str], words: str) -> None:
     config = load_config([Path("configs/presets/demo.yaml")], overrides).config
     prompt = Prompt(prompt_id="1", text="a", token_ids=(1,), reference="", source="x")
-    assert words in banner(config, Mixture([[prompt]], ["x"], [1]))
+    said = banner(config, Mixture([[prompt]], ["x"], [1]), [prompt])
+    assert words in said
+    assert said.endswith(
+        "\n1 held-out prompts (all that there are: eval.prompts = 128) x 32 completions per evaluation"
+    )
+    assert "held-out" not in banner(config, Mixture([[prompt]], ["x"], [1]), [])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""A trial of the user's own verifier on the first prompt, in the processes in which it will run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from maxpo.config import Config, RewardConfig
+from maxpo.errors import RunError
+from maxpo.rewards.registry import names_in_use
+from maxpo.types import Completion, Group, Prompt
+from maxpo.wording import shown
+from rollout.scoring.verifier_pool import RewardPool
+
+
+def own_verifiers(reward: RewardConfig) -> list[str]:
+    """Return the verifiers that are functions of the user."""
+    return sorted(name for name in names_in_use(reward) if ":" in name)
+
+
+def trial_problems(config: Config, prompt: Prompt) -> Iterator[str]:
+    """Yield why a verifier of the user cannot score an answer to the first prompt. The answer is the reference.
+
+    An answer that is no answer may be scored in any way: only errors, a timeout and the end of the process count.
+    """
+    reward = config.reward
+    text = prompt.reference if isinstance(prompt.reference, str) else str(prompt.reference)
+    completion = Completion(
+        text=text[:1000],
+        token_ids=(),
+        logprobs=(),
+        loss_mask=(),
+        finish_reason="stop",
+        min_weight_version=0,
+        max_weight_version=0,
+    )
+    pool = RewardPool(replace(reward, workers=1), config.rollout.max_new_tokens)
+    try:
+        outcome = pool.score([Group(prompt=prompt, completions=(completion,))])[0].outcomes[0]
+    except RunError as error:
+        outcome = str(error)
+    finally:
+        pool.shutdown()
+    if outcome not in ("ok", "too_long"):
+        words = {"timeout": f"no result within reward.timeout_s = {reward.timeout_s:g} s", "died": "its process ended"}
+        yield (
+            f"reward.verifier: {', '.join(own_verifiers(reward))} failed on the first prompt, with the reference as "
+            f"answer: {shown(words.get(outcome, outcome), 500)}. Mend the function, or its reading of the references"
+        )
