@@ -1,0 +1,1 @@
+"""Mathematical answers: texts into expressions, and exact decisions about their equality."""
