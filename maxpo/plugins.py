@@ -71,7 +71,10 @@ def _compiles(pattern: str) -> bool:
 
 
 RULES: Mapping[str, tuple[Callable[[Mapping[str, Any]], bool], str]] = {
-    "numeric": (lambda a: 0 <= a["tolerance"] < 1, "tolerance must be at least 0 and below 1"),
+    "numeric": (
+        lambda a: a["tolerance"] is None or 0 <= a["tolerance"] < 1,
+        "tolerance must be at least 0 and below 1, or null",
+    ),
     "math": (lambda a: 1 <= a["longest"] <= 2000, "longest must be 1 to 2000"),
     "length": (lambda a: 0 <= a["start"] < a["cap"], "start must be at least 0 and below cap"),
     "format": (

@@ -95,7 +95,8 @@ class ScoredGroup:
     """[N] True where the sample exists and has a score. An invalid sample is masked, never scored as 0."""
     outcomes: tuple[str, ...]
     """[N] 'ok', 'too_long' (missing, or the penalty of `length`), 'truncated' (reward 0 or missing, by
-    `algorithm.truncated`), or the reason for a missing reward: 'timeout', 'error: ...', 'died' or 'abort'."""
+    `algorithm.truncated`), or the reason for a missing reward: 'timeout', 'undecided: ...', 'error: ...', 'died' or
+    'abort'."""
     reward_parts: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
     """[N] values of each named part of the reward, for the log."""
 

@@ -28,6 +28,24 @@ def wrong_type(prompt: str, text: str, reference: Any) -> str:
     return "good"
 
 
+def empty(prompt: str, text: str, reference: Any) -> float:
+    return float(text.split()[9] == reference)
+
+
+def two(prompt: str, text: str) -> float:
+    return 1.0
+
+
+def four(prompt: str, text: str, reference: Any, letter: str) -> float:
+    return 1.0
+
+
+class Judge:
+    """A class, which is no verifier."""
+
+    def __init__(self, prompt: str, text: str, reference: Any) -> None: ...
+
+
 def secret(prompt: str, text: str, reference: Any) -> float:
     return float("RAY_AUTH_TOKEN" in os.environ)
 

@@ -32,7 +32,8 @@ from maxpo.environments.registry import find_environment
 from maxpo.errors import InputError, ProblemsError
 from maxpo.rewards.code.verifier import cannot_run
 from maxpo.rewards.registry import find_scorer, names_in_use
-from maxpo.rewards.verifiers.thinking_format import OPENING
+from maxpo.rewards.trial import reference_check, try_functions
+from maxpo.rewards.verifiers.thinking_format import CLOSING, OPENING
 from maxpo.types import Prompt
 from maxpo.wording import listed, shown
 from rollout.endings import stop_ids
@@ -298,9 +299,15 @@ def prompts_of(
         eval_size=config.eval.prompts if wants_eval else 0,
         encode=_one_token if tokenizer is None else _text_encoder(tokenizer, config),
         chat=_one_token_of_chat if tokenizer is None else chat_template(tokenizer, template_args(config.data)),
+        check=reference_check(config.reward),
         say=say,
     )
-    _thinking(config.reward, train[0])
+    first = _first_prompts(train, held_out)
+    _thinking(config.reward, first)
+    try:
+        try_functions(config.reward, first)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     if config.reward.by_source:
         sources = {prompt.source for prompt in (*train, *held_out)}
         if unknown := sorted(set(config.reward.by_source) - sources):
@@ -310,17 +317,30 @@ def prompts_of(
     return train, held_out
 
 
-def _thinking(reward: RewardConfig, prompt: Prompt) -> None:
-    """Raise InputError if a prompt opens the thinking block that the verifier `format` expects in the completion."""
-    name = reward.by_source.get(prompt.source, reward.verifier)
-    if "format" not in (reward.parts if name == COMBINED else (name,)):
-        return
-    opening = reward.args.get("format", {}).get("opening", OPENING)
-    if opening and prompt.text.rstrip().endswith(opening):
-        raise InputError(
-            f"verifier format: prompts already end with {opening}, which no completion will repeat: set "
-            "reward.args.format.opening=''"
-        )
+def _first_prompts(train: Mixture, held_out: Sequence[Prompt]) -> list[Prompt]:
+    """Return the first prompt of each part of the training data, and of each source of the held-out prompts."""
+    by_source = {prompt.source: prompt for prompt in reversed(held_out)}
+    return [*(part[0] for part in train.parts if part), *by_source.values()]
+
+
+def _thinking(reward: RewardConfig, prompts: Iterable[Prompt]) -> None:
+    """Raise InputError if a prompt opens or closes the thinking block that `format` expects in the completion."""
+    own = {"opening": OPENING, "closing": CLOSING} | reward.args.get("format", {})
+    for prompt in prompts:
+        name = reward.by_source.get(prompt.source, reward.verifier)
+        if "format" not in (reward.parts if name == COMBINED else (name,)):
+            continue
+        end = prompt.text.rstrip()
+        if own["opening"] and end.endswith(own["opening"]):
+            raise InputError(
+                f"verifier format: prompts already end with {own['opening']} (source {prompt.source}), which no completion "
+                "will repeat: set reward.args.format.opening=''"
+            )
+        if end.endswith(own["closing"]):
+            raise InputError(
+                f"verifier format: prompts already end with {own['closing']} (source {prompt.source}), so no completion has "
+                "a thinking block: leave format out, or turn on thinking in data.template_args"
+            )
 
 
 def _one_token(text: str) -> Sequence[int]:

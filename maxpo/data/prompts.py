@@ -28,6 +28,7 @@ def load_prompts(
     eval_size: int,
     encode: Encode,
     chat: Chat | None = None,
+    check: Callable[[object, str], None] = lambda reference, source: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Mixture, list[Prompt]]:
     """Return the training and the evaluation prompts. Rows of files are checked now, and made into prompts when drawn.
@@ -38,6 +39,7 @@ def load_prompts(
         eval_size: Largest number of evaluation prompts, the first ones of each file. 0: none.
         encode: Tokenizer of the policy.
         chat: Chat template of the tokenizer. None: the tokenizer has none.
+        check: Called with the reference and the source of each row. Raises ValueError if the row cannot be used.
         say: Called with a line about each source and the rows that are left out.
 
     Raises:
@@ -51,6 +53,7 @@ def load_prompts(
         max_tokens=config.max_prompt_tokens,
         drop_overlong=config.overlong == "drop",
         max_bad_rows=config.max_bad_rows,
+        check=check,
     )
     task: list[Entry] = [] if config.task is None else [{"task": config.task, "task_args": config.task_args}]
     train: Sequence[Entry] = config.train or task or [{"source": config.train_file}]
@@ -147,6 +150,7 @@ def _problems(
 def _task_prompt(task: str, problem: TaskProblem, config: DataConfig, reader: Reader, seen: Counter[str]) -> Prompt:
     try:
         text, tokens = reader.tokenize(problem.prompt)
+        reader.check(problem.reference, task)
     except DataError:
         raise
     except ValueError as error:

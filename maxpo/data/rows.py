@@ -54,6 +54,8 @@ class Reader:
     max_tokens: int
     drop_overlong: bool
     max_bad_rows: int
+    check: Callable[[object, str], None] = lambda reference, source: None
+    """Raises ValueError if the verifier of the source cannot use the reference of a row."""
 
     def tokenize(self, prompt: str | list[Message]) -> tuple[str, tuple[int, ...]]:
         """Return the text that the policy reads, and its tokens.
@@ -303,6 +305,7 @@ class Rows(Sequence[Prompt]):
         try:
             row = parse(content, self._fields)
             _, tokens = self._reader.tokenize(row.prompt)
+            self._reader.check(row.answer, row.source or self._stem)
         except DataError:
             raise
         except ValueError as error:

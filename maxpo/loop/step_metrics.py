@@ -14,7 +14,7 @@ from maxpo.estimators.shadow import advantage_metrics, shadow_metrics
 from maxpo.loop.selection import AssessedGroup
 from maxpo.types import Completion, ScoredGroup
 
-OUTCOMES = ("too_long", "timeout", "error", "died", "abort")
+OUTCOMES = ("too_long", "timeout", "undecided", "error", "died", "abort")
 """Outcomes of scoring other than 'ok'. Each masks the sample, except 'too_long' of `length` and `environment`."""
 
 

@@ -8,8 +8,9 @@ import importlib
 import importlib.util
 import inspect
 import math
+import traceback
 from collections.abc import Callable, Mapping
-from typing import TypeGuard, cast
+from typing import SupportsFloat, cast
 
 from maxpo.config import RewardConfig
 from maxpo.config.reward import COMBINED, ENVIRONMENT
@@ -91,21 +92,53 @@ def find_verifier(
         REWARDS,
         "verifier",
         form="package.module:function",
-        fits=callable,
-        needed="a function",
+        fits=lambda entry: callable(entry) and not inspect.isclass(entry),
+        needed="a function (a class is none)",
         others=(COMBINED,),
     )
     if wrong := mistakes(name, function, args.get(name, {})):
         raise ValueError(" ".join(wrong))
-    call = functools.partial(function, **args.get(name, {}))
     if name not in REWARDS:
-        return lambda prompt, text, reference: _as_score(call(prompt, text, reference))
+        return _own(name, function, args.get(name, {}))
+    call = functools.partial(function, **args.get(name, {}))
     if name in NEEDS:
         module, how = NEEDS[name]
         if importlib.util.find_spec(module) is None:
             raise ValueError(f"verifier {name} needs the package {module}, which is not installed: {how}")
         importlib.import_module(module)  # now, and not in the time limit of the first answer
     return lambda prompt, text, reference: call(text, reference)
+
+
+def _own(name: str, function: Callable[..., object], given: Mapping[str, object]) -> Scorer:
+    """Return the scorer of a user's function. Its errors have a note with file and line.
+
+    Raises:
+        ValueError: The function cannot be called with (prompt, text, reference) and its settings.
+    """
+    try:
+        inspect.signature(function).bind("", "", None, **given)
+    except TypeError as error:
+        called = ", ".join(("prompt", "text", "reference", *given))
+        raise ValueError(f"verifier {name} is called with ({called}): {error}") from error
+
+    def score(prompt: str, text: str, reference: object) -> Score:
+        try:
+            return _as_score(function(prompt, text, reference, **given))
+        except Exception as error:
+            error.add_note(_place(error, function))
+            raise
+
+    return score
+
+
+def _place(error: BaseException, function: Callable[..., object]) -> str:
+    """Return file and line of an error within a function or what it calls, or of the function itself."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    own = [frame for frame in frames if frame.filename == inspect.getsourcefile(inspect.unwrap(function))]
+    if frame := next(iter(own[::-1] or frames[::-1]), None):
+        return f"{frame.filename}:{frame.lineno}"
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else str(function)
 
 
 def find_scorer(reward: RewardConfig) -> Callable[[Prompt, str], Score]:
@@ -164,10 +197,10 @@ def _as_score(value: object) -> Score:
         value = asyncio.run(value)
     if isinstance(value, Score):
         return _checked(value)
-    if _is_number(value):
-        return Score(reward=float(value), success=succeeds(value))
+    if (number := _number(value)) is not None:
+        return Score(reward=number, success=succeeds(number))
     named = cast("dict[object, object]", value) if isinstance(value, dict) else {}
-    parts = {str(name): float(part) for name, part in named.items() if _is_number(part)}
+    parts = {str(name): part for name, member in named.items() if (part := _number(member)) is not None}
     if not parts or len(parts) != len(named):
         raise TypeError(f"a reward must be a finite number, a dict of them or a Score, not {value!r}")
     total = add_up(parts.values())
@@ -180,13 +213,23 @@ def _checked(score: Score) -> Score:
     Raises:
         TypeError: A number of the score is not finite, or `success` is not True, False or None.
     """
-    numbers: list[object] = [score.reward, *score.parts.values()]
-    if not all(map(_is_number, numbers)) or score.success not in (True, False, None):
+    reward, parts = _number(score.reward), {str(name): _number(part) for name, part in score.parts.items()}
+    known = {name: part for name, part in parts.items() if part is not None}
+    if reward is None or len(known) != len(score.parts) or score.success not in (True, False, None):
         raise TypeError(f"a Score must have finite numbers, and success True, False or None, not {score!r}")
-    parts = {str(name): float(part) for name, part in score.parts.items()}
     success = None if score.success is None else bool(score.success)
-    return Score(reward=float(score.reward), success=success, parts=parts)
+    return Score(reward=reward, success=success, parts=known)
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _number(value: object) -> float | None:
+    """Return a finite number of any library as a float: of NumPy, a tensor of one element, Decimal, Fraction.
+
+    None: it is no finite number. Text is none, although `float` reads it.
+    """
+    if not isinstance(value, SupportsFloat) or isinstance(value, str | bytes | bytearray):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):  # a tensor of several elements, for example
+        return None
+    return number if math.isfinite(number) else None

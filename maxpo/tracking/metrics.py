@@ -38,6 +38,7 @@ METRICS: dict[str, tuple[str, str]] = {
         "Answers masked because verification exceeded reward.timeout_s, or an environment step its timeout",
         "count",
     ),
+    "verifier/undecided": ("Answers masked because the verifier could not decide if they are right", "count"),
     "verifier/error": ("Answers masked because the verifier or the environment raised an error", "count"),
     "verifier/died": ("Answers masked because the process of the verifier or environment died", "count"),
     "verifier/abort": ("Completions masked because sampling gave no usable sample", "count"),

@@ -15,6 +15,7 @@ from maxpo.errors import RunError
 from maxpo.rewards.answers import answers_of, find_answer
 from maxpo.rewards.base import Score, add_up, agreed, succeeds
 from maxpo.rewards.code.verifier import configure
+from maxpo.rewards.maths.nodes import UndecidedError
 from maxpo.rewards.registry import find_scorer, unread
 from maxpo.runtime.waits import waiting
 from maxpo.types import Completion, Group, Prompt, ScoredGroup
@@ -37,7 +38,7 @@ class Result(NamedTuple, Generic[T]):
     """The result of a verifier, or of a search for an answer, on one completion."""
 
     outcome: str
-    """'ok', 'too_long', 'timeout', 'error: ...', 'died', 'abort', or the outcome of a failed environment."""
+    """'ok', 'too_long', 'timeout', 'undecided: ...', 'error: ...', 'died', 'abort', or the outcome of a failed environment."""
     value: T | None = None
     """The score, or the answer. None if there is none."""
 
@@ -83,9 +84,12 @@ def _each(function: Callable[[Prompt, str], T | None], prompt: Prompt, texts: Se
     for text in texts:
         try:
             results.append(Result("ok", function(prompt, text)))
+        except UndecidedError as error:
+            results.append(Result(f"undecided: {error}"))
         except Exception as error:
             # The boundary to users' code. Errors are counted, and written beside the sample.
-            results.append(Result(f"error: prompt {prompt.prompt_id}: {type(error).__name__}: {error}"))
+            notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+            results.append(Result(f"error: prompt {prompt.prompt_id}: {type(error).__name__}: {error}{notes}"))
     return results
 
 

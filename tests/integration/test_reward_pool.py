@@ -164,7 +164,7 @@ def test_each_source_may_have_a_verifier_of_its_own_and_unread_answers_are_maske
     finally:
         pool.shutdown()
     # Of `combined` the one part that looks for an answer; none of what was not read; `format` looks for none.
-    assert answers == [("yes", "no", None), None, ("3.0", "4.0", None)]
+    assert answers == [("yes", "no", None), None, ("3", "4", None)]
     # yes: 2 - 0.5 / 4 + 1.25. no: moody's 0.25 alone. The long one is not read, and may be right.
     assert usual.rewards == (3.125, 0.25, 0.0)
     assert usual.valid == (True, True, False)

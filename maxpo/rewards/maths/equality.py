@@ -358,8 +358,8 @@ def _equal_values(answer: Node, reference: Node) -> bool:
     if answer == reference:
         return True
     names = symbols(answer) | symbols(reference)
-    if _infinite(answer) or _infinite(reference):
-        return _infinite(answer) == _infinite(reference)
+    if infinite(answer) or infinite(reference):
+        return infinite(answer) == infinite(reference)
     if names:
         return _equal_everywhere(answer, reference, names)
     try:
@@ -373,14 +373,14 @@ def _equal_values(answer: Node, reference: Node) -> bool:
         return False
 
 
-def _infinite(node: Node) -> int:
+def infinite(node: Node) -> int:
     """Return 1 for infinity, -1 for minus infinity, 2 for the empty set, and 0 for others."""
     if node.kind == "symbol":
         return {"oo": 1, "emptyset": 2, "mathbbR": 3}.get(node.name, 0)
     if node.kind == "negative":
-        return -_infinite(node.args[0])
+        return -infinite(node.args[0])
     if node.kind == "add" and exact(node.args[0]) == 0:
-        return _infinite(node.args[1])
+        return infinite(node.args[1])
     return 0
 
 

@@ -46,6 +46,7 @@ _TABLE |= {ord(sign): f"\\frac{{{n}}}{{{d}}}" for sign, n, d in (
     ("\u2156", 2, 5), ("\u2157", 3, 5), ("\u2158", 4, 5), ("\u2159", 1, 6), ("\u215a", 5, 6), ("\u215b", 1, 8),
     ("\u215c", 3, 8), ("\u215d", 5, 8), ("\u215e", 7, 8),
 )}  # fmt: skip
+_CHARACTERS = {code: spelling for code, spelling in _TABLE.items() if code > 127}
 _RAISED = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b\u207a\u207f", "0123456789-+n")
 _LOWERED = str.maketrans("\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089", "0123456789")
 _RAISED_RUN = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b\u207f]+")
@@ -85,6 +86,13 @@ _BRACKETS = {
 }  # fmt: skip
 _RULES = [(re.compile(pattern), replacement) for pattern, replacement in _COMMANDS]
 _WRAPPED = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"))
+
+
+def one_to_one(text: str) -> str:
+    """Return the text with one spelling for Unicode signs. Commands, lines and decoration stay as they are."""
+    text = _NARROW.sub(lambda groups: groups[1] + re.sub("[^0-9]", "", groups[2]), text)
+    text = _RAISED_RUN.sub(lambda run: "^{" + run[0].translate(_RAISED) + "}", text)
+    return text.translate(_CHARACTERS)
 
 
 def plain(text: str) -> str:

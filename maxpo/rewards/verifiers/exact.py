@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from maxpo.rewards.base import Score
+from maxpo.rewards.references import alternatives
 
 
 def exact(text: str, reference: object) -> Score:
-    """Return reward 1 if the text equals `str(reference)`, white space at both ends aside, otherwise 0."""
-    right = text.strip() == str(reference).strip()
+    """Return reward 1 if the text equals the reference, white space at both ends aside, otherwise 0.
+
+    Args:
+        text: Any text.
+        reference: Text, a number, or a list of alternatives.
+
+    Raises:
+        ValueError: The reference is null, true, false or an object.
+    """
+    right = text.strip() in {wanted.strip() for wanted in alternatives("exact", reference)}
     return Score(reward=float(right), success=right)
 
 

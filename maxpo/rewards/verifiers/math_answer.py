@@ -13,7 +13,7 @@ from typing import Any
 from maxpo.rewards.base import Score
 from maxpo.rewards.maths import library
 from maxpo.rewards.maths.canonical import canonical
-from maxpo.rewards.maths.equality import equal
+from maxpo.rewards.maths.equality import equal, infinite
 from maxpo.rewards.maths.grammar import read
 from maxpo.rewards.maths.nodes import ForeignError, MalformedError, Node, UndecidedError
 from maxpo.rewards.maths.spelling import plain
@@ -115,6 +115,15 @@ def answer(text: str, *, boxed: bool = True, longest: int = 300) -> str | None:
         return found.text
 
 
+def only_library_reads(reference: object) -> bool:
+    """Return True if a reference, or one of its alternatives, has notation that only math-verify reads.
+
+    Raises:
+        ValueError: The reference cannot be read.
+    """
+    return any([_gold(gold).foreign for gold in alternatives("math", reference)])
+
+
 def _content(text: str, boxed: bool, longest: int) -> str | None:
     """Return the answer as it is written. None: there is none, or it is too deep."""
     content = last_boxed(text, longest)
@@ -184,17 +193,20 @@ def _gold(reference: str) -> _Expression:
 
 
 def _makes_sense(gold: _Expression) -> bool:
+    """Return True if a reference can be compared: it is text, the library reads it, or all its numbers have values."""
     try:
         if gold.foreign:
             _sympy(gold)
-        elif gold.node is None:
-            return _is_text(gold.text)
-        elif not symbols(gold.node) and gold.node.kind not in ("unit", "relation", "list", "group", "union", "matrix"):
-            numeric(gold.node, {}, 15)
-    except (MalformedError, UndecidedError):
+        return _has_value(gold.node) if gold.node is not None else gold.foreign or _is_text(gold.text)
+    except (MalformedError, UndecidedError, NoValueError):
         return False
-    except NoValueError as error:
-        return "zero" not in str(error) and "division" not in str(error)
+
+
+def _has_value(node: Node) -> bool:
+    if node.kind in ("unit", "relation", "list", "group", "union", "matrix", "row", "plus_minus"):
+        return all(map(_has_value, node.args))
+    if not infinite(node) and node.kind != "word" and not symbols(node):
+        numeric(node, {}, 15)
     return True
 
 

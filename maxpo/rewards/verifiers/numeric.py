@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import math
-import re
+from fractions import Fraction
+from functools import lru_cache
 
 from maxpo.rewards.base import Score
+from maxpo.rewards.maths.grammar import read
+from maxpo.rewards.maths.nodes import MalformedError, Node
+from maxpo.rewards.maths.prose import last_number
+from maxpo.rewards.maths.values import NoValueError, exact, is_terminating
+from maxpo.rewards.maths.words import read_unit
+from maxpo.rewards.references import alternatives
 
-# A sign counts only where it cannot be an operator (`5-3` ends with 3). Groups of digits are taken greedily and
-# checked afterwards, so the search never backtracks and stays linear in the text.
-_NUMBER = re.compile(
-    r"(?P<sign>(?<![\w.)])[-+])?"
-    r"(?P<digits>[0-9]++(?:,[0-9]++)*+|(?=\.[0-9]))"
-    r"(?P<rest>(?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?)"
-)
-_THOUSANDS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})*+")
-_LONGEST = 64
-"""Most characters of a number. A longer number is not read."""
+TOLERANCE = Fraction(1, 10**6)
+"""Largest relative error where no tolerance is set and the reference is no integer."""
+_PERCENT_ABOVE = 1
+"""A percent sign may be missing on one side if the number is more than this."""
 
 
-def numeric(text: str, reference: object, *, tolerance: float = 1e-6) -> Score:
-    """Return reward 1 if the last number in the text equals the reference, otherwise 0.
+def numeric(text: str, reference: object, *, tolerance: float | None = None) -> Score:
+    r"""Return reward 1 if the last number in the text equals the reference, otherwise 0.
 
-    Numbers are ASCII decimals: `42`, `-1.5`, `.5`, `1,234`, `2e3`. A full stop or unit after a number is ignored.
-    Equal means |number - reference| <= tolerance |reference|, so a reference of 0 must be met exactly.
+    Numbers are `42`, `-1.5`, `.5`, `1,234`, `2e3`, `1.5 \times 10^3`, `3/4`, `2 1/2`, `50%` and `5 million`, with any
+    minus sign. A full stop or unit after a number is ignored. A number that is part of a larger expression is not read.
 
     Args:
         text: Any text. A last number of more than 64 characters is not read.
-        reference: A finite number, or its text (`"1,234"`).
-        tolerance: Largest allowed error, relative to the reference.
+        reference: A finite number, its text (`"1,234"`), or a list of alternatives.
+        tolerance: Largest allowed error, relative to the reference. null: 1e-6, but integers must be met exactly.
 
     Returns:
         The reward, and the part `format`: 1 if the text has a number that could be read, otherwise 0.
@@ -36,36 +36,57 @@ def numeric(text: str, reference: object, *, tolerance: float = 1e-6) -> Score:
     Raises:
         ValueError: The reference is not a finite number.
     """
-    wanted = float(str(reference).replace(",", ""))
-    if not math.isfinite(wanted):
-        raise ValueError(f"numeric: the reference must be a finite number, got {reference!r}")
-    got = _value(text)
+    wanted = [_reference(text) for text in alternatives("numeric", reference)]
+    got = last_number(text)
     if got is None:
         return Score(reward=0.0, success=False, parts={"format": 0.0})
-    equal = abs(got - wanted) <= tolerance * abs(wanted)
+    equal = any(_equal(got, node, tolerance) for node in wanted)
     return Score(reward=float(equal), success=equal, parts={"format": 1.0})
 
 
-def answer(text: str, *, tolerance: float = 1e-6) -> str | None:
+def answer(text: str, *, tolerance: float | None = None) -> str | None:
     """Return the last number, for `maj@n`, or None. 12, 12.0 and 1.2e1 are equal. `tolerance` is not used."""
-    got = _value(text)
-    return None if got is None else str(got + 0.0)  # -0.0 becomes 0.0
-
-
-def _value(text: str) -> float | None:
-    number = _last_number(text)
-    if number is None or len(number) > _LONGEST:
+    got = last_number(text)
+    value = None if got is None else _value(got)
+    if value is None:
         return None
-    return float(number)  # 1e999 becomes inf, which equals no finite reference
+    return str(value) if not is_terminating(value) or value.denominator == 1 else str(float(value))
 
 
-def _last_number(text: str) -> str | None:
-    last = None
-    for match in _NUMBER.finditer(text):
-        last = match
-    if last is None:
-        return None
-    sign, digits, rest = last["sign"] or "", last["digits"], last["rest"]
-    if "," in digits and not _THOUSANDS.fullmatch(digits):
-        return digits.rpartition(",")[2] + rest  # a list such as 3,4
-    return sign + digits.replace(",", "") + rest
+def _equal(got: Node, wanted: Node, tolerance: float | None) -> bool:
+    if _close(_value(got), _value(wanted), tolerance):
+        return True
+    if (got.kind == "percent") == (wanted.kind == "percent"):
+        return False
+    a, r = (_value(node.args[0] if node.kind == "percent" else node) for node in (got, wanted))
+    return abs(r) > _PERCENT_ABOVE and _close(a, r, tolerance)
+
+
+def _close(got: Fraction, wanted: Fraction, tolerance: float | None) -> bool:
+    if tolerance is None:
+        tolerance = 0 if wanted.denominator == 1 else float(TOLERANCE)
+    return abs(got - wanted) <= Fraction(str(tolerance)) * abs(wanted)
+
+
+def _value(node: Node) -> Fraction:
+    value = exact(node)
+    assert value is not None
+    return value
+
+
+@lru_cache(maxsize=4096)
+def _reference(text: str) -> Node:
+    """Return the number of a reference, which must be all of its text.
+
+    Raises:
+        ValueError: The text is not one finite number.
+    """
+    try:
+        node = read(text)
+        node = node.args[0] if node.kind == "unit" and read_unit(node.name) is not None else node
+        value = exact(node)
+    except (MalformedError, NoValueError):
+        value = node = None
+    if value is None or node is None:
+        raise ValueError(f"numeric: the reference must be a finite number, got {text[:80]!r}")
+    return node

@@ -6,9 +6,11 @@ from maxpo.rewards.base import Score
 
 OPENING = "<think>"
 """Default of `opening`."""
+CLOSING = "</think>"
+"""Default of `closing`."""
 
 
-def thinking_format(text: str, reference: object, *, opening: str = OPENING, closing: str = "</think>") -> Score:
+def thinking_format(text: str, reference: object, *, opening: str = OPENING, closing: str = CLOSING) -> Score:
     """Return reward 1 if the text is one thinking block followed by visible characters, otherwise 0.
 
     The format says nothing about the answer, so this verifier has no opinion about success.

@@ -369,7 +369,8 @@ class TestDatasets:
 
 
 def test_a_dry_run_shows_sources_rows_and_what_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"prompt": "3 7 2=13:", "answer": 1}, {"prompt": "3 7 2=13:" * 9, "answer": 1}, "{"]
+    answer = {"numbers": [3, 7, 2], "target": 13}
+    rows = [{"prompt": "3 7 2=13:", "answer": answer}, {"prompt": "3 7 2=13:" * 9, "answer": answer}, "{"]
     path = write(tmp_path / "rows.jsonl", rows)
     settings = [
         *("data.task=null", f"data.train=[{{source: {path}, weight: 3}}, {{task: countdown, size: 50}}]"),

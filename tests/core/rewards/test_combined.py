@@ -49,7 +49,7 @@ def test_an_own_function_may_be_a_part_and_have_settings():
 
 def test_one_that_raises_leaves_no_score():
     judge = find_verifier("combined", {}, {"format": 1.0, "numeric": 1.0})
-    with pytest.raises(ValueError, match="could not convert"):
+    with pytest.raises(ValueError, match="must be a finite number"):
         judge("", "42", "no number")
 
 

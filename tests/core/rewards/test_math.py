@@ -64,7 +64,6 @@ def test_equal(content, reference):
     [
         ("41", 42),
         ("-42", 42),
-        ("4 2", 42),
         ("42, 43", 42),
         ("42 or 43", 42),
         (r"\{42, 43\}", 42),
@@ -77,7 +76,7 @@ def test_equal(content, reference):
         ("x > 3", "x < 3"),
         ("(x+1)^2", "x^2+1"),
         ("y = 3", "x = 3"),
-        ("1/0", "1/0"),
+        ("1/0", "1"),
         (r"\text{Tuesday}", r"\text{Monday}"),
         ("5", "50"),
     ],
@@ -94,8 +93,8 @@ def test_not_equal(content, reference):
         "The answer is 42.",
         "The final answer is $42$. I hope it is correct.",
         r"\[ 42 \]",
-        r"\boxed 42",
         r"\boxed{42",
+        r"\boxed{4 2}",
         r"\boxed{42} but wait, \boxed{",  # the last one counts
         r"\boxed{}",
         r"\boxed{ }",
@@ -147,7 +146,7 @@ def test_an_answer_may_be_as_long_as_is_set():
     assert verify("answer: 42", 42, boxed=False, longest=9) == MALFORMED
 
 
-@pytest.mark.parametrize("reference", ["", " ", r"\frac{", "1" * 2001, r"\boxed{"])
+@pytest.mark.parametrize("reference", ["", " ", r"\frac{", "1" * 2001, r"\boxed{", "1/0", "4 2", "=", "5 5", r"\foo"])
 def test_a_reference_that_makes_no_sense_raises(reference):
     with pytest.raises(ValueError, match="the reference must be LaTeX or a number"):
         verify(r"\boxed{1}", reference)
@@ -155,8 +154,8 @@ def test_a_reference_that_makes_no_sense_raises(reference):
 
 def test_a_reference_is_parsed_once(monkeypatch):
     parsed: list[str] = []
-    parse = math_answer._parse
-    monkeypatch.setattr(math_answer, "_parse", lambda content: parsed.append(content) or parse(content))
+    read = math_answer.read
+    monkeypatch.setattr(math_answer, "read", lambda content: parsed.append(content) or read(content))
     math_answer._gold.cache_clear()
     for text in (r"\boxed{7}", r"\boxed{8}", "7"):
         verify(text, "5+2")

@@ -31,7 +31,11 @@ MALFORMED = Score(reward=0.0, success=False, parts={"format": 0.0})
         (r"\boxed{1234567890123456}", None),  # 16 characters
         (r"\boxed{5} then \boxed{6", None),  # the last one counts, and it does not end
         (r"\boxed{5\}", None),
-        (r"\boxed 5", None),
+        (r"\boxed 5", "5"),
+        (r"\boxed -5.", "-5"),
+        (r"$\boxed\frac12$", r"\frac12"),
+        (r"\fbox{5}", "5"),
+        (r"\boxed{5}, which is in \boxed form", "5"),
         ("5", None),
         ("", None),
         (r"\boxed{" + "{" * 10_000 + "}" * 10_001, None),
@@ -47,6 +51,9 @@ def test_the_last_box(text, content):
         "B", "b", "(B)", "(b)", " B.\n", "**B**", "$B$", r"\boxed{B}", r"\boxed{(b)}", r"\boxed{\text{B}}", "B)",
         "I think A, no: the answer is B", "Answer: (B)", "The answer is B.\nBecause A is not.", "**Answer:** B",
         "answer is A\nanswer is B", "ANSWER: B", "The answer is: B", r"The answer is A, so \boxed{B}",
+        "B is right", "**Answer**: B", r"The answer is \(B\).", "ANSWER IS B", "B) 42 apples", "Option (B)",
+        "The correct option is B", "Answer: B. Paris", "The answer is (B) Paris, because A is wrong", "I choose B.",
+        r"\boxed{\textbf{(B)}}", r"\boxed B", "The answer is\nB", "Let me think.\nB) Paris", "The answer is B, not A.",
     ],
 )  # fmt: skip
 def test_choice_right(text):
@@ -61,7 +68,7 @@ def test_choice_wrong(text):
 @pytest.mark.parametrize(
     "text",
     [
-        "", "K", "AB", "A or B", "A, B", "B is right", "It must be B", "The answer is B or C", "answer is A B",
+        "", "K", "AB", "A or B", "A, B", "It must be B", "The answer is B or C", "answer is A B",
         "the answer is because", r"\boxed{A, B}", r"\boxed{", r"B \boxed{}", "(B", "\u0412", "\uff22", "B\u200b",
         "B" * 100, "answer:" + " " * 100 + "B",
     ],
@@ -75,7 +82,7 @@ def test_choice_in_a_box_only():
     assert choice(r"\boxed{B}", "B", boxed=True) == RIGHT
 
 
-@pytest.mark.parametrize("reference", ["", "K", "AB", None, 2])
+@pytest.mark.parametrize("reference", ["", "K", "AB", 2, ["B", "K"]])
 def test_choice_raises_for_a_reference_that_is_no_letter(reference):
     with pytest.raises(ValueError, match="letter from A to J"):
         choice("A", reference)
