@@ -55,7 +55,9 @@ def is_name(node: Node) -> bool:
         return node.name not in ("pi", "e", "i", "oo", "emptyset")
     if node.kind == "multiply":
         head, tail = node.args
-        return is_name(head) and (is_name(tail) or (head.kind == "symbol" and _is_argument(tail)))
+        return is_name(head) and (is_name(tail) or (head.kind != "multiply" and _is_argument(tail)))
+    if node.kind == "power":  # an inverse function
+        return node.args[0].kind == "symbol" and is_name(node.args[0]) and exact(node.args[1]) == -1
     if node.kind == "divide":  # a derivative, dy/dx
         return all(is_name(arg) and arg.kind == "multiply" for arg in node.args)
     if node.kind == "group":  # a point, (x, y)
@@ -193,15 +195,18 @@ def _same(a: Node, b: Node) -> bool:
 
 
 def _spread(node: Node) -> Node:
-    """Return a list in place of one plus-minus, also within another list."""
+    """Return a list in place of one plus-minus, also within another list, and the real numbers as an interval."""
+    if node.kind == "symbol" and node.name == "mathbbR":
+        infinity = Node("symbol", name="oo")
+        return Node("group", (Node("negative", (infinity,)), infinity), "()")
     if node.kind in ("list", "group") and node.name in ("", "\\{\\}"):
-        members = [member for arg in node.args for member in _branches(arg)]
+        members = [member for arg in node.args for member in branches(arg)]
         return Node(node.kind, tuple(members), node.name)
-    branches = _branches(node)
-    return node if len(branches) == 1 else Node("list", tuple(branches))
+    both = branches(node)
+    return node if len(both) == 1 else Node("list", tuple(both))
 
 
-def _branches(node: Node) -> list[Node]:
+def branches(node: Node) -> list[Node]:
     """Return the two values of an expression with one plus-minus, or the expression alone."""
     if node.kind == "plus_minus":
         a, b = node.args
@@ -209,9 +214,9 @@ def _branches(node: Node) -> list[Node]:
     for position, arg in enumerate(node.args):
         if node.kind in ("group", "matrix", "row", "list"):
             break
-        branches = _branches(arg)
-        if len(branches) > 1:
-            return [replace(node, args=(*node.args[:position], b, *node.args[position + 1 :])) for b in branches]
+        both = branches(arg)
+        if len(both) > 1:
+            return [replace(node, args=(*node.args[:position], b, *node.args[position + 1 :])) for b in both]
     return [node]
 
 
@@ -436,7 +441,8 @@ def _rounded(node: Node, value: Fraction | None, other: Node) -> bool:
         return longer[1].places > digits.places and abs(own - value) * 2 <= unit
     if exact(other) is not None and is_terminating(value):
         return False
-    return abs(own - value) < unit and not _is_whole(value)
+    cut = 0 <= (value - own) * (1 if value > 0 else -1) < unit
+    return (cut or abs(own - value) * 2 <= unit) and not _is_whole(value)
 
 
 def _is_whole(value: Fraction) -> bool:

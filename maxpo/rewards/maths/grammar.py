@@ -168,7 +168,7 @@ class _Reader:
             negative ^= self._take().text != "+"
         node = self._power()
         if _is_natural(node) and (fraction := self._simple_fraction()):
-            node = number(node.value + fraction)  # a mixed number, such as 3 1/2
+            node = self._postfix(number(node.value + fraction))  # a mixed number, such as 3 1/2
         return Node("negative", (node,)) if negative else node
 
     def _is_word(self, *texts: str) -> bool:
@@ -196,6 +196,9 @@ class _Reader:
             return Node("word", name=f"{node.name} {self._take().text}")
         if token.kind == "number":
             raise MalformedError("two numbers side by side")
+        if token.kind == "letters" and len(token.text) == 3 and not _is_name(token.text):
+            self._shorten(token)
+            return Node("multiply", (node, self._raised_to(symbol(token.text[0]))))
         factor = self._power()
         if factor.kind in ("word", "list") or (factor.kind == "group" and node.kind != "symbol"):
             raise MalformedError("an expression beside a word or a list")
@@ -227,7 +230,10 @@ class _Reader:
         return None
 
     def _power(self) -> Node:
-        node = self._postfix(self._primary())
+        return self._raised_to(self._primary())
+
+    def _raised_to(self, node: Node) -> Node:
+        node = self._postfix(node)
         if not self._accept("^"):
             return node
         if self.text() == "\\circ":
@@ -447,12 +453,12 @@ class _Reader:
         for name in sorted(FUNCTIONS, key=len, reverse=True):
             if text.startswith(name) and len(text) == len(name) + 1:
                 return self._with_last(FUNCTIONS[name], text[-1])
-        if len(text) > 2 or text.lower() == "no":
+        if text.lower() == "no" or len(text) > 3 or (len(text) == 3 and self.text() not in ("^", "_", "'", "(", "!")):
             return Node("word", name=text)
-        node = symbol(text[0])
-        for letter in text[1:]:
-            node = Node("multiply", (node, symbol(letter)))
-        return node
+        if len(text) > 1:  # a product, of which an exponent takes the last letter only
+            self._next -= 1
+            self._shorten(token)
+        return symbol(text[0])
 
     def _with_last(self, name: str, letter: str) -> Node:
         """Return `sinx`: a function of the letter, and of what follows."""
@@ -476,7 +482,7 @@ class _Reader:
         if closing != _OPENING[opening] and {opening, closing} not in ({"(", "]"}, {"[", ")"}):
             raise MalformedError(f"{opening} ends with {closing}")
         if opening in ("\\lfloor", "\\lceil"):
-            return call(opening[2:], node)
+            return call(opening[2:], node)  # floor or ceil
         if node.kind == "list":
             return Node("group", node.args, opening + closing)
         return Node("group", (node,), "\\{\\}") if opening == "\\{" else node

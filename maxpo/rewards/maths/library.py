@@ -41,14 +41,15 @@ def parse(text: str) -> Any:
 
 def equal(answer: Any, reference: Any) -> bool:
     """Return True if two sympy expressions are equal: numbers to 30 digits, others by math-verify."""
-    if _is_number(answer) and _is_number(reference):
+    if is_number(answer) and is_number(reference):
         a, r = answer.doit().evalf(_DIGITS + 10), reference.doit().evalf(_DIGITS + 10)
         if a.is_number and r.is_number and a.is_finite and r.is_finite:
             return bool(abs(a - r) <= 10**-_DIGITS * max(abs(a), abs(r)))
     return bool(_library().verify([reference], [answer], timeout_seconds=None))
 
 
-def _is_number(expression: Any) -> bool:
+def is_number(expression: Any) -> bool:
+    """Return True if a sympy expression is a number, though perhaps not a computed one."""
     return bool(getattr(expression, "is_number", False)) and not expression.free_symbols
 
 

@@ -86,6 +86,8 @@ def last_number(text: str) -> Node | None:
         if not stripped.startswith(closing):
             return None
         written, tail = written + closing, stripped[len(closing) :]
+    if re.search(r"[0-9] $", head) and re.match(r"[0-9]{3}(?![0-9])", written):
+        return None  # 1 000 or two numbers
     head, negative = _sign(head)
     if negative is None or _PART_BEFORE.search(head) or _PART_AFTER.match(tail):
         return None

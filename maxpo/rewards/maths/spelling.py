@@ -70,6 +70,7 @@ _COMMANDS = (
     (r"!=", r"\\ne "),
     (r"\\(?:cdot|ast|times)(?![A-Za-z])", " * "),
     (r"\*\*", "^"),
+    (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
     (r"\\div(?![A-Za-z])", "/"),
     (r"\\(?:lbrace|lbrack|lparen|rbrace|rbrack|rparen|[lr]vert|vert|mid)(?![A-Za-z])", lambda m: _BRACKETS[m[0]]),
     (r"\\(?:varnothing)(?![A-Za-z])", r"\\emptyset "),

@@ -132,6 +132,8 @@ class _Evaluation:
             return self._mp.fprod(self._named(name) for name in _names(node))
         if kind == "call":
             return self._call(node.name, [self.value(arg) for arg in node.args])
+        if kind == "unit" and node.name.startswith("deg"):  # of an angle in a function
+            return self.value(node.args[0]) * self._mp.pi / 180
         if kind not in ("add", "multiply", "divide", "negative", "power", "percent"):
             raise NoValueError(f"{kind} has no value")
         args = [self.value(arg) for arg in node.args]
@@ -179,8 +181,8 @@ class _Evaluation:
             "abs": abs,
             "factorial": self._factorial,
             "binomial": self._binomial,
-            "lfloor": mp.floor,
-            "lceil": mp.ceil,
+            "floor": mp.floor,
+            "ceil": mp.ceil,
         }
         trigonometry = ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth")
         for name in trigonometry:

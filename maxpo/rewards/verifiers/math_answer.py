@@ -13,7 +13,7 @@ from typing import Any
 from maxpo.rewards.base import Score
 from maxpo.rewards.maths import library
 from maxpo.rewards.maths.canonical import canonical
-from maxpo.rewards.maths.equality import equal, infinite
+from maxpo.rewards.maths.equality import branches, equal, infinite
 from maxpo.rewards.maths.grammar import read
 from maxpo.rewards.maths.nodes import ForeignError, MalformedError, Node, UndecidedError
 from maxpo.rewards.maths.spelling import plain
@@ -32,7 +32,7 @@ _CLAIMED = re.compile(
     r"(?=\.?\s*(?:\n|$)|\.\s|,\s+[a-z]|\s+(?:because|since|which|so|as|when|where)\b)",
     re.DOTALL,
 )
-_TIME = re.compile(r"[0-9]+(?::[0-9]+)+")
+_TIME = re.compile(r"[0-9]+(?::[0-9]+)*(?: ?[ap]\.? ?m\.?)?")
 _WORDS = re.compile(r"[A-Za-z0-9 .,:;'/()&!?-]*[A-Za-z]{3}[A-Za-z0-9 .,:;'/()&!?-]*")
 _MARKED = re.compile(r"\\(?:text|textrm|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
 
@@ -158,7 +158,7 @@ def _expression(content: str) -> _Expression | None:
     spelled = plain(content)
     if not spelled or not spelled.isascii() and not _has_currency(spelled) or not spelled.isprintable():
         return None
-    folded_text = folded(" ".join(_MARKED.sub(r"\1", spelled).split()))
+    folded_text = re.sub(" ?: ?", ":", folded(" ".join(_MARKED.sub(r"\1", spelled).split()))).rstrip(".")
     node, foreign = None, False
     try:
         node = read(content)
@@ -203,8 +203,10 @@ def _makes_sense(gold: _Expression) -> bool:
 
 
 def _has_value(node: Node) -> bool:
-    if node.kind in ("unit", "relation", "list", "group", "union", "matrix", "row", "plus_minus"):
+    if node.kind in ("unit", "relation", "list", "group", "union", "matrix", "row"):
         return all(map(_has_value, node.args))
+    if len(both := branches(node)) > 1:
+        return all(map(_has_value, both))
     if not infinite(node) and node.kind != "word" and not symbols(node):
         numeric(node, {}, 15)
     return True
@@ -214,6 +216,8 @@ def _verdict(answer: _Expression, gold: _Expression) -> tuple[bool | None, bool]
     """Return True if an answer is right, None if it cannot be read; and True if the library decided."""
     if answer.text == gold.text and (answer.node is None or gold.node is None):
         return True, False
+    if answer.foreign and (members := _members(answer.source)):
+        return _claims(members, gold), True
     if answer.foreign or gold.foreign:
         try:
             return library.equal(_sympy(answer), _sympy(gold)), True
@@ -228,6 +232,30 @@ def _verdict(answer: _Expression, gold: _Expression) -> tuple[bool | None, bool]
     if gold.node.kind == "list" and re.search(",[0-9]{3}", answer.source):
         return _without_thousands(answer.source, gold.node), False
     return False, False
+
+
+def _members(source: str) -> list[str]:
+    """Return the members of an equation, outside of braces. Empty if it is none."""
+    members, depth = [""], 0
+    for character in source:
+        depth += (character == "{") - (character == "}")
+        if character == "=" and depth == 0:
+            members.append("")
+        else:
+            members[-1] += character
+    return members if len(members) > 1 else []
+
+
+def _claims(members: list[str], gold: _Expression) -> bool:
+    r"""Return True if all members of an equation are right. The first may be a name, such as `\det(A)`."""
+    first, *others = map(_expression, members)
+    if first is None or not all(other is not None and _verdict(other, gold)[0] for other in others):
+        return False
+    try:
+        named = first.foreign and not library.is_number(_sympy(first))
+    except MalformedError:
+        named = True
+    return named or _verdict(first, gold)[0] is True
 
 
 def _without_thousands(source: str, gold: Node) -> bool:
