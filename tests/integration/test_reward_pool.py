@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -57,13 +59,41 @@ def test_only_the_guilty_answer_is_invalid_and_the_pool_goes_on(pool: RewardPool
     assert hung.valid == (True, False, True)
     assert hung.rewards[0] == 1.25
     assert dead.outcomes == ("died", "ok")
-    assert raised.outcomes == ("error: prompt p: KeyError: 'raise'", "ok")
+    assert raised.outcomes[0].startswith("error: prompt p: KeyError: 'raise' (")
+    assert re.search(r"tests/verifiers\.py:\d+\)$", raised.outcomes[0])
+    assert raised.outcomes[1] == "ok"
     assert raised.valid == (False, True)
     assert fine.outcomes == ("ok", "ok")
     assert time.monotonic() - started < 30
     (after,) = pool.score([group("yes", "no")])
     assert after.rewards == (1.25, 0.25)
     assert after.outcomes == ("ok", "ok")
+
+
+def test_an_answer_that_hangs_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = tmp_path / "tried"
+    config = RewardConfig(verifier="tests.verifiers:counted", workers=1, timeout_s=1.0)
+    monkeypatch.setenv("MAXPO_TRIED", str(tried))
+    pool = RewardPool(config, 64)
+    try:
+        (scored,) = pool.score([group("yes", "hang", "no")])
+    finally:
+        pool.shutdown()
+    assert scored.outcomes == ("ok", "timeout", "ok")
+    assert sorted(tried.read_text().split()) == ["hang", "no", "yes"]
+
+
+def test_what_cannot_be_decided_is_masked_and_counted() -> None:
+    pool = RewardPool(RewardConfig(verifier="math"), 64)
+    try:
+        asked = replace(group(r"\boxed{9^{9^{9^{9}}}}", r"\boxed{5}", r"\boxed{6}"), prompt=prompt(reference=5))
+        (scored,) = pool.score([asked])
+    finally:
+        pool.shutdown()
+    assert scored.valid == (False, True, True)
+    assert scored.successes == (False, True, False)
+    assert scored.outcomes[0].startswith("undecided: ")
+    assert sampling_metrics([scored], 1, 1.0, version=0)["verifier/undecided"] == 1.0
 
 
 def pids(pool: RewardPool) -> set[int]:
@@ -94,27 +124,21 @@ def test_killed_while_idle(pool: RewardPool, count: int) -> None:
 
 
 def test_killed_between_answers_over_and_over(pool: RewardPool) -> None:
-    stop = threading.Event()
+    draw = random.Random(0)
 
-    def killing() -> None:
-        draw = random.Random(0)
-        while not stop.wait(0.3):
-            for pid in sorted(pids(pool))[:1]:
-                time.sleep(draw.random() * 0.01)
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    psutil.Process(pid).kill()
+    def kill() -> None:
+        time.sleep(draw.random() * 0.02)
+        for pid in sorted(pids(pool))[:1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).kill()
 
-    killer = threading.Thread(target=killing)
-    killer.start()
-    try:
-        for _ in range(12):
-            scored = pool.score([group("yes", "no", "yes") for _ in range(50)])
-            judged = {outcome for s in scored for outcome in s.outcomes}
-            assert judged <= {"ok", "died"}
-            assert {r for s in scored for r, ok in zip(s.rewards, s.valid, strict=True) if ok} == {1.25, 0.25}
-    finally:
-        stop.set()
+    for _ in range(12):
+        killer = threading.Thread(target=kill)
+        killer.start()
+        scored = pool.score([group("yes", "no", "yes") for _ in range(50)])
         killer.join()
+        assert {outcome for s in scored for outcome in s.outcomes} <= {"ok", "died"}
+        assert {r for s in scored for r, ok in zip(s.rewards, s.valid, strict=True) if ok} == {1.25, 0.25}
     assert pool.score([group("yes", "no")])[0].rewards == (1.25, 0.25)
 
 
