@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 
@@ -29,7 +30,7 @@ def wrong_type(prompt: str, text: str, reference: Any) -> str:
 
 
 def counted(prompt: str, text: str, reference: Any) -> float:
-    with open(os.environ["MAXPO_TRIED"], "a") as file:
+    with Path(os.environ["MAXPO_TRIED"]).open("a") as file:
         file.write(f"{text}\n")
     if text == "hang":
         time.sleep(600)

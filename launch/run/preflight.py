@@ -333,13 +333,13 @@ def _thinking(reward: RewardConfig, prompts: Iterable[Prompt]) -> None:
         end = prompt.text.rstrip()
         if own["opening"] and end.endswith(own["opening"]):
             raise InputError(
-                f"verifier format: prompts already end with {own['opening']} (source {prompt.source}), which no completion "
-                "will repeat: set reward.args.format.opening=''"
+                f"verifier format: prompts already end with {own['opening']} (source {prompt.source}), which no "
+                "completion will repeat: set reward.args.format.opening=''"
             )
         if end.endswith(own["closing"]):
             raise InputError(
-                f"verifier format: prompts already end with {own['closing']} (source {prompt.source}), so no completion has "
-                "a thinking block: leave format out, or turn on thinking in data.template_args"
+                f"verifier format: prompts already end with {own['closing']} (source {prompt.source}), so no completion "
+                "has a thinking block: leave format out, or turn on thinking in data.template_args"
             )
 
 

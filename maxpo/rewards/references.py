@@ -35,4 +35,5 @@ def _text(verifier: str, reference: object) -> str:
     if isinstance(reference, float) and math.isfinite(reference):
         text = repr(reference)
         return format(Decimal(text), "f") if "e" in text else text
-    raise ValueError(f"{verifier}: the reference must be text, a finite number or a list of them, got {reference!r:.80}")
+    allowed = "text, a finite number or a list of them"
+    raise ValueError(f"{verifier}: the reference must be {allowed}, got {reference!r:.80}")

@@ -57,7 +57,9 @@ def test_hostile_texts(name: str) -> None:
     finally:
         pool.shutdown()
 
-    assert {outcome.partition(":")[0] for outcome in bombs.outcomes} <= ({"ok", "timeout", "undecided"} if name in MAY_GIVE_UP else {"ok"})
+    assert {outcome.partition(":")[0] for outcome in bombs.outcomes} <= (
+        {"ok", "timeout", "undecided"} if name in MAY_GIVE_UP else {"ok"}
+    )
     if name in MAY_GIVE_UP:
         assert "timeout" in bombs.outcomes  # otherwise nothing here tries the limit
     assert {reward for reward, ok in zip(bombs.rewards, bombs.valid, strict=True) if ok} <= {0.0}

@@ -124,21 +124,27 @@ def test_killed_while_idle(pool: RewardPool, count: int) -> None:
 
 
 def test_killed_between_answers_over_and_over(pool: RewardPool) -> None:
-    draw = random.Random(0)
+    stop = threading.Event()
 
-    def kill() -> None:
-        time.sleep(draw.random() * 0.02)
-        for pid in sorted(pids(pool))[:1]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                psutil.Process(pid).kill()
+    def killing() -> None:
+        draw = random.Random(0)
+        while not stop.wait(0.3):
+            for pid in sorted(pids(pool))[:1]:
+                time.sleep(draw.random() * 0.01)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    psutil.Process(pid).kill()
 
-    for _ in range(12):
-        killer = threading.Thread(target=kill)
-        killer.start()
-        scored = pool.score([group("yes", "no", "yes") for _ in range(50)])
+    killer = threading.Thread(target=killing)
+    killer.start()
+    try:
+        for _ in range(12):
+            scored = pool.score([group("yes", "no", "yes") for _ in range(17)])
+            judged = {outcome for s in scored for outcome in s.outcomes}
+            assert judged <= {"ok", "died"}
+            assert {r for s in scored for r, ok in zip(s.rewards, s.valid, strict=True) if ok} == {1.25, 0.25}
+    finally:
+        stop.set()
         killer.join()
-        assert {outcome for s in scored for outcome in s.outcomes} <= {"ok", "died"}
-        assert {r for s in scored for r, ok in zip(s.rewards, s.valid, strict=True) if ok} == {1.25, 0.25}
     assert pool.score([group("yes", "no")])[0].rewards == (1.25, 0.25)
 
 

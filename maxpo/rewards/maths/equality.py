@@ -166,7 +166,7 @@ def _interval(node: Node) -> Node | None:
 
 
 def _proportional(answer: Node, reference: Node, *, signed: bool) -> bool:
-    """Return True if the difference of both sides is the same up to a constant factor, which is positive if `signed`."""
+    """Return True if the differences of both sides have a constant ratio, which is positive if `signed`."""
     names = symbols(answer) | symbols(reference)
     if symbols(answer) != symbols(reference) or not names:
         return not names and _same(answer, reference)
@@ -461,7 +461,7 @@ def _equal_everywhere(answer: Node, reference: Node, names: Iterable[str]) -> bo
             continue
         mp = context(_DIGITS[1])
         (real if mp.im(a) == 0 and mp.im(r) == 0 else other).append(_close(a, r, mp))
-        if not real[-1:] == [True] and real:
+        if real and not real[-1]:
             return False
     counted = real if len(real) >= 2 else real + other
     if not counted:

@@ -15,15 +15,18 @@ from maxpo.rewards.maths.tokens import Token, tokens
 from maxpo.rewards.maths.words import BASES, MULTIPLIERS, PERCENT, read_unit
 
 RELATIONS = {
-    "=": "=", "\\approx": "~", "\\equiv": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\in": "in"
+    "=": "=", "\\approx": "~", "\\equiv": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\ne": "!=",
+    "\\in": "in",
 }  # fmt: skip
 _TRIGONOMETRY = ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth")
 _INVERSE = {f"arc{name}": f"a{name}" for name in _TRIGONOMETRY} | {f"a{name}": f"a{name}" for name in _TRIGONOMETRY}
-FUNCTIONS = {name: name for name in (*_TRIGONOMETRY, "ln", "log", "exp", "lg", "abs")} | _INVERSE
+_PLAIN_FUNCTIONS = (*_TRIGONOMETRY, "ln", "log", "exp", "lg", "abs")
+FUNCTIONS = {name: name for name in _PLAIN_FUNCTIONS} | _INVERSE
+"""Spelling of a function -> its name in `maxpo.rewards.maths.values`."""
 _CONSTANTS = {"pi": "pi", "infty": "oo", "infinity": "oo", "inf": "oo", "oo": "oo", "emptyset": "emptyset"}
 _GREEK = set(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon "
-    "phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar".split()
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau "
+    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar".split()
 )
 _FOREIGN = set("int iint sum prod lim det gcd lcm cap setminus bmod pmod mod max min nabla partial arg Re Im".split())
 _OPENING = {"(": ")", "[": "]", "\\{": "\\}", "\\langle": "\\rangle", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
@@ -134,10 +137,7 @@ class _Reader:
         return found[0] if len(found) == 1 else Node("union", tuple(found))
 
     def _sum(self) -> Node:
-        if self._accept("\\pm"):
-            node = Node("plus_minus", (number(0), self._term()))
-        else:
-            node = self._term()
+        node = Node("plus_minus", (number(0), self._term())) if self._accept("\\pm") else self._term()
         while True:
             if self._accept("+"):
                 node = Node("add", (node, self._term()))
@@ -223,10 +223,14 @@ class _Reader:
                     self._next += len(pattern)
                     return values[0].value / values[1].value
         token = self.peek(1)
-        if self.text() == "\\frac" and token is not None and re.fullmatch("[1-9][1-9]", token.text):
-            if token.text[0] < token.text[1]:
-                self._next += 2
-                return Fraction(int(token.text[0]), int(token.text[1]))
+        if (
+            self.text() == "\\frac"
+            and token is not None
+            and re.fullmatch("[1-9][1-9]", token.text)
+            and token.text[0] < token.text[1]
+        ):
+            self._next += 2
+            return Fraction(int(token.text[0]), int(token.text[1]))
         return None
 
     def _power(self) -> Node:
@@ -293,8 +297,8 @@ class _Reader:
             return False
         text = token.text
         if token.kind == "word":
-            return len(text) > 1 and text not in FUNCTIONS or read_unit(text) is not None
-        known = text.lower() in MULTIPLIERS and len(text) > 3 or text.lower() in PERCENT
+            return (len(text) > 1 and text not in FUNCTIONS) or read_unit(text) is not None
+        known = (text.lower() in MULTIPLIERS and len(text) > 3) or text.lower() in PERCENT
         return known or _is_long(text) or (len(text) > 1 and not _is_name(text) and read_unit(text) is not None)
 
     def _phrase(self, node: Node) -> Node:
@@ -308,9 +312,9 @@ class _Reader:
             return Node("percent", (node,))
         words = [token.text]
         while (token := self.peek()) is not None:
-            if token.kind in ("word", "letters") and not self._is_word("and", "or"):
-                words.append(self._take().text)
-            elif token.text in ("/", "*") and (after := self.peek(1)) is not None and after.kind in ("word", "letters"):
+            after = self.peek(1)
+            joins = token.text in ("/", "*") and after is not None and after.kind in ("word", "letters")
+            if joins or (token.kind in ("word", "letters") and not self._is_word("and", "or")):
                 words.append(self._take().text)
             elif token.text == "^":
                 words.append(self._raised())

@@ -32,7 +32,10 @@ _NUMBER = re.compile(
 )
 _SIGN = re.compile(r"(?P<before>.*?)(?P<sign>[-+])(?P<space>\s?)(?:\\?\$|\u20ac|\u00a3)?$", re.DOTALL)
 _NEGATIVE = re.compile(r"\b(?:negative|minus)\s+(?:\\?\$)?$", re.IGNORECASE)
-_DECORATION = r"(?:boxed|fbox|text|textbf|textit|mathbf|mathrm|bf|approx|sim|q?quad|displaystyle|left|[rR]ightarrow|implies|therefore)"
+_DECORATION = (
+    "(?:boxed|fbox|text|textbf|textit|mathbf|mathrm|bf|approx|sim|q?quad|displaystyle|left|[rR]ightarrow|implies"
+    "|therefore)"
+)
 _PART_BEFORE = re.compile(
     r"[\d)}\]][\s$]*(?:[*+/^<>-]|\*\*)\s*[({$]*$"  # an operator after a number
     r"|(?<![A-Za-z])[A-Za-z]\s*[*+/^<>-]\s*[({]*$"  # or after a symbol
@@ -41,11 +44,14 @@ _PART_BEFORE = re.compile(
     r"|[A-Za-z0-9]\($|(?<![A-Za-z])(?:sqrt|log|ln|sin|cos|tan|exp)\s*[({]?$"
     r"|(?<!\bRs)(?<!\bUSD)(?<!\bUS)(?<!\bEUR)[A-Za-z0-9]$|[A-Za-z]-$|[0-9][.:]$"
     r"|[0-9]\s*(?:x|X)\s*$"
-    r"|\b(?:plus|minus|times|over|by|half|third|quarter|twice|double|triple|not|than|between)\s+(?:of\s+|[0-9.,$]+\s+and\s+)?\$?$"
+    r"|\b(?:plus|minus|times|over|by|half|third|quarter|twice|double|triple|not|than|between)\s+"
+    r"(?:of\s+|[0-9.,$]+\s+and\s+)?\$?$"
     r"|[0-9][^\n]{0,8}\bor\s+\$?$",
     re.IGNORECASE,
 )
-_UNIT_COMMANDS = r"(?:text|textbf|mathrm|mbox|operatorname|q?quad|circ|degree|right|[rR]ightarrow|approx|[%$)\],;:! \\}])"
+_UNIT_COMMANDS = (
+    r"(?:text|textbf|mathrm|mbox|operatorname|q?quad|circ|degree|right|[rR]ightarrow|approx|[%$)\],;:! \\}])"
+)
 _PART_AFTER = re.compile(
     r"\s*(?:\^(?!\s*\{?\s*\\circ)|/\s*(?:[A-Za-z](?![A-Za-z])|[({\\])|\*+[A-Za-z({\\])"
     rf"|\s*\\(?!{_UNIT_COMMANDS})"
@@ -65,8 +71,8 @@ def last_number(text: str) -> Node | None:
     """Return the last number of a text: a number, or a number of percent. None: there is none that stands alone."""
     text = one_to_one(text)
     last = None
-    for last in _DIGITS.finditer(text):
-        pass
+    for found in _DIGITS.finditer(text):
+        last = found
     if last is None or last.end() - last.start() > _LONGEST:
         return None
     start, end = last.span()
@@ -95,7 +101,7 @@ def last_number(text: str) -> Node | None:
 
 
 def _sign(head: str) -> tuple[str, bool | None]:
-    """Return the text before a sign, and True if the number is negative. None in its place: the sign is an operator."""
+    """Return the text before a sign, and True if the number is negative. None: the sign is an operator."""
     if (word := _NEGATIVE.search(head)) is not None:
         return head[: word.start()], True if not re.search(r"[\d)}]\s*$", head[: word.start()]) else None
     sign = _SIGN.fullmatch(head)
@@ -117,7 +123,7 @@ def _value(written: str, negative: bool, tail: str) -> Node | None:
     if value is None:
         return None
     attached = _ATTACHED.match(tail)
-    if attached is not None and attached[0] not in ("st", "nd", "rd", "th", "k", "K", "x") and not _is_unit(attached[0]):
+    if attached is not None and attached[0] not in ("st", "nd", "rd", "th", "k", "K") and not _is_unit(attached[0]):
         return None
     scaled = _scaled(value, tail)
     if scaled is None:
@@ -143,9 +149,7 @@ def _scaled(value: Fraction, tail: str) -> tuple[Fraction, str] | None:
             value *= MULTIPLIERS[text]
         elif text in _PLURALS:
             value /= _PLURALS[text]
-        elif len(text) == 1 and text not in ("a", "i", "x") and not _is_unit(word["word"]) and tail[0] not in "-~":
-            return None
-        elif text == "x" and not re.match(r"\s*x\s*(?:$|[.,;!])", tail) is None:
+        elif len(text) == 1 and text not in ("a", "i") and not _is_unit(word["word"]) and tail[0] not in "-~":
             return None
         else:
             break

@@ -3,6 +3,7 @@ r"""Spellings of signs: Unicode and LaTeX variants become one spelling, and deco
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 _SIGNS = {
     "-": "\u2212\u2013\u2014\u2010\u2011\u2012\ufe63\uff0d",
@@ -40,20 +41,22 @@ _SIGNS = {
     "\\langle ": "\u27e8",
     "\\rangle ": "\u27e9",
 }
-_TABLE = {ord(sign): spelling for spelling, signs in _SIGNS.items() for sign in signs}
-_TABLE |= {ord(sign): f"\\frac{{{n}}}{{{d}}}" for sign, n, d in (
+_TABLE: dict[int, str] = {ord(sign): spelling for spelling, signs in _SIGNS.items() for sign in signs}
+_TABLE.update({ord(sign): f"\\frac{{{n}}}{{{d}}}" for sign, n, d in (
     ("\u00bd", 1, 2), ("\u2153", 1, 3), ("\u2154", 2, 3), ("\u00bc", 1, 4), ("\u00be", 3, 4), ("\u2155", 1, 5),
     ("\u2156", 2, 5), ("\u2157", 3, 5), ("\u2158", 4, 5), ("\u2159", 1, 6), ("\u215a", 5, 6), ("\u215b", 1, 8),
     ("\u215c", 3, 8), ("\u215d", 5, 8), ("\u215e", 7, 8),
-)}  # fmt: skip
+)})  # fmt: skip
 _CHARACTERS = {code: spelling for code, spelling in _TABLE.items() if code > 127}
-_RAISED = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b\u207a\u207f", "0123456789-+n")
+_RAISED = str.maketrans(
+    "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b\u207a\u207f", "0123456789-+n"
+)
 _LOWERED = str.maketrans("\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089", "0123456789")
 _RAISED_RUN = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b\u207f]+")
 _LOWERED_RUN = re.compile("[\u2080-\u2089]+")
 _NARROW = re.compile(r"(?<![0-9.,\\])([0-9]{1,3})((?:(?:\\,|\\ |\{,\}|,?\\!|[\u2009\u202f\u00a0])[0-9]{3})+)(?![0-9])")
 """Groups of digits, separated by narrow spaces or by commas that LaTeX sets without a space."""
-_COMMANDS = (
+_COMMANDS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])\s*\.?(?=\s|$)", " "),
     (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])", ""),
     (r"\\(?:q?quad|hspace\{[^{}]*\}|[,;:> ])|~", " "),

@@ -97,7 +97,8 @@ def _number(text: str) -> Node:
     value = Fraction(int(whole + places or "0"), 10 ** len(places)) * Fraction(10) ** int(exponent or 0)
     if not point or not places:
         return number(value)
-    return number(value, Digits(len(places) - int(exponent or 0), len((whole + places).lstrip("0")), len(whole + places)))
+    significant = len((whole + places).lstrip("0"))
+    return number(value, Digits(len(places) - int(exponent or 0), significant, len(whole + places)))
 
 
 def _repeating(text: str) -> Node:

@@ -142,7 +142,11 @@ class _Evaluation:
             return self._power(a, b)
         if kind == "divide":
             return a / b
-        return {"add": lambda: a + b, "multiply": lambda: a * b, "negative": lambda: -a, "percent": lambda: a / 100}[kind]()
+        if kind == "add":
+            return a + b
+        if kind == "multiply":
+            return a * b
+        return -a if kind == "negative" else a / 100
 
     def _named(self, name: str) -> Any:
         mp = self._mp
@@ -171,13 +175,12 @@ class _Evaluation:
     def _functions(self) -> Mapping[str, Callable[..., Any]]:
         mp = self._mp
         own: dict[str, Callable[..., Any]] = {
-            "root": lambda x, n: -self._power(-x, 1 / n) if _is_odd(n) and mp.im(x) == 0 and x < 0 else self._power(x, 1 / n),
+            "root": self._root,
             "ln": mp.log,
-            # The base of a plain `log` is not known, so it is a number of its own.
-            "log": lambda x: mp.log(x) / mp.mpf("1.31607401295249246081921890179"),
+            "log": self._log,
             "lg": mp.log10,
-            "log_base": lambda b, x: mp.log(x) / mp.log(b),
-            "exp": lambda x: self._power(mp.e, x),
+            "log_base": self._log_base,
+            "exp": self._exp,
             "abs": abs,
             "factorial": self._factorial,
             "binomial": self._binomial,
@@ -190,6 +193,22 @@ class _Evaluation:
             own[f"a{name}"] = getattr(mp, f"a{name}")
         return own
 
+    def _root(self, x: Any, degree: Any) -> Any:
+        odd = degree == int(degree.real) and int(degree.real) % 2 == 1
+        if odd and self._mp.im(x) == 0 and x < 0:
+            return -self._power(-x, 1 / degree)
+        return self._power(x, 1 / degree)
+
+    def _log(self, x: Any) -> Any:
+        # The base of a plain `log` is not known, so it is a number of its own.
+        return self._mp.log(x) / self._mp.mpf("1.31607401295249246081921890179")
+
+    def _log_base(self, base: Any, x: Any) -> Any:
+        return self._mp.log(x) / self._mp.log(base)
+
+    def _exp(self, x: Any) -> Any:
+        return self._power(self._mp.e, x)
+
     def _factorial(self, x: Any) -> Any:
         if abs(x) > 100_000:
             raise UndecidedError("a factorial is too large")
@@ -199,10 +218,6 @@ class _Evaluation:
         if abs(n) > 100_000:
             raise UndecidedError("a binomial is too large")
         return self._mp.binomial(n, k)
-
-
-def _is_odd(degree: Any) -> bool:
-    return degree == int(degree.real) and int(degree.real) % 2 == 1
 
 
 def is_terminating(value: Fraction) -> bool:

@@ -9,7 +9,7 @@ MULTIPLIERS = {
     "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "quadrillion": 10**15,
     "dozen": 12, "lakh": 10**5, "crore": 10**7, "mil": 10**6, "bn": 10**9, "mn": 10**6,
 }  # fmt: skip
-MULTIPLIERS |= {word + "s": value for word, value in MULTIPLIERS.items() if len(word) > 3}
+MULTIPLIERS.update({word + "s": value for word, value in MULTIPLIERS.items() if len(word) > 3})
 PERCENT = {"percent", "percentage", "pct", "%"}
 BASES = {
     "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11,
@@ -82,13 +82,14 @@ for _dimension, _size, _spellings in (
 COUNTED = {
     singular: singular
     for singular in (
-        "apple ball banana bead bird board boat book bottle bowl box boy bus cake candy car card cat chair chicken child "
-        "chocolate coin color cookie cow crayon cup customer desk dog edge egg employee face fish flower friend game girl "
-        "glass goal guest hat house item kid lap letter man marble match meal member mark minute move note number orange "
-        "outcome pack page painting pair path pen pencil penny person pie piece pizza plant plate player point "
-        "problem question ribbon rose row run sandwich seat sheep shirt shoe slice soldier sticker step stamp stone "
-        "student sweet table task teacher team test ticket tile time toy tree triangle trip vertex visitor vote way "
-        "woman word worker arrangement combination permutation solution integer digit term subset square rectangle"
+        "apple ball banana bead bird board boat book bottle bowl box boy bus cake candy car card cat chair "
+        "chicken child chocolate coin color cookie cow crayon cup customer desk dog edge egg employee face "
+        "fish flower friend game girl glass goal guest hat house item kid lap letter man marble match meal "
+        "member mark minute move note number orange outcome pack page painting pair path pen pencil penny "
+        "person pie piece pizza plant plate player point problem question ribbon rose row run sandwich seat "
+        "sheep shirt shoe slice soldier sticker step stamp stone student sweet table task teacher team test "
+        "ticket tile time toy tree triangle trip vertex visitor vote way woman word worker arrangement "
+        "combination permutation solution integer digit term subset square rectangle"
     ).split()
     if singular not in {"pair", "square", "minute", "number", "penny"}
 }
@@ -104,7 +105,7 @@ Unit = tuple[Fraction, tuple[tuple[str, int], ...]]
 
 
 def read_unit(phrase: str) -> Unit | None:
-    """Return the unit that a phrase names, such as "cm^2", "miles per hour", "square feet" or "apples". None: no unit."""
+    """Return the unit of a phrase, such as "cm^2", "miles per hour", "square feet" or "apples". None: it has no unit."""
     size, powers, sign, pending, last = Fraction(1), dict[str, int](), 1, 1, None
     for token in _TOKEN.findall(phrase.strip()):
         word = token.strip(". ")

@@ -24,12 +24,15 @@ _VERDICT = re.compile(
     re.ASCII,
 )
 _BEFORE = re.compile(
-    r"(?:[\s:*_$#\"'`=>-]|\\[(\[]|\\(?:text|textbf|textit|mathrm|mathbf|boxed|fbox)\s*\{|\b(?:option|choice|letter|the)\b)*",
+    r"(?:[\s:*_$#\"'`=>-]|\\[(\[]|\\(?:text|textbf|textit|mathrm|mathbf|boxed|fbox)\s*\{"
+    r"|\b(?:option|choice|letter|the)\b)*",
     _FLAGS,
 )
 _LETTER = re.compile(r"\((?P<round>[A-J])\)|\[(?P<square>[A-J])\]|(?P<bare>[A-J])(?![A-Za-z0-9_'])", _FLAGS)
 _CLOSING = re.compile(r"(?:[)\]}*$_\"'`\s]|\\[)\]])*")
-_REASON = re.compile(r"[.,:;-]|\u2013|\u2014|(?:because|since|as|which|is\s+(?:the\s+)?(?:correct|right|best))\b", _FLAGS)
+_REASON = re.compile(
+    r"[.,:;-]|\u2013|\u2014|(?:because|since|as|which|is\s+(?:the\s+)?(?:correct|right|best))\b", _FLAGS
+)
 _ANOTHER = re.compile(r"(?:\b(?:or|and|nor)\b|[,/&;])\s*(?:option\s+)?[(*]*[A-J](?![\w'])(?!\s+[a-z])", re.ASCII)
 _ANY = re.compile(r"(?<![\w'])[A-J](?![\w'])|\b(?:not|neither|none)\b|n't\b", re.ASCII)
 
@@ -92,9 +95,7 @@ def _letter(line: str) -> str | None:
     assert closing is not None
     rest = line[closing.end() :]
     enclosed = letter["bare"] is None or bool(closing[0].strip())
-    if rest and not enclosed and not _REASON.match(rest) or not rest.isascii() and not rest.isprintable():
-        return None
-    if _ANOTHER.search(rest):
+    if rest and ((not enclosed and not _REASON.match(rest)) or not rest.isprintable() or _ANOTHER.search(rest)):
         return None
     return (letter["round"] or letter["square"] or letter["bare"]).upper()
 

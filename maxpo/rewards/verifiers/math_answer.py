@@ -135,8 +135,8 @@ def _content(text: str, boxed: bool, longest: int) -> str | None:
 def _claimed(tail: str) -> str | None:
     """Return what follows the last "answer is" or "answer:"."""
     phrase = None
-    for phrase in _PHRASE.finditer(tail):
-        pass
+    for found in _PHRASE.finditer(tail):
+        phrase = found
     claimed = _CLAIMED.match(tail, phrase.end()) if phrase is not None else None
     return None if claimed is None else claimed[claimed.lastgroup or "bare"]
 
@@ -156,7 +156,7 @@ def _depth(text: str) -> int:
 def _expression(content: str) -> _Expression | None:
     """Return an expression. None: there is nothing visible, or it has characters of other scripts or none."""
     spelled = plain(content)
-    if not spelled or not spelled.isascii() and not _has_currency(spelled) or not spelled.isprintable():
+    if not spelled or not spelled.isprintable() or not re.sub("[\u20ac\u00a3\u00a5\u20b9]", "", spelled).isascii():
         return None
     folded_text = re.sub(" ?: ?", ":", folded(" ".join(_MARKED.sub(r"\1", spelled).split()))).rstrip(".")
     node, foreign = None, False
@@ -167,10 +167,6 @@ def _expression(content: str) -> _Expression | None:
     except MalformedError:
         pass
     return _Expression(folded_text, content, node, foreign)
-
-
-def _has_currency(text: str) -> bool:
-    return re.sub("[\u20ac\u00a3\u00a5\u20b9]", "", text).isascii()
 
 
 def _is_text(text: str) -> bool:

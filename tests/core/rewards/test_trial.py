@@ -41,7 +41,8 @@ def loaded(tmp_path: Path) -> Callable[..., Config]:
 @pytest.mark.parametrize(
     ("name", "reference"),
     [
-        ("math", r"1-\frac{1}{\mathrm e}"), ("math", 0.00001), ("math", 1e16), ("math", [1, "x=2"]), ("math", "12:30"),
+        ("math", r"1-\frac{1}{\mathrm e}"), ("math", 0.00001), ("math", 1e16), ("math", [1, "x=2"]),
+        ("math", "12:30"),
         ("math", r"\sum_{n=1}^\infty \frac{1}{n^2}"), ("math", r"\boxed{5}"), ("math", "$5$"), ("math", "no solution"),
         ("math", r"(-\infty, 3]"), ("numeric", "1,234"), ("numeric", "3/4"), ("numeric", -1e-7), ("numeric", [1, 2]),
         ("choice", "(b)"), ("exact", "yes"), ("exact", 5), ("regex", "a+"), ("json_schema", {"type": "object"}),
@@ -82,7 +83,9 @@ def test_the_verifiers_of_a_source_are_tried() -> None:
 
 
 def test_a_bad_reference_is_told_with_its_line_before_anything_starts(loaded: Callable[..., Config]) -> None:
-    with pytest.raises(InputError, match=r"2 of 3 rows cannot be used:\n  line 2: math: the ref.*\n  line 3: math: the"):
+    with pytest.raises(
+        InputError, match=r"2 of 3 rows cannot be used:\n  line 2: math: the ref.*\n  line 3: math: the"
+    ):
         load_data(loaded(["5", None, r"\frac{1}{"], "reward.verifier=math"))
     assert len(load_data(loaded(["5", None], "reward.verifier=math", "data.max_bad_rows=1"))[0]) == 1
 
