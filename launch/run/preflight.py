@@ -338,8 +338,8 @@ def _thinking(reward: RewardConfig, prompts: Iterable[Prompt]) -> None:
             )
         if end.endswith(own["closing"]):
             raise InputError(
-                f"verifier format: prompts already end with {own['closing']} (source {prompt.source}), so no completion "
-                "has a thinking block: leave format out, or turn on thinking in data.template_args"
+                f"verifier format: prompts already end with {own['closing']} (source {prompt.source}), so no "
+                "completion has a thinking block: leave format out, or turn on thinking in data.template_args"
             )
 
 

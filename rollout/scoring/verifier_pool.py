@@ -36,7 +36,8 @@ class Result(NamedTuple, Generic[T]):
     """The result of a verifier, or of a search for an answer, on one completion."""
 
     outcome: str
-    """'ok', 'too_long', 'timeout', 'undecided: ...', 'error: ...', 'died', 'abort', or the outcome of a failed environment."""
+    """'ok', 'too_long', 'timeout', 'undecided: ...', 'error: ...', 'died', 'abort', or the outcome of a failed
+    environment."""
     value: T | None = None
     """The score, or the answer. None if there is none."""
 

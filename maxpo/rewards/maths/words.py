@@ -105,7 +105,7 @@ Unit = tuple[Fraction, tuple[tuple[str, int], ...]]
 
 
 def read_unit(phrase: str) -> Unit | None:
-    """Return the unit of a phrase, such as "cm^2", "miles per hour", "square feet" or "apples". None: it has no unit."""
+    """Return the unit of a phrase, such as "cm^2", "miles per hour", "square feet" or "apples". None: it is none."""
     size, powers, sign, pending, last = Fraction(1), dict[str, int](), 1, 1, None
     for token in _TOKEN.findall(phrase.strip()):
         word = token.strip(". ")

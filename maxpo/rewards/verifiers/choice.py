@@ -25,7 +25,7 @@ _VERDICT = re.compile(
 )
 _BEFORE = re.compile(
     r"(?:[\s:*_$#\"'`=>-]|\\[(\[]|\\(?:text|textbf|textit|mathrm|mathbf|boxed|fbox)\s*\{"
-    r"|\b(?:option|choice|letter|the)\b)*",
+    r"|\b(?:option|choice|letter|the|therefore|thus|hence)\b)*",
     _FLAGS,
 )
 _LETTER = re.compile(r"\((?P<round>[A-J])\)|\[(?P<square>[A-J])\]|(?P<bare>[A-J])(?![A-Za-z0-9_'])", _FLAGS)

@@ -32,7 +32,7 @@ _CLAIMED = re.compile(
     r"(?=\.?\s*(?:\n|$)|\.\s|,\s+[a-z]|\s+(?:because|since|which|so|as|when|where)\b)",
     re.DOTALL,
 )
-_TIME = re.compile(r"[0-9]+(?::[0-9]+)*(?: ?[ap]\.? ?m\.?)?")
+_TIME = re.compile(r"[0-9]+(?::[0-9]+)*(?: ?[ap]\.? ?m\.?|:[0-9]+)")
 _WORDS = re.compile(r"[A-Za-z0-9 .,:;'/()&!?-]*[A-Za-z]{3}[A-Za-z0-9 .,:;'/()&!?-]*")
 _MARKED = re.compile(r"\\(?:text|textrm|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
 
@@ -171,7 +171,7 @@ def _expression(content: str) -> _Expression | None:
 
 def _is_text(text: str) -> bool:
     """Return True if a text is words or a time, so that it may be compared letter by letter."""
-    return _WORDS.fullmatch(text) is not None or _TIME.fullmatch(text.replace(" ", "")) is not None
+    return _WORDS.fullmatch(text) is not None or _TIME.fullmatch(text) is not None
 
 
 @lru_cache(maxsize=4096)
