@@ -33,7 +33,7 @@ def equal(answer: Node, reference: Node) -> bool:
         return _equal_relation(answer, reference)
     if answer.kind == "relation":
         return _claims(answer, reference)
-    answer, reference = _spread(answer), _spread(reference)
+    answer, reference = _spread(_united(answer)), _spread(_united(reference))
     many = ("list", "group", "union", "matrix")
     if answer.kind in many or reference.kind in many:
         return _equal_many(answer, reference)
@@ -194,12 +194,21 @@ def _same(a: Node, b: Node) -> bool:
 # Lists, sets, tuples, intervals, unions and matrices.
 
 
+def _united(node: Node) -> Node:
+    """Return a union in place of inequalities of one symbol with "or", such as x < -2 or x > 3."""
+    if node.kind != "list" or node.name != "or" or len(symbols(node)) != 1:
+        return node
+    parts = [_interval(arg) if arg.kind == "relation" else None for arg in node.args]
+    known = tuple(part for part in parts if part is not None)
+    return Node("union", known) if len(known) == len(parts) else node
+
+
 def _spread(node: Node) -> Node:
     """Return a list in place of one plus-minus, also within another list, and the real numbers as an interval."""
     if node.kind == "symbol" and node.name == "mathbbR":
         infinity = Node("symbol", name="oo")
         return Node("group", (Node("negative", (infinity,)), infinity), "()")
-    if node.kind in ("list", "group") and node.name in ("", "\\{\\}"):
+    if node.kind in ("list", "group") and node.name in ("", "or", "\\{\\}"):
         members = [member for arg in node.args for member in branches(arg)]
         return Node(node.kind, tuple(members), node.name)
     both = branches(node)
@@ -325,6 +334,8 @@ def _equal_quantities(answer: Node, reference: Node) -> bool:
         return name_a is not None and name_r is not None and folded(name_a) == folded(name_r) and _equal_percent(a, r)
     if units[0] is not None and units[1] is not None:
         return units[0][1] == units[1][1] and _equal_values(_sized(a, units), _sized(r, units[::-1]))
+    if a.kind == "percent" or r.kind == "percent":
+        return False
     if "degree" in (name_a, name_r) and "pi" in str(r if name_a else a):
         turned = Node("divide", (Node("symbol", name="pi"), number(180)))
         a, r = (Node("multiply", (n, turned)) if name == "degree" else n for n, name in ((a, name_a), (r, name_r)))

@@ -107,18 +107,19 @@ class _Reader:
 
     def members(self) -> Node:
         """Return all that stands between brackets or in the text: one expression, or a list."""
-        found = [self._relation()]
-        while self._separator():
+        found, separators = [self._relation()], set[str]()
+        while separator := self._separator():
+            separators.add(separator)
             found.append(self._relation())
-        return found[0] if len(found) == 1 else Node("list", tuple(found))
+        return found[0] if len(found) == 1 else Node("list", tuple(found), "or" if separators == {"or"} else "")
 
-    def _separator(self) -> bool:
-        """Take a comma, a semicolon, "and", "or", or a comma and such a word."""
-        taken = self._accept(",", ";")
+    def _separator(self) -> str:
+        """Take a comma, a semicolon, "and", "or", or a comma and such a word. Return the last. Empty: there is none."""
+        taken = "," if self._accept(",", ";") else ""
         token = self.peek()
         if token is not None and token.kind in ("word", "letters") and token.text.lower() in ("and", "or"):
             self._next += 1
-            taken = True
+            taken = token.text.lower()
         return taken
 
     def _relation(self) -> Node:
@@ -373,7 +374,19 @@ class _Reader:
             return self._function(FUNCTIONS[name])
         if name == "mathbb":
             return symbol(f"mathbb{self._argument().name}")
-        if name in ("overline", "angle", "triangle", "hat", "bar", "widehat", "arc", "perp", "parallel"):
+        if name in (
+            "overline",
+            "overrightarrow",
+            "vec",
+            "angle",
+            "triangle",
+            "hat",
+            "bar",
+            "widehat",
+            "arc",
+            "perp",
+            "parallel",
+        ):
             return symbol(f"{name} {_letters_of(self._argument())}")
         if name in _FOREIGN or name == "begin":
             raise ForeignError(f"\\{name}")

@@ -7,6 +7,7 @@ and with a word such as "million". A number that is part of a larger expression,
 from __future__ import annotations
 
 import re
+from collections import deque
 from fractions import Fraction
 
 from maxpo.rewards.maths.grammar import read
@@ -17,6 +18,8 @@ from maxpo.rewards.maths.words import MULTIPLIERS, read_unit
 
 _LONGEST = 64
 """Most characters of a number. A longer number is not read."""
+_UNITS = 8
+"""Most numbers at the end of a text that are looked at, since the last ones may be powers of units."""
 _WINDOW = 80
 """Characters before and after a number that are looked at."""
 _DIGITS = re.compile(r"(?:[0-9]++(?:,[0-9]++)*+(?:\.[0-9]++)?|\.[0-9]++)(?:[eE][-+]?[0-9]++)?")
@@ -38,11 +41,11 @@ _DECORATION = (
 )
 _PART_BEFORE = re.compile(
     r"[\d)}\]][\s$]*(?:[*+/^<>-]|\*\*)\s*[({$]*$"  # an operator after a number
-    r"|(?<![A-Za-z])[A-Za-z]\s*[*+/^<>-]\s*[({]*$"  # or after a symbol
-    r"|[/^_]\s*[({]*$"
+    r"|(?<![A-Za-z<])[A-Za-z]\s*[*+/^<>-]\s*[({]*$"  # or after a symbol
+    r"|(?:[/^]|(?<!_)_)\s*[({]*$"
     rf"|\\(?!{_DECORATION}(?![A-Za-z]))[A-Za-z]+\s*(?:\[[^\]]*\]\s*)?(?:\{{[^{{}}]*\}}\s*)?[{{(]?\s*$"  # \sqrt{2}
     r"|[A-Za-z0-9]\($|(?<![A-Za-z])(?:sqrt|log|ln|sin|cos|tan|exp)\s*[({]?$"
-    r"|(?<!\bRs)(?<!\bUSD)(?<!\bUS)(?<!\bEUR)[A-Za-z0-9]$|[A-Za-z]-$|[0-9][.:]$"
+    r"|(?<!\bRs)(?<!\bUSD)(?<!\bUS)(?<!\bEUR)[A-Za-z0-9]$|[A-Za-z]-$|[0-9][.:']$"
     r"|[0-9]\s*(?:x|X)\s*$"
     r"|\b(?:plus|minus|times|over|by|half|third|quarter|twice|double|triple|not|than|between)\s+"
     r"(?:of\s+|[0-9.,$]+\s+and\s+)?\$?$"
@@ -56,36 +59,40 @@ _PART_AFTER = re.compile(
     r"\s*(?:\^(?!\s*\{?\s*\\circ)|/\s*(?:[A-Za-z](?![A-Za-z])|[({\\])|\*+[A-Za-z({\\])"
     rf"|\s*\\(?!{_UNIT_COMMANDS})"
     r"|\s*[-+]\s*(?:[b-zB-HJ-Z](?![A-Za-z])|[({\\])"
-    r"|!+\s*(?:\$|\}|\\)|_|\([A-Za-z0-9]+\s*[-+*/)]"
-    r"|\s+(?:squared|cubed|factorial)\b|:[0-9]"
+    r"|!+\s*(?:\$|\}|\\)|_(?!_)|\([A-Za-z0-9]+\s*[-+*/)]"
+    r"|\s+(?:squared|cubed|factorial)\b|:[0-9]|\s*\u2030|\]\s*\{"
 )
 _MULTIPLIER = re.compile(r"[\s~-]*(?:\\text\s*\{\s*)?(?P<word>[A-Za-z]+)\b")
 _HALVES = re.compile(r"\s+and\s+(?:a|one)[\s-]+(?P<part>half|third|quarter|fourth|fifth|sixth|eighth|tenth)\b")
 _PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
 _PLURALS = {"halves": 2} | {f"{part}s": value for part, value in _PARTS.items() if part != "half"}
 _PERCENT = re.compile(r"\s*(?:\\?%|(?:\\text\s*\{\s*)?(?:percent|pct)\b)")
+_RAISED_UNIT = re.compile(r"[0-9}/]\s*(?:\\?(?:text|mathrm)\s*\{\s*)?(?P<unit>[A-Za-z]+)\s*\}?\s*\^\s*\{?\s*-?$")
 _ATTACHED = re.compile(r"[A-Za-z]+")
 
 
 def last_number(text: str) -> Node | None:
     """Return the last number of a text: a number, or a number of percent. None: there is none that stands alone."""
     text = one_to_one(text)
-    last = None
-    for found in _DIGITS.finditer(text):
-        last = found
-    if last is None or last.end() - last.start() > _LONGEST:
+    found = deque(_DIGITS.finditer(text), maxlen=_UNITS)
+    while found and _is_power_of_unit(text[max(0, found[-1].start() - _WINDOW) : found[-1].start()]):
+        found.pop()
+    if not found or found[-1].end() - found[-1].start() > _LONGEST:
         return None
+    last = found[-1]
     start, end = last.span()
     if _GROUPS.fullmatch(last[0]) is None:  # a list, such as 3,4
+        if re.search(r"[A-Za-z0-9]\($", text[max(0, start - 2) : start]):
+            return None  # of a function, such as C(5,2)
         start = start + last[0].rfind(",") + 1
         window = ""
     else:
         window = text[max(0, start - _WINDOW) : start]
-    found = _NUMBER.search(window + text[start:end])
-    if found is None:
+    match = _NUMBER.search(window + text[start:end])
+    if match is None:
         return None
-    head, tail = (window + text[start:end])[: found.start()], text[end : end + _WINDOW]
-    written = found["number"]
+    head, tail = (window + text[start:end])[: match.start()], text[end : end + _WINDOW]
+    written = match["number"]
     closing = "}" * (written.count("{") - written.count("}")) + ")" * (written.count("(") - written.count(")"))
     if closing:
         stripped = tail.lstrip()
@@ -95,9 +102,17 @@ def last_number(text: str) -> Node | None:
     if re.search(r"[0-9] $", head) and re.match(r"[0-9]{3}(?![0-9])", written):
         return None  # 1 000 or two numbers
     head, negative = _sign(head)
+    if head.endswith("|") and tail.startswith("|"):
+        return None
     if negative is None or _PART_BEFORE.search(head) or _PART_AFTER.match(tail):
         return None
     return _value(written, negative, tail)
+
+
+def _is_power_of_unit(head: str) -> bool:
+    """Return True if a number after this text is the power of a unit, as in `5 cm^2`."""
+    unit = _RAISED_UNIT.search(head)
+    return unit is not None and read_unit(unit["unit"]) is not None
 
 
 def _sign(head: str) -> tuple[str, bool | None]:
@@ -108,6 +123,8 @@ def _sign(head: str) -> tuple[str, bool | None]:
     if sign is None:
         return head, False
     before = sign["before"]
+    if before.endswith(("-", "+")):
+        return before, None
     if sign["space"] and (not before.strip(" ") or before.rstrip(" ").endswith("\n")):
         return before, False  # a list of points
     if re.search(r"[\d)}\]A-Za-z]$|(?<![A-Za-z])[A-Za-z]\s*$|[\d)}\]$]\s*$", before) and not before.endswith("$"):

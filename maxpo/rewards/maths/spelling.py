@@ -12,6 +12,7 @@ _SIGNS = {
     "/": "\u00f7\u2044\u2215",
     " ": "\u00a0\u2009\u202f\u2007\u2002\u2003\u200a\t\n\r",
     "\\sqrt ": "\u221a",
+    "\\sqrt[3] ": "\u221b",
     "\\pi ": "\u03c0",
     "\\infty ": "\u221e",
     "\\le ": "\u2264\u2a7d",
@@ -79,7 +80,7 @@ _COMMANDS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\\(?:varnothing)(?![A-Za-z])", r"\\emptyset "),
     (r"\\(?:degree)(?![A-Za-z])", r"^\\circ "),
     (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))", r" \\degree "),
-    (r"\\(?:boldsymbol|mathbf|bm|mathit|mathsf|mathcal|vec|overrightarrow)\s*\{([^{}]*)\}", r"{\1}"),
+    (r"\\(?:boldsymbol|mathbf|bm|mathit|mathsf|mathcal)\s*\{([^{}]*)\}", r"{\1}"),
     (r"\\(?:imath)(?![A-Za-z])", "i"),
     (r"\\(?:approx|simeq|sim|thickapprox|doteq)(?![A-Za-z])", r"\\approx "),
     (r"\\(?:lfloor)(?![A-Za-z])", r"\\lfloor "),
@@ -88,6 +89,8 @@ _BRACKETS = {
     "\\lbrace": "\\{", "\\rbrace": "\\}", "\\lbrack": "[", "\\rbrack": "]", "\\lparen": "(", "\\rparen": ")",
     "\\lvert": "|", "\\rvert": "|", "\\vert": "|", "\\mid": "|",
 }  # fmt: skip
+_UNIT = re.compile(r"\\(?:mathrm|text)\s*\{[^{}]*(?:\{-?[0-9]\}[^{}]*)+\}")
+"""A unit with a raised number in braces, such as `\\mathrm{m s^{-2}}`."""
 _RULES = [(re.compile(pattern), replacement) for pattern, replacement in _COMMANDS]
 _WRAPPED = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"))
 
@@ -109,6 +112,7 @@ def plain(text: str) -> str:
     text = text.replace("\\\\", " \\cr " if "matrix" in text or "array" in text else "\\")
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
+    text = _UNIT.sub(lambda unit: re.sub(r"\{(-?[0-9])\}", r"\1", unit[0]), text)
     return " ".join(text.split())
 
 
