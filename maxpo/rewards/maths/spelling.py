@@ -92,6 +92,7 @@ _BRACKETS = {
 _UNIT = re.compile(r"\\(?:mathrm|text)\s*\{[^{}]*(?:\{-?[0-9]\}[^{}]*)+\}")
 """A unit with a raised number in braces, such as `\\mathrm{m s^{-2}}`."""
 _RULES = [(re.compile(pattern), replacement) for pattern, replacement in _COMMANDS]
+_SPECIAL = re.compile(r"[\\{}~*<>!^]")
 _WRAPPED = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"))
 
 
@@ -108,6 +109,8 @@ def plain(text: str) -> str:
     text = _RAISED_RUN.sub(lambda run: "^{" + run[0].translate(_RAISED) + "}", text)
     text = _NARROW.sub(lambda groups: groups[1] + re.sub("[^0-9]", "", groups[2]), text)
     text = unwrapped(text.translate(_TABLE))
+    if _SPECIAL.search(text) is None:
+        return " ".join(text.split())
     # A row of a matrix ends with two backslashes. Elsewhere two stand for one, as in JSON.
     text = text.replace("\\\\", " \\cr " if "matrix" in text or "array" in text else "\\")
     for pattern, replacement in _RULES:

@@ -7,8 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from maxpo.config import RewardConfig
 from maxpo.rewards.maths.nodes import UndecidedError
 from maxpo.rewards.registry import REWARDS
+from maxpo.rewards.trial import reference_check
 
 ROWS: list[dict[str, Any]] = [
     json.loads(line) for line in Path("tests/data/verifier_answers.jsonl").read_text(encoding="utf-8").splitlines()
@@ -35,3 +37,8 @@ def test_the_corpus_has_right_and_wrong_answers_of_each_kind() -> None:
     kinds = Counter((row["kind"], row["right"]) for row in ROWS)
     assert {kind for kind, _ in kinds} == {kind for kind, right in kinds if right} == {k for k, r in kinds if not r}
     assert min(kinds.values()) >= 4, kinds
+
+
+def test_every_reference_of_the_corpus_passes_the_trial_before_a_run() -> None:
+    for row in ROWS:
+        reference_check(RewardConfig(verifier=row["verifier"]))(row["reference"], "corpus")
