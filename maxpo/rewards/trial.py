@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 from maxpo.config import RewardConfig
 from maxpo.config.reward import COMBINED
 from maxpo.rewards.code.cases import read_tests
-from maxpo.rewards.registry import REWARDS, find_verifier
+from maxpo.rewards.registry import NEEDS, REWARDS, find_verifier
 from maxpo.rewards.verifiers import math_answer
 from maxpo.runtime.background import Background
 from maxpo.types import Prompt
@@ -35,11 +36,16 @@ def reference_check(reward: RewardConfig) -> Callable[[object, str], None]:
         if key[2] is not None and key in known:
             return
         for name in _names(reward, source):
-            if name in REWARDS:
+            if name in REWARDS and not _lacks_package(name):
                 _check(name, reference, reward.args.get(name, {}))
         known.add(key)
 
     return check
+
+
+def _lacks_package(name: str) -> bool:
+    """Return True if a verifier cannot run here, which `find_verifier` tells."""
+    return name in NEEDS and importlib.util.find_spec(NEEDS[name][0]) is None
 
 
 def _names(reward: RewardConfig, source: str) -> Iterable[str]:
