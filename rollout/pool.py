@@ -26,6 +26,10 @@ from rollout.protocols import Probe, WeightsState, WorkerHandle
 from rollout.scoring.verifier_pool import RewardPool
 from rollout.worker import RolloutWorker
 
+CONTROL_CALLS = 64
+"""Calls of a worker at once besides those that sample, such as health checks and weight syncs. A call that waited in
+Ray's queue behind groups could be one that these groups wait for."""
+
 
 class RolloutPool:
     """Spreads prompts over workers, returns whole groups in the order of the prompts, and scores them.
@@ -310,9 +314,11 @@ def _actor_factory(
 ) -> Callable[[int], WorkerHandle]:
     """Return a function that creates the actor of the worker with a given number."""
     remote: Any = ray.remote(RolloutWorker)
+    # At least one completion of each group is in the engine, or the group waits for it.
+    calls = config.rollout.max_concurrent_sequences + 1 + CONTROL_CALLS
 
     def create(number: int) -> WorkerHandle:
-        return remote.options(max_concurrency=1000, **options(number)).remote(
+        return remote.options(max_concurrency=calls, **options(number)).remote(
             config.model.path,
             config.rollout,
             config.environment,

@@ -51,6 +51,25 @@ def group(prompt: Prompt) -> Group:
     return Group(prompt=prompt, completions=(completion(),))
 
 
+def test_calls_of_control_never_wait_behind_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor takes more calls at once than groups and health checks and syncs can be at the same time."""
+    given: list[int] = []
+
+    class Remote:
+        def options(self, *, max_concurrency: int) -> Remote:
+            given.append(max_concurrency)
+            return self
+
+        def remote(self, *args: Any, **kwargs: Any) -> object:
+            return object()
+
+    monkeypatch.setattr("rollout.pool.ray.remote", lambda cls: Remote())
+    rollout = RolloutConfig(workers=1, max_new_tokens=1, max_concurrent_sequences=4096)
+    RolloutPool(Config(rollout=rollout, reward=RewardConfig(verifier="exact")), "cpu", "gloo", lambda number: {})
+    most_groups = 4096 + 1  # greedy groups of one completion
+    assert given[0] >= most_groups + 16
+
+
 PROMPTS = [prompt(f"p{i}") for i in range(10)]
 
 
