@@ -314,7 +314,7 @@ def _actor_factory(
 ) -> Callable[[int], WorkerHandle]:
     """Return a function that creates the actor of the worker with a given number."""
     remote: Any = ray.remote(RolloutWorker)
-    # At least one completion of each group is in the engine, or the group waits for it.
+    # Groups of one completion are as many as fill the engine, and one more to follow.
     calls = config.rollout.max_concurrent_sequences + 1 + CONTROL_CALLS
 
     def create(number: int) -> WorkerHandle:
