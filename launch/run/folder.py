@@ -125,10 +125,16 @@ def _content(folder: Path) -> str | None:
 
 
 def _has_results(folder: Path) -> str | None:
-    """Return the name of an exported policy, or of a checkpoint in whatever state, or None."""
+    """Return the name of an exported policy, or of a checkpoint in whatever state, or None.
+
+    A link that leads nowhere may lead to a disk that is not mounted now.
+    """
+    there = folder / "checkpoints"
+    for path in (there, folder / "policy"):
+        if path.is_symlink() and not path.exists():
+            return f"{path.name}, a link to {path.readlink()}, which is not there"
     if (folder / "policy").exists():
         return "policy"
-    there = folder / "checkpoints"
     names = sorted(path.name for path in there.iterdir()) if there.is_dir() else []
     return next((f"checkpoints/{name}" for name in names if not name.startswith(".") and name != LATEST), None)
 

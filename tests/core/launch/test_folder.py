@@ -109,6 +109,17 @@ def test_a_run_with_results_or_files_of_others_is_not_replaced(name: str, tmp_pa
     assert content(run) == before
 
 
+@pytest.mark.parametrize("resume", ["auto", "never"])
+@pytest.mark.parametrize("name", ["checkpoints", "policy"])
+def test_a_link_to_a_disk_that_is_not_mounted_is_kept(name: str, resume: str, tmp_path: Path) -> None:
+    run = stored(tmp_path)
+    shutil.rmtree(run / "checkpoints")
+    (run / name).symlink_to(tmp_path / "not mounted")
+    with pytest.raises(InputError, match=f"holds {name}, a link to .*not mounted, which is not there"):
+        open_run(settings_of(run, f"checkpoint.resume={resume}", "run.overwrite=false"), CONSOLE)
+    assert (run / name).is_symlink() and (run / "metrics.jsonl").exists()
+
+
 def test_a_run_folder_that_is_a_link_or_a_file(tmp_path: Path) -> None:
     run, scratch = tmp_path / "run", tmp_path / "scratch"
     scratch.mkdir()
