@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.cluster.ray_environment import prepare_ray
-from launch.commands.settings import Subparsers, add_settings
+from launch.commands.settings import Subparsers, add_settings, override
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.configure.loading import load_config
 from maxpo.errors import InputError
@@ -34,7 +34,7 @@ def add_arguments(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Evaluate a model on the held-out prompts. Return the exit code."""
     model = policy_in(args.model)
-    loaded = load_config([args.file], [*args.overrides, f"model.path={model}"])
+    loaded = load_config([args.file], [*args.overrides, override("model.path", model)])
     prepare_ray(loaded.config.ray)
     from launch.run.evaluating import evaluate_model
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.commands.settings import Subparsers, settings_of_run
-from launch.commands.train import train
+from launch.commands.train import train, with_all_problems
 
 
 def add_arguments(subparsers: Subparsers) -> None:
@@ -23,4 +23,4 @@ def add_arguments(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Continue a run. Return the exit code."""
-    return train(settings_of_run(args.folder, args.overrides), console)
+    return train(with_all_problems(lambda: settings_of_run(args.folder, args.overrides)), console)

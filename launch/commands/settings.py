@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -20,6 +21,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override settings of the file")
 
 
+def override(key: str, path: object) -> str:
+    """Return the override `key=value` that sets a key to a path, whatever characters it has."""
+    return f"{key}={json.dumps(str(path).replace('${', chr(92) + '${'), ensure_ascii=False)}"
+
+
 def settings_of_run(run: Path, overrides: Sequence[str]) -> LoadedConfig:
     """Return the settings of a run folder, changed so that the run continues from its newest checkpoint.
 
@@ -30,5 +36,5 @@ def settings_of_run(run: Path, overrides: Sequence[str]) -> LoadedConfig:
     if not file.is_file():
         raise InputError(f"{run} is not a run folder: it has no config.yaml")
     folder = run.resolve()
-    here = [f"run.dir={folder.parent}", f"run.name={folder.name}"]
+    here = [override("run.dir", folder.parent), override("run.name", folder.name)]
     return load_config([file], ["checkpoint.resume=must", *overrides, *here], earlier_run=True)

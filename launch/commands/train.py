@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 from rich.console import Console
 
@@ -27,20 +28,28 @@ def add_arguments(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Train, or only check everything. Return the exit code."""
+    loaded = with_all_problems(lambda: load_config([args.file], args.overrides), dry_run=args.dry_run)
+    return dry_run(loaded, console) if args.dry_run else train(loaded, console)
+
+
+def with_all_problems(load: Callable[[], LoadedConfig], *, dry_run: bool = False) -> LoadedConfig:
+    """Return the settings that `load` returns. If they are wrong, whatever else is wrong is told in the same list.
+
+    Raises:
+        InputError: With all problems.
+    """
     try:
-        loaded = load_config([args.file], args.overrides)
+        return load()
     except ConfigError as error:
         if not isinstance(error.loaded, LoadedConfig):
             raise
-        # What else is wrong belongs into the same list.
         from launch.run.readiness import get_ready
 
         try:
-            get_ready(error.loaded, error.problems, dry_run=args.dry_run)
+            get_ready(error.loaded, error.problems, dry_run=dry_run)
         except ProblemsError as everything:
             raise everything from error
         raise
-    return dry_run(loaded, console) if args.dry_run else train(loaded, console)
 
 
 def train(loaded: LoadedConfig, console: Console) -> int:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from launch.cluster.paths import with_absolute_paths
+from launch.commands.settings import settings_of_run
 from maxpo.configure.loading import LoadedConfig, load_config
 from maxpo.configure.writing import to_yaml
 
@@ -49,3 +50,12 @@ def test_settings_have_absolute_paths_and_their_file_can_be_read_from_elsewhere(
 def test_the_paths_of_a_job_stay_as_they_are(loaded: LoadedConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")  # a job's files are where its workers start
     assert with_absolute_paths(loaded) is loaded
+
+
+@pytest.mark.parametrize("name", ["a, {b}: [c] #d", "x=${y}", "007", "null", 'say "hi"', "ä"])
+def test_a_run_folder_of_any_name_is_found(name: str, tmp_path: Path) -> None:
+    run = tmp_path / name / name
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(Path("tests/stored/run/config.yaml").read_text())
+    config = settings_of_run(run, []).config
+    assert (config.run.dir, config.run.name) == (str(tmp_path / name), name)
