@@ -171,6 +171,7 @@ def child(args: argparse.Namespace) -> int:
 
     secure_own_cluster()
     import launch.run.training
+    from launch.run.signals import PREEMPTED, PreemptedError
     from launch.terminal.progress import Terminal
     from maxpo.configure.loading import load_config
 
@@ -193,7 +194,10 @@ def child(args: argparse.Namespace) -> int:
     until = float(os.environ["MAXPO_CHAOS_UNTIL"])
     record = args.out / "kills.jsonl"
     threading.Thread(target=killer, args=(now, kinds, args.mtbf, args.seed, record, until), daemon=True).start()
-    return launch.run.training.run_training(loaded, Console())
+    try:
+        return launch.run.training.run_training(loaded, Console())
+    except PreemptedError:  # the end came before the first step of an attempt
+        return PREEMPTED
 
 
 def killer(now: dict[str, Any], kinds: Sequence[str], mtbf: float, seed: int, record: Path, until: float) -> None:

@@ -38,8 +38,8 @@ LARGE = {
     "checkpoint": {
         "remote": "s3://bucket/runs",
         "remote_options": {"key": "${oc.env:MAXPO_TEST_KEY}"},
-        "keep_best": 'it\'s\na "name"\nMAXPO_END_OF_CONFIG_YAML',
     },
+    "data": SMALL["data"] | {"chat": True, "system_prompt": 'it\'s\na "text"\nMAXPO_END_OF_CONFIG_YAML'},
     "cluster": {"nodes": 3, "gpus_per_node": 8, "interface": "ib0"},
     "ray": {"object_store_mib": 1024},
     "launch": {

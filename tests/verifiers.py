@@ -34,6 +34,8 @@ def counted(prompt: str, text: str, reference: Any) -> float:
         file.write(f"{text}\n")
     if text == "hang":
         time.sleep(600)
+    if text == "die" or (text == "die once" and Path(os.environ["MAXPO_TRIED"]).read_text().count(text) == 1):
+        os._exit(3)
     return 1.0
 
 

@@ -173,23 +173,30 @@ class RewardPool:
     ) -> dict[_Task, Result[T]]:
         """Return the results of the tasks, with a new pool each time that the pool breaks.
 
+        A process may have been killed by somebody else than its answer, so the answer gets a second process.
+
         Raises:
             VerifierError: The verifier processes broke down again and again.
         """
         results: dict[_Task, Result[T]] = {}
+        once: set[_Task] = set()
         left, in_vain = list(tasks), 0
         while left:
-            results |= self._run_in_pool(function, left, groups, doing)
-            before, left = len(left), [task for task in left if task not in results]
-            in_vain = in_vain + 1 if len(left) == before else 0
+            ended = self._run_in_pool(function, left, groups, doing)
+            broken = len(ended) < len(left)
+            again = {task for task, result in ended.items() if result.outcome == "died"} - once
+            once |= again
+            results |= {task: result for task, result in ended.items() if task not in again}
+            left = [task for task in left if task not in results]
+            in_vain = 0 if ended else in_vain + 1
             if in_vain == POOLS:
                 raise VerifierError(
                     f"the verifier processes broke down {POOLS} times in a row, {len(left)} answers are left"
                 )
-            if left:
+            if broken:
                 # An idle process was killed, or one that held a lock of the others: pebble gives up the entire pool.
-                broken, self._pool = self._pool, self._new_pool()
-                stop(broken)
+                old, self._pool = self._pool, self._new_pool()
+                stop(old)
         return results
 
     def _run_in_pool(

@@ -8,7 +8,7 @@ leaves wrong in vLLM 0.32 (`_prepare_reload`, `_prepare_copies`, `_refuse_gaps`,
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +68,7 @@ class _Checked:
         def checked(weights: Iterable[tuple[str, torch.Tensor]]) -> None:
             bucket = list(weights)
             self.digests |= {name: tensor_digest(tensor) for name, tensor in bucket}
-            loaded: set[str] = load(bucket) or set()
+            loaded = _load(load, bucket)
             if _prepare_copies(model, loaded):
                 with _loaders_off(model):
                     load(bucket)
@@ -83,6 +83,33 @@ class _Checked:
         _refuse_gaps(self.model)  # pyright: ignore
         super().finish_weight_update()  # pyright: ignore
         _finish_reload(self.model)  # pyright: ignore
+
+
+def _load(
+    load: Callable[[list[tuple[str, torch.Tensor]]], set[str] | None], bucket: list[tuple[str, torch.Tensor]]
+) -> set[str]:
+    """Load tensors into the model. Return the names of its parameters that it says it has loaded.
+
+    A model that has no place for a tensor leaves it out without a word, for example the bias of a head. The comparison
+    with the learner shows that, unless the tensor is zero until it is trained. So each such tensor is loaded alone.
+
+    Raises:
+        RuntimeError: the model has no place for a tensor of zeros. Names them.
+    """
+    zeros = {name for name, tensor in bucket if not tensor.any()}
+    loaded = load([(name, tensor) for name, tensor in bucket if name not in zeros]) or set()
+    unused: list[str] = []
+    for name, tensor in bucket:
+        if name in zeros:
+            places = load([(name, tensor)])
+            loaded |= places or set()
+            unused += [name] if places == set() else []
+    if unused:
+        raise RuntimeError(
+            f"the engine has no place for {', '.join(unused)}: these weights are zero now, and as soon as they are "
+            "trained the engine would sample from another policy"
+        )
+    return loaded
 
 
 def _prepare_reload(model: torch.nn.Module) -> None:

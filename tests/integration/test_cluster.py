@@ -134,7 +134,7 @@ def test_a_job_is_followed_stopped_and_resumed(cluster: Cluster, tmp_path: Path)
 def test_the_exit_code_of_a_job_and_a_wrong_token(cluster: Cluster, tmp_path: Path) -> None:
     submit = ("maxpo", "submit", "ray", "--address", cluster.dashboard, "configs/presets/demo.yaml")
     (tmp_path / "none").mkdir()  # a run folder that a run was begun in, so that the job refuses it
-    (tmp_path / "none" / "metrics.jsonl").touch()
+    (tmp_path / "none" / "metrics.jsonl").write_text('{"step": 1, "time": 0.0}\n')
     done = cluster.run(*submit, f"run.dir={tmp_path}", "run.name=none", "run.overwrite=false", *SMALL)
     assert (done.returncode, "none exists already" in done.stdout, "FAILED" in done.stdout) == (2, True, True)
     train = ("maxpo", "train", "configs/presets/demo.yaml", f"ray.address={cluster.address}")

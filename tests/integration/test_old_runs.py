@@ -36,6 +36,6 @@ def test_a_run_of_an_earlier_version_resumes_and_ends_with_the_same_figures(tmp_
     got, want = figures(run), figures(STORED)
     assert [row["step"] for row in got] == [row["step"] for row in want]
     for new, old in zip(got, want, strict=True):
-        assert new == pytest.approx({key: old[key] for key in new}, rel=1e-4, abs=1e-6)
-        assert new.keys() == old.keys()
+        # Later versions may have further metrics.
+        assert {key: new[key] for key in old} == pytest.approx(old, rel=1e-4, abs=1e-6)
     assert (run / "policy" / "config.json").is_file()

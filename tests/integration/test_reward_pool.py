@@ -83,6 +83,19 @@ def test_an_answer_that_hangs_is_tried_once(tmp_path: Path, monkeypatch: pytest.
     assert sorted(tried.read_text().split()) == ["hang", "no", "yes"]
 
 
+def test_an_answer_whose_process_dies_gets_a_second_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process may have been killed by somebody else."""
+    tried = tmp_path / "tried"
+    monkeypatch.setenv("MAXPO_TRIED", str(tried))
+    pool = RewardPool(RewardConfig(verifier="tests.verifiers:counted", workers=1), 64)
+    try:
+        (scored,) = pool.score([group("die once", "fine", "die")])
+    finally:
+        pool.shutdown()
+    assert scored.outcomes == ("ok", "ok", "died") and scored.valid == (True, True, False)
+    assert sorted(tried.read_text().splitlines()) == ["die", "die", "die once", "die once", "fine"]
+
+
 def test_what_cannot_be_decided_is_masked_and_counted() -> None:
     pool = RewardPool(RewardConfig(verifier="math"), 64)
     try:

@@ -420,8 +420,8 @@ def test_with_settings(no_machine: None, tmp_path: Path, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert f"disk of run.dir, {tmp_path}" in out
     # An object store larger than /dev/shm.
-    main([*demo, f"ray.object_store_mib={1 << 30}"])
-    assert re.search(r"warning  /dev/shm: .* want 1048576.5 GiB", capsys.readouterr().out)
+    main([*demo, f"ray.object_store_mib={90 << 20}"])
+    assert re.search(r"warning  /dev/shm: .* want 92160.5 GiB", capsys.readouterr().out)
     assert main(["doctor", "model.path=x"]) == 2
     assert "needs a FILE.yaml before it" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -211,7 +211,6 @@ class TestText:
         ("overrides", "message"),
         [
             (["run.name='a b'"], r"run\.name = 'a b' cannot be the name of a SLURM job: use letters"),
-            (['run.name="a\\n#SBATCH --uid=0"'], r"run\.name = 'a\\n#SBATCH --uid=0' cannot be the name"),
             (["run.name='%j'"], r"run\.name = '%j' cannot be"),
             (["learner.device=cuda"], r"cluster\.gpus_per_node is not set, but learner\.device is cuda"),
             (["rollout.device=cuda"], r"cluster\.gpus_per_node is not set, .* rollout\.device is cuda"),
