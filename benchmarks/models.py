@@ -55,7 +55,6 @@ ENGINE_CAUSES = {
     "glm4_moe_lite": "latent attention on CPU, cause unknown",
     "cohere2": "a window of vLLM's layers holds one token more than in transformers",
     "cohere2_moe": "a window of vLLM's layers holds one token more than in transformers",
-    "ctrl": "vLLM's head has no bias, which is zero at first and is trained",
     "ernie4_5_moe": "vLLM's router on CPU leaves out the bias of a softmax router",
     "gpt2, scaled by layer": "vLLM does not have this setting",
 }

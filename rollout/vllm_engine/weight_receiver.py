@@ -2,13 +2,14 @@
 
 vLLM's weight-transfer API does the layerwise reload, the packing for the CPU kernels and the sharding. The receivers
 here add a gloo backend for machines without CUDA, a checksum of every received tensor, and cures for what a reload
-leaves wrong in vLLM 0.32 (`_prepare_reload`, `_prepare_copies`, `_refuse_gaps`, `_finish_reload`).
+leaves wrong in vLLM 0.32 (`_prepare_reload`, `_prepare_copies`, `_keep_new_parameters`, `_refuse_gaps`,
+`_finish_reload`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,7 @@ class _Checked:
         def checked(weights: Iterable[tuple[str, torch.Tensor]]) -> None:
             bucket = list(weights)
             self.digests |= {name: tensor_digest(tensor) for name, tensor in bucket}
-            loaded = _load(load, bucket)
+            loaded: set[str] = load(bucket) or set()
             if _prepare_copies(model, loaded):
                 with _loaders_off(model):
                     load(bucket)
@@ -80,36 +81,10 @@ class _Checked:
             del model.load_weights
 
     def finish_weight_update(self) -> None:
+        _keep_new_parameters(self.model)  # pyright: ignore
         _refuse_gaps(self.model)  # pyright: ignore
         super().finish_weight_update()  # pyright: ignore
         _finish_reload(self.model)  # pyright: ignore
-
-
-def _load(
-    load: Callable[[list[tuple[str, torch.Tensor]]], set[str] | None], bucket: list[tuple[str, torch.Tensor]]
-) -> set[str]:
-    """Load tensors into the model. Return the names of its parameters that it says it has loaded.
-
-    A model that has no place for a tensor leaves it out without a word, for example the bias of a head. The comparison
-    with the learner shows that, unless the tensor is zero until it is trained. So each such tensor is loaded alone.
-
-    Raises:
-        RuntimeError: the model has no place for a tensor of zeros. Names them.
-    """
-    zeros = {name for name, tensor in bucket if not tensor.any()}
-    loaded = load([(name, tensor) for name, tensor in bucket if name not in zeros]) or set()
-    unused: list[str] = []
-    for name, tensor in bucket:
-        if name in zeros:
-            places = load([(name, tensor)])
-            loaded |= places or set()
-            unused += [name] if places == set() else []
-    if unused:
-        raise RuntimeError(
-            f"the engine has no place for {', '.join(unused)}: these weights are zero now, and as soon as they are "
-            "trained the engine would sample from another policy"
-        )
-    return loaded
 
 
 def _prepare_reload(model: torch.nn.Module) -> None:
@@ -188,6 +163,25 @@ def _unreached(module: torch.nn.Module) -> list[str]:
         return []  # it has only scales, and vLLM has values for those that a model lacks
     reached = {name for name, _ in get_layerwise_info(module).loaded_weights}
     return [n for n, p in module.named_parameters(recurse=False) if p.is_meta and n not in reached]
+
+
+def _keep_new_parameters(model: torch.nn.Module) -> None:
+    """Keep parameters that the model has put in place of those of the reload. Call before `_refuse_gaps`.
+
+    vLLM's models of transformers make the bias of a head anew, with a plain loader, in each load. The reload counts
+    nothing for that layer, and puts its former parameters back.
+    """
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    for module in model.modules():
+        info = get_layerwise_info(module)
+        former = (info.kernel_tensors or ({}, {}))[0]
+        for name, parameter in module.named_parameters(recurse=False):
+            old = former.get(name)
+            if old is None or old is parameter or parameter.is_meta or info.load_numel > 0:
+                continue
+            if old.shape == parameter.shape:
+                old.data.copy_(parameter.data)
 
 
 def _refuse_gaps(model: torch.nn.Module) -> None:

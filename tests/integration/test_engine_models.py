@@ -15,6 +15,7 @@ MODELS = {
     "glm4_moe": 1e-4,  # and a router bias, which is a buffer
     "mixtral": 1e-4,  # and names that transformers has changed
     "gpt_oss": 1e-4,  # and experts that its load_weights copies without vLLM's loaders
+    "ctrl": 1e-4,  # a head with a bias, which its load_weights makes anew
     # vLLM holds two parameters of its activation in bfloat16, whatever the format of the model; and its buffers are not
     # sent.
     "apertus": 0.01,

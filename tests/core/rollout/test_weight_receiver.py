@@ -15,7 +15,7 @@ pytest.importorskip("vllm")
 from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
-from rollout.vllm_engine.weight_receiver import GlooReceiver, GlooUpdate, _load
+from rollout.vllm_engine.weight_receiver import GlooReceiver, GlooUpdate
 
 NEW = {"layer.weight": torch.tensor([5.0, 6.0]), "layer.shift": torch.tensor([7.0])}
 SCALE = torch.tensor([0.5, 0.25])
@@ -116,23 +116,3 @@ def test_weights_that_a_model_copies_itself_arrive(receiver: Any) -> None:
         state = sync(receiver, weights)
         assert all(torch.equal(state[name], weight) for name, weight in weights.items())
         assert torch.equal(state["layer.scale"], SCALE)
-
-
-@pytest.mark.parametrize("says", [True, False], ids=["names what it loads", "says nothing"])
-def test_weights_of_zeros_that_the_engine_has_no_place_for_are_refused(says: bool) -> None:
-    places = {"head.weight", "layer.bias"}
-    got: list[str] = []
-
-    def load(weights: list[tuple[str, torch.Tensor]]) -> set[str] | None:
-        got.extend(name for name, _ in weights)
-        return {name for name, _ in weights} & places if says else None
-
-    bucket = [("head.weight", torch.ones(2)), ("layer.bias", torch.zeros(2))]
-    assert _load(load, bucket) == (places if says else set())
-    bias = [("head.bias", torch.zeros(2))]
-    if says:
-        with pytest.raises(RuntimeError, match=r"no place for head.bias"):
-            _load(load, bucket + bias)
-    else:
-        _load(load, bucket + bias)
-    assert got.count("head.bias") == 1 and got.count("layer.bias") == 2
