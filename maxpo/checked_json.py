@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,8 +21,14 @@ def parse(kind: type[T], text: str | bytes) -> T:
         ValueError: The text is no JSON, or is of another type. The message names the key and the type.
     """
     try:
-        return TypeAdapter(kind).validate_json(text, strict=True)
+        return _adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{key}: {first['msg']}" if key else first["msg"]) from error
+
+
+@cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    """Return the validator of a type. Making one takes longer than a row of a file."""
+    return TypeAdapter(kind)

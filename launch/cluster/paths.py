@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from maxpo.configure.loading import LoadedConfig, replaced
+from maxpo.configure.writing import as_written, calls_resolver
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that Ray sets for the driver of a job."""
@@ -36,11 +33,8 @@ def with_absolute_paths(loaded: LoadedConfig) -> LoadedConfig:
     for key, sources in (("data.train", config.data.train), ("data.eval", config.data.eval)):
         if sources:
             new[key] = [_absolute_source(entry) for entry in sources]
-    written: Any = OmegaConf.to_container(loaded.tree, resolve=False)
-    texts = {key: str(reduce(getitem, key.split("."), written)) for key in new}
-    return replaced(
-        loaded, {key: value for key, value in new.items() if not ("${" in texts[key] and ":" in texts[key])}
-    )
+    written = as_written(loaded)
+    return replaced(loaded, {key: value for key, value in new.items() if not calls_resolver(written[key])})
 
 
 def _absolute_source(entry: dict[str, Any]) -> dict[str, Any]:

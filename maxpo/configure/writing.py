@@ -40,6 +40,17 @@ def explain(key: str | None = None) -> str:
     return "\n\n".join(entries)
 
 
+def as_written(loaded: LoadedConfig) -> dict[str, str]:
+    """Return the text of every key as the user wrote it, with its references."""
+    raw: Any = OmegaConf.to_container(loaded.tree, resolve=False)
+    return {key: str(reduce(getitem, key.split("."), raw)) for key in schema()}
+
+
+def calls_resolver(text: str) -> bool:
+    """Return True if a text of `as_written` calls a resolver, such as `${oc.env:TOKEN}`."""
+    return "${" in text and ":" in text
+
+
 def to_yaml(loaded: LoadedConfig) -> str:
     """Return all settings as YAML that `load_config` can read.
 
@@ -47,10 +58,9 @@ def to_yaml(loaded: LoadedConfig) -> str:
     value that refers to such a value, so that no secret gets into a file.
     """
     shown, public = loaded.tree.copy(), loaded.tree.copy()
-    raw: Any = OmegaConf.to_container(loaded.tree, resolve=False)
-    written = {key: str(reduce(getitem, key.split("."), raw)) for key in schema()}
+    written = as_written(loaded)
     for key, text in written.items():
-        if "${" in text and ":" in text:
+        if calls_resolver(text):
             OmegaConf.update(public, key, MISSING)
     for key, text in written.items():
         if "${" in text:
