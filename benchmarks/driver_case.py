@@ -18,6 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.cluster.ray_environment import secure_own_cluster
@@ -72,12 +74,10 @@ class Host:
         self._completions = tuple(
             Completion(
                 text="word " * case.tokens + ("yes" if i % 4 == 0 else "no"),
-                token_ids=tuple(draw.randrange(150_000) for _ in range(case.tokens)),
-                logprobs=tuple(-draw.random() for _ in range(case.tokens)),
-                loss_mask=(True,) * case.tokens,
+                token_ids=np.array([draw.randrange(150_000) for _ in range(case.tokens)], np.int32),
+                logprobs=np.array([-draw.random() for _ in range(case.tokens)], np.float32),
                 finish_reason="stop",
-                min_weight_version=0,
-                max_weight_version=0,
+                versions=((0, 0),),
             )
             for i in range(case.group_size)
         )

@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -146,12 +147,10 @@ def random_batch(step: int) -> StepBatch:
     def completion() -> Completion:
         return Completion(
             text="",
-            token_ids=tokens(24),
-            logprobs=(-4.0,) * 24,
-            loss_mask=(True,) * 24,
+            token_ids=np.array(tokens(24), np.int32),
+            logprobs=np.full(24, -4.0, np.float32),
             finish_reason="stop",
-            min_weight_version=0,
-            max_weight_version=0,
+            versions=((0, 0),),
         )
 
     groups = tuple(

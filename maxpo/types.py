@@ -8,8 +8,11 @@ describes token t.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,36 +45,71 @@ class Episode:
     """Named numbers of the steps, summed over the episode."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Completion:
     """One sampled completion of L tokens, with the end-of-sequence token if the policy sampled one.
 
-    With an environment, a completion is an episode, and the tokens of the observations are included.
+    With an environment, a completion is an episode, and the tokens of the observations are included. Arrays that came
+    from another process are read-only.
     """
 
     text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    """[L] log-probability in nats of each token under the sampling distribution. The value is 0 and has no meaning
+    token_ids: NDArray[np.int32]
+    """[L] Tokens."""
+    logprobs: NDArray[np.float32]
+    """[L] Log-probability in nats of each token under the sampling distribution. The value is 0 and has no meaning
     where the policy did not sample the token."""
-    loss_mask: tuple[bool, ...]
-    """[L] True where the policy sampled the token. Only these tokens contribute to the loss."""
     finish_reason: str
     """'stop' (end of sequence or episode), 'length' (cut at the limit of tokens or turns) or 'abort' (no usable
     sample)."""
-    min_weight_version: int
-    max_weight_version: int
-    """First and last version of the weights that sampled tokens of this completion."""
+    versions: tuple[tuple[int, int], ...]
+    """Spans of tokens that were sampled by one version of the weights each: (version, index of its first token). Empty
+    without tokens."""
+    loss_mask: NDArray[np.bool_] | None = None
+    """[L] True where the policy sampled the token. Only these tokens contribute to the loss. None: all of them."""
     episode: Episode | None = None
     """None without an environment."""
 
     def __post_init__(self) -> None:
-        n = len(self.token_ids)
-        if len(self.logprobs) != n or len(self.loss_mask) != n:
-            raise ValueError(
-                f"a completion's arrays must have equal lengths: token_ids {n}, "
-                f"logprobs {len(self.logprobs)}, loss_mask {len(self.loss_mask)}"
-            )
+        arrays: dict[str, tuple[NDArray[Any], type]] = {
+            "token_ids": (self.token_ids, np.int32),
+            "logprobs": (self.logprobs, np.float32),
+        }
+        if self.loss_mask is not None:
+            arrays["loss_mask"] = (self.loss_mask, np.bool_)
+        for name, (array, dtype) in arrays.items():
+            if array.dtype != dtype or array.shape != self.token_ids.shape or array.ndim != 1:
+                raise ValueError(
+                    f"a completion's {name} must be an array of {np.dtype(dtype)} of the length of token_ids, and has "
+                    f"the type {array.dtype} and the shape {array.shape}"
+                )
+
+    def __eq__(self, other: object) -> bool:
+        """Compare every field. Two arrays are equal if all their values are."""
+        if not isinstance(other, Completion):
+            return NotImplemented
+        return all(_equal(getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+
+    @property
+    def loss_tokens(self) -> int:
+        """Number of tokens that contribute to the loss."""
+        return len(self.token_ids) if self.loss_mask is None else int(np.count_nonzero(self.loss_mask))
+
+    @property
+    def min_weight_version(self) -> int:
+        """First version of the weights that sampled tokens of this completion. -1 without tokens."""
+        return min((version for version, _ in self.versions), default=-1)
+
+    @property
+    def max_weight_version(self) -> int:
+        """Last version of the weights that sampled tokens of this completion. -1 without tokens."""
+        return max((version for version, _ in self.versions), default=-1)
+
+
+def _equal(a: object, b: object) -> bool:
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return np.array_equal(cast(Any, a), cast(Any, b))
+    return a == b
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

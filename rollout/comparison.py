@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from maxpo.batches.agreement import Agreement, allowed_mean, samples_of
-from maxpo.batches.samples import Sample
+import numpy as np
+
+from maxpo.batches.agreement import Agreement, allowed_mean
+from maxpo.batches.samples import Sample, samples_of
 from maxpo.errors import RunError
 from maxpo.types import Completion, Group, Prompt
 from rollout.protocols import Probe
@@ -30,12 +32,11 @@ def compare(
     Raises:
         RunError: the mean difference is more than rounding.
     """
-    samples = samples_of(
-        [
-            Group(prompt=_prompt(ids), completions=(completion,))
-            for ids, completion in zip(probe.prompts, probe.together, strict=True)
-        ]
-    )
+    samples = [
+        sample
+        for number, (ids, completion) in enumerate(zip(probe.prompts, probe.together, strict=True))
+        for sample in samples_of(number, Group(prompt=_prompt(ids), completions=(completion,)))
+    ]
     found = Agreement.of(samples, logprobs(samples))
     allowed = allowed_mean(dtypes, run_to_run(probe.together, probe.alone), temperature)
     if found.mean > allowed:
@@ -56,13 +57,13 @@ def compare(
 
 def run_to_run(together: Sequence[Completion], alone: Sequence[Completion]) -> float:
     """Return the mean difference of an engine from itself in nats, over the tokens before the first different one."""
-    differences: list[float] = []
+    differences = [np.zeros(0, np.float32)]
     for a, b in zip(together, alone, strict=True):
-        for token, other, x, y in zip(a.token_ids, b.token_ids, a.logprobs, b.logprobs, strict=False):
-            if token != other:
-                break
-            differences.append(abs(x - y))
-    return sum(differences) / len(differences) if differences else 0.0
+        length = min(len(a.token_ids), len(b.token_ids))
+        equal = np.logical_and.accumulate(a.token_ids[:length] == b.token_ids[:length])
+        differences.append(np.abs(a.logprobs[:length] - b.logprobs[:length])[equal])
+    found = np.concatenate(differences)
+    return float(found.mean(dtype=np.float64)) if len(found) else 0.0
 
 
 def _prompt(token_ids: tuple[int, ...]) -> Prompt:

@@ -151,7 +151,7 @@ class RolloutWorker:
                 episode.cancel()
 
     def _with_text(self, completion: Completion) -> Completion:
-        return replace(completion, text=text_of(self._tokenizer, completion.token_ids, self._stops))
+        return replace(completion, text=text_of(self._tokenizer, completion.token_ids.tolist(), self._stops))
 
     async def probe(self) -> Probe:
         """Sample fixed random prompts twice: all at once, and one after the other."""

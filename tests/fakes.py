@@ -8,21 +8,50 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from maxpo.batches.samples import Sample
 from maxpo.rewards.base import succeeds
 from maxpo.seeds import derive_seed
 from maxpo.types import Completion, Group, Prompt, Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
 
 
-def completion(text: str = "x", *, tokens: int = 3, finish_reason: str = "stop", version: int = 0) -> Completion:
+def completion(
+    text: str = "x",
+    *,
+    tokens: int = 3,
+    token_ids: Sequence[int] | None = None,
+    logprobs: Sequence[float] | None = None,
+    loss_mask: Sequence[bool] | None = None,
+    finish_reason: str = "stop",
+    version: int = 0,
+) -> Completion:
+    ids = [ord(c) % 50 for c in (text * tokens)[:tokens]] if token_ids is None else token_ids
     return Completion(
         text=text,
-        token_ids=tuple(ord(c) % 50 for c in (text * tokens)[:tokens]),
-        logprobs=(-1.0,) * tokens,
-        loss_mask=(True,) * tokens,
+        token_ids=np.array(ids, np.int32),
+        logprobs=np.full(len(ids), -1.0, np.float32) if logprobs is None else np.array(logprobs, np.float32),
+        loss_mask=None if loss_mask is None else np.array(loss_mask, np.bool_),
         finish_reason=finish_reason,
-        min_weight_version=version,
-        max_weight_version=version,
+        versions=((version, 0),) if len(ids) else (),
+    )
+
+
+def sample(
+    token_ids: Sequence[int],
+    *,
+    prompt: int = 1,
+    logprobs: Sequence[float] | None = None,
+    group: int = 0,
+    index: int = 0,
+) -> Sample:
+    """A sample whose first `prompt` tokens are the prompt."""
+    return Sample(
+        group=group,
+        index=index,
+        token_ids=np.array(token_ids, np.int32),
+        loss_mask=np.arange(len(token_ids)) >= prompt,
+        rollout_logprobs=np.array([0.0] * len(token_ids) if logprobs is None else logprobs, np.float32),
     )
 
 
@@ -141,7 +170,7 @@ class FakeLearner:
         (target / "model.txt").write_text(str(self.weights))
 
     def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
-        return [[logprob + self.off for logprob in sample.rollout_logprobs] for sample in samples]
+        return [[logprob + self.off for logprob in sample.rollout_logprobs.tolist()] for sample in samples]
 
     def publish(self, receivers: Sequence[Receiver], *, again: bool = False) -> WeightManifest:
         self.version += not again

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
+
 from maxpo.config import Config, RewardConfig
 from maxpo.errors import RunError
 from maxpo.rewards.registry import names_in_use
@@ -27,12 +29,10 @@ def trial_problems(config: Config, prompt: Prompt) -> Iterator[str]:
     text = prompt.reference if isinstance(prompt.reference, str) else str(prompt.reference)
     completion = Completion(
         text=text[:1000],
-        token_ids=(),
-        logprobs=(),
-        loss_mask=(),
+        token_ids=np.zeros(0, np.int32),
+        logprobs=np.zeros(0, np.float32),
         finish_reason="stop",
-        min_weight_version=0,
-        max_weight_version=0,
+        versions=(),
     )
     pool = RewardPool(replace(reward, workers=1), config.rollout.max_new_tokens)
     try:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -181,9 +182,9 @@ def row_of(sequences: Sequence[Tensor]) -> TrainBatch:
         Sample(
             group=0,
             index=index,
-            token_ids=tuple(tokens.tolist()),
-            loss_mask=(False,) + (True,) * (len(tokens) - 1),
-            rollout_logprobs=(0.0,) * len(tokens),
+            token_ids=tokens.cpu().numpy().astype(np.int32),
+            loss_mask=np.arange(len(tokens)) > 0,
+            rollout_logprobs=np.zeros(len(tokens), np.float32),
         )
         for index, tokens in enumerate(sequences)
     ]

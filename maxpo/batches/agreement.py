@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from maxpo.batches.samples import Sample
-from maxpo.types import Group
 
 ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Relative rounding of each number format."""
@@ -35,24 +36,27 @@ class Agreement:
     @classmethod
     def of(cls, samples: Sequence[Sample], scores: Sequence[Sequence[float]]) -> Agreement:
         """Compare the log-probabilities of the samples with those of the learner, where the loss mask is True."""
-        differences = [
-            (index, position, score - logprob)
-            for index, (sample, values) in enumerate(zip(samples, scores, strict=True))
-            for position, (score, logprob, ours) in enumerate(
-                zip(values, sample.rollout_logprobs, sample.loss_mask, strict=True)
-            )
-            if ours
-        ]
-        sizes = [abs(d) if math.isfinite(d) else math.inf for _, _, d in differences]
-        count = max(1, len(sizes))
-        worst = max(range(len(sizes)), key=sizes.__getitem__, default=-1)
+        ours = [np.flatnonzero(sample.loss_mask) for sample in samples]
+        differences = np.concatenate(
+            [
+                np.asarray(values, np.float64)[at] - sample.rollout_logprobs[at]
+                for sample, values, at in zip(samples, scores, ours, strict=True)
+            ]
+            or [np.zeros(0)]
+        )
+        finite = np.isfinite(differences)
+        sizes = np.where(finite, np.abs(differences), math.inf)
+        bounded = np.where(finite, differences, 0.0)
+        kl = np.where(finite, np.expm1(np.minimum(bounded, 50.0)) - bounded, math.inf)
+        worst = int(sizes.argmax()) if len(sizes) else -1
+        index = np.repeat(np.arange(len(samples)), [len(at) for at in ours])
         return cls(
             tokens=len(sizes),
-            mean=sum(sizes) / count,
-            largest=max(sizes, default=0.0),
-            kl=sum(math.expm1(min(d, 50.0)) - d if math.isfinite(d) else math.inf for _, _, d in differences) / count,
-            worst=differences[worst][0] if worst >= 0 else -1,
-            position=differences[worst][1] if worst >= 0 else -1,
+            mean=float(sizes.mean()) if len(sizes) else 0.0,
+            largest=float(sizes.max(initial=0.0)),
+            kl=float(kl.mean()) if len(sizes) else 0.0,
+            worst=int(index[worst]) if worst >= 0 else -1,
+            position=int(np.concatenate(ours)[worst]) if worst >= 0 else -1,
         )
 
 
@@ -70,19 +74,3 @@ def allowed_mean(formats: Sequence[str], run_to_run: float, temperature: float) 
     """
     rounding = FACTOR * max(ROUNDING[name] for name in formats)
     return max(SMALLEST, rounding / max(temperature, math.sqrt(temperature)), 4 * run_to_run)
-
-
-def samples_of(groups: Sequence[Group]) -> list[Sample]:
-    """Return every completion that has tokens, with its prompt."""
-    return [
-        Sample(
-            group=g,
-            index=i,
-            token_ids=group.prompt.token_ids + c.token_ids,
-            loss_mask=(False,) * len(group.prompt.token_ids) + c.loss_mask,
-            rollout_logprobs=(0.0,) * len(group.prompt.token_ids) + c.logprobs,
-        )
-        for g, group in enumerate(groups)
-        for i, c in enumerate(group.completions)
-        if c.token_ids
-    ]

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from maxpo.batches.samples import Sample
@@ -139,11 +142,11 @@ def pack(
     per_sample = advantages.cpu()[rows[:, 0], rows[:, 1]].float()
     weights = torch.tensor([weight_of(s) for s in samples], dtype=torch.float32)
     return TrainBatch(
-        token_ids=torch.tensor([t for s in samples for t in s.token_ids]),
+        token_ids=_joined([s.token_ids for s in samples]).long(),
         position_ids=torch.cat([torch.arange(n) for n in lengths]),
         lengths=lengths,
-        loss_mask=torch.tensor([m for s in samples for m in s.loss_mask]),
-        rollout_logprobs=torch.tensor([p for s in samples for p in s.rollout_logprobs], dtype=torch.float32),
+        loss_mask=_joined([s.loss_mask for s in samples]),
+        rollout_logprobs=_joined([s.rollout_logprobs for s in samples]),
         advantages=per_sample.repeat_interleave(repeats),
         token_weights=weights.repeat_interleave(repeats),
     )
@@ -162,11 +165,15 @@ def own_part(batch: TrainBatch, part: int, parts: int) -> TrainBatch:
     return replace(batch, loss_mask=mask)
 
 
+def _joined(arrays: Sequence[NDArray[Any]]) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays))  # pyright: ignore[reportUnknownMemberType]
+
+
 def _filler(tokens: int) -> Sample:
     return Sample(
         group=0,
         index=0,
-        token_ids=(0,) * tokens,
-        loss_mask=(False,) * tokens,
-        rollout_logprobs=(0.0,) * tokens,
+        token_ids=np.zeros(tokens, np.int32),
+        loss_mask=np.zeros(tokens, np.bool_),
+        rollout_logprobs=np.zeros(tokens, np.float32),
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from maxpo.types import Group, ScoredGroup
@@ -21,7 +22,7 @@ def unique_fraction(groups: Sequence[ScoredGroup]) -> float:
 
 def unique_share(group: Group) -> float:
     """Return the number of different completions of a group divided by the group size."""
-    return len({c.token_ids for c in group.completions}) / len(group.completions)
+    return len({c.token_ids.tobytes() for c in group.completions}) / len(group.completions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +33,15 @@ class Sample:
     """Row of the advantage in the [G, N] matrix."""
     index: int
     """Column of the advantage in the [G, N] matrix."""
-    token_ids: tuple[int, ...]
-    loss_mask: tuple[bool, ...]
-    rollout_logprobs: tuple[float, ...]
+    token_ids: NDArray[np.int32]
+    loss_mask: NDArray[np.bool_]
+    rollout_logprobs: NDArray[np.float32]
     """Log-probability of each token at sampling, in nats. 0 where `loss_mask` is False."""
 
     @property
     def loss_tokens(self) -> int:
         """Number of tokens that contribute to the loss."""
-        return sum(self.loss_mask)
+        return int(np.count_nonzero(self.loss_mask))
 
 
 def treat_truncated(groups: Sequence[ScoredGroup], rule: Literal["train", "mask", "zero"]) -> list[ScoredGroup]:
@@ -77,19 +78,29 @@ def reward_matrix(
 
 def valid_samples(groups: Sequence[ScoredGroup]) -> list[Sample]:
     """Return the valid samples of all groups in order, without those that have an empty completion."""
-    samples: list[Sample] = []
-    for g, scored in enumerate(groups):
-        prompt = scored.group.prompt.token_ids
-        for i, completion in enumerate(scored.group.completions):
-            if not scored.valid[i] or not completion.token_ids:
-                continue
-            samples.append(
-                Sample(
-                    group=g,
-                    index=i,
-                    token_ids=prompt + completion.token_ids,
-                    loss_mask=(False,) * len(prompt) + completion.loss_mask,
-                    rollout_logprobs=(0.0,) * len(prompt) + completion.logprobs,
-                )
-            )
-    return samples
+    return [
+        sample
+        for g, scored in enumerate(groups)
+        for sample in samples_of(g, scored.group)
+        if scored.valid[sample.index]
+    ]
+
+
+def samples_of(g: int, group: Group) -> Iterator[Sample]:
+    """Yield every completion that has tokens, with its prompt. `g` is the number of the group."""
+    prompt = np.asarray(group.prompt.token_ids, np.int32)
+    for i, completion in enumerate(group.completions):
+        length = len(completion.token_ids)
+        if not length:
+            continue
+        mask = np.zeros(len(prompt) + length, np.bool_)
+        mask[len(prompt) :] = True if completion.loss_mask is None else completion.loss_mask
+        logprobs = np.zeros(len(mask), np.float32)
+        logprobs[len(prompt) :] = completion.logprobs
+        yield Sample(
+            group=g,
+            index=i,
+            token_ids=np.concatenate([prompt, completion.token_ids]),
+            loss_mask=mask,
+            rollout_logprobs=logprobs,
+        )

@@ -113,7 +113,7 @@ def step_batch(
         groups=tuple(g.scored for g in kept),
         signal=tuple(g.signal for g in kept),
         sampled_sequences=len(valid),
-        sampled_tokens=sum(sum(completion.loss_mask) for completion in valid),
+        sampled_tokens=sum(completion.loss_tokens for completion in valid),
         step=step,
         k=tuple(g.k for g in kept),
         mix_weight=mix_weight,

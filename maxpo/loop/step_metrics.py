@@ -50,7 +50,7 @@ def sampling_metrics(groups: Sequence[ScoredGroup], k: int, generate_s: float, v
         version: Version of the published weights. Completions with older tokens count as stale.
     """
     completions = [c for group in groups for c in group.group.completions]
-    sampled = sum(sum(c.loss_mask) for c in completions)
+    sampled = sum(c.loss_tokens for c in completions)
     outcomes = Counter(outcome.partition(":")[0] for group in groups for outcome in group.outcomes)
     return (
         completion_metrics(completions, version)
@@ -68,7 +68,7 @@ def completion_metrics(completions: Sequence[Completion], version: int) -> dict[
     """Return the metrics of lengths, turns and weight versions."""
     count = len(completions)
     tokens = sum(len(c.token_ids) for c in completions)
-    stale = [c for c in completions if c.token_ids and c.min_weight_version < version]
+    stale = [c for c in completions if len(c.token_ids) and c.min_weight_version < version]
     metrics = {
         "completions/tokens_mean": tokens / count,
         "completions/truncated": sum(c.finish_reason == "length" for c in completions) / count,
@@ -76,7 +76,7 @@ def completion_metrics(completions: Sequence[Completion], version: int) -> dict[
     }
     if turns := [c.episode.turns for c in completions if c.episode is not None]:
         metrics["environment/turns"] = sum(turns) / len(turns)
-        metrics["environment/tokens"] = (tokens - sum(sum(c.loss_mask) for c in completions)) / count
+        metrics["environment/tokens"] = (tokens - sum(c.loss_tokens for c in completions)) / count
     return metrics
 
 

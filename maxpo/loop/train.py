@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from maxpo.batches.agreement import Agreement, samples_of
+from maxpo.batches.agreement import Agreement
+from maxpo.batches.samples import samples_of
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.config import Config
 from maxpo.data.order import PromptStream
@@ -206,7 +207,8 @@ class Trainer:
             RunError: They differ too much, see `_check_mismatch`.
         """
         some = scored[:EVAL_SCORED]
-        samples = samples_of([replace(g.group, completions=g.group.completions[:1]) for g in some])
+        firsts = [replace(g.group, completions=g.group.completions[:1]) for g in some]
+        samples = [sample for number, group in enumerate(firsts) for sample in samples_of(number, group)]
         if not samples:
             return {}
         metrics = {"eval/mismatch_kl": Agreement.of(samples, self.learner.logprobs(samples)).kl}

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from maxpo.environments.base import Step
 from maxpo.rewards.base import add_up
 from maxpo.seeds import derive_seed
@@ -26,15 +28,17 @@ class _Transcript:
     token_ids: list[int] = field(default_factory=list[int])
     logprobs: list[float] = field(default_factory=list[float])
     loss_mask: list[bool] = field(default_factory=list[bool])
+    versions: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     rewards: list[float] = field(default_factory=list[float])
     success: bool | None = None
     parts: Counter[str] = field(default_factory=Counter[str])
 
     def add_turn(self, turn: Completion) -> None:
         self.turns.append(turn)
-        self.token_ids += turn.token_ids
-        self.logprobs += turn.logprobs
-        self.loss_mask += turn.loss_mask
+        self.versions += [(version, len(self.token_ids) + start) for version, start in turn.versions]
+        self.token_ids += turn.token_ids.tolist()
+        self.logprobs += turn.logprobs.tolist()
+        self.loss_mask += [True] * len(turn.token_ids)
 
     def add_reward(self, step: Step) -> None:
         self.rewards.append(step.reward)
@@ -48,15 +52,13 @@ class _Transcript:
         self.loss_mask += [False] * len(token_ids)
 
     def completion(self, finish_reason: str, outcome: str) -> Completion:
-        sampled = [turn for turn in self.turns if turn.token_ids]
         return Completion(
             text="",
-            token_ids=tuple(self.token_ids),
-            logprobs=tuple(self.logprobs),
-            loss_mask=tuple(self.loss_mask),
+            token_ids=np.array(self.token_ids, np.int32),
+            logprobs=np.array(self.logprobs, np.float32),
+            loss_mask=np.array(self.loss_mask, np.bool_),
             finish_reason=finish_reason,
-            min_weight_version=min((turn.min_weight_version for turn in sampled), default=-1),
-            max_weight_version=max((turn.max_weight_version for turn in sampled), default=-1),
+            versions=tuple(self.versions),
             episode=Episode(
                 turns=len(self.turns),
                 answer=self.turns[-1].text if self.turns else "",
@@ -115,7 +117,7 @@ async def run_episode(
             if step.done:
                 # A last turn that was cut at its limit is as unfinished as any other completion.
                 return turn.finish_reason
-            observation = encode_observation(step.observation, turn.token_ids)
+            observation = encode_observation(step.observation, turn.token_ids.tolist())
             if len(episode.turns) == max_turns or len(episode.token_ids) + len(observation) >= max_tokens:
                 return "length"
             episode.add_observation(observation)

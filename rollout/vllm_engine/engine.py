@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.logprobs import FlatLogprobs
@@ -139,17 +140,14 @@ class Engine:
 
 def _completion(output: CompletionOutput) -> Completion:
     assert isinstance(output.logprobs, FlatLogprobs)
-    ids = tuple(output.token_ids)
-    spans = output.weight_versions or []
-    versions = [int(span.version) for span in spans if span.end > span.start]
-    if ids and not versions:
+    ids = np.array(output.token_ids, np.int32)
+    spans = [(int(span.version), span.start) for span in output.weight_versions or [] if span.end > span.start]
+    if len(ids) and not spans:
         raise RuntimeError("vLLM returned tokens without the version of the weights that made them")
     return Completion(
         text="",
         token_ids=ids,
-        logprobs=tuple(output.logprobs.logprobs),
-        loss_mask=(True,) * len(ids),
+        logprobs=np.array(output.logprobs.logprobs, np.float32),
         finish_reason=output.finish_reason or "abort",
-        min_weight_version=min(versions, default=-1),
-        max_weight_version=max(versions, default=-1),
+        versions=tuple(spans),
     )

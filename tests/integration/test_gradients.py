@@ -20,7 +20,8 @@ from maxpo.batches.samples import valid_samples
 from maxpo.config import AlgorithmConfig
 from maxpo.estimators.advantages import ADVANTAGES, maxpo
 from maxpo.loop.selection import assess
-from maxpo.types import Completion, Group, Prompt, ScoredGroup, StepBatch
+from maxpo.types import Group, Prompt, ScoredGroup, StepBatch
+from tests.fakes import completion
 from tests.integration.conftest import MODEL, Learned, RankResult, Rounds
 from tests.integration.learner_ranks import job
 
@@ -43,14 +44,10 @@ def make_batch(seed: int, groups: int = 5, n: int = 4, k: tuple[int, ...] = (), 
         for _ in range(n):
             length = rng.choice([1, 2, 5, 9, 17, 30])
             completions.append(
-                Completion(
-                    text="",
-                    token_ids=tuple(rng.randint(4, 40) for _ in range(length)),
-                    logprobs=tuple(-rng.uniform(0.5, 4.0) for _ in range(length)),
-                    loss_mask=tuple(rng.random() < 0.9 for _ in range(length)),
-                    finish_reason="stop",
-                    min_weight_version=0,
-                    max_weight_version=0,
+                completion(
+                    token_ids=[rng.randint(4, 40) for _ in range(length)],
+                    logprobs=[-rng.uniform(0.5, 4.0) for _ in range(length)],
+                    loss_mask=[rng.random() < 0.9 for _ in range(length)],
                 )
             )
         valid = tuple(not (g == 1 and i == 2) for i in range(n))
@@ -72,7 +69,7 @@ def make_batch(seed: int, groups: int = 5, n: int = 4, k: tuple[int, ...] = (), 
         signal=tuple(s.valid for s in made),
         # More than what is in the groups: a dropped group counts in the denominators.
         sampled_sequences=len(sequences) + 4,
-        sampled_tokens=sum(sum(c.loss_mask) for c in sequences) + 11,
+        sampled_tokens=sum(c.loss_tokens for c in sequences) + 11,
         step=1,
         k=k or (2,) * groups,
         mix_weight=mix_weight,
@@ -100,22 +97,22 @@ def plain_loss(
         for i, c in enumerate(group.group.completions):
             if not group.valid[i]:
                 continue
-            ids = torch.tensor([prompt + list(c.token_ids)])
+            ids = torch.tensor([prompt + c.token_ids.tolist()])
             logp = (model(input_ids=ids).logits[0] / temperature).log_softmax(-1)
             per_sequence = torch.zeros(())
             for t, token in enumerate(c.token_ids):
-                if not c.loss_mask[t]:
+                if c.loss_mask is not None and not c.loss_mask[t]:
                     continue
                 dist = logp[len(prompt) + t - 1]
                 new = dist[token]
                 weight = 1.0
                 if tis_cap is not None:
-                    weight = min(math.exp(float(new.detach()) - c.logprobs[t]), tis_cap)
+                    weight = min(math.exp(float(new.detach()) - float(c.logprobs[t])), tis_cap)
                 loss = -advantages[g, i] * (new - new.detach()).exp() * weight
                 loss = loss + kl * (torch.exp(new.detach() - new) - 1 + (new - new.detach()))
                 loss = loss + entropy_coef * (dist.exp() * dist).sum()
                 per_sequence = per_sequence + loss
-            tokens = max(1, sum(c.loss_mask))
+            tokens = max(1, c.loss_tokens)
             total = (
                 total
                 + {
@@ -145,15 +142,7 @@ def lopsided() -> StepBatch:
     """Three sequences of 40, 30 and 30 tokens: two ranks with a budget of 45 need two rows, and one runs out."""
     lengths = (35, 25, 25)
     completions = tuple(
-        Completion(
-            text="",
-            token_ids=tuple(4 + (i * 7 + t) % 36 for t in range(n)),
-            logprobs=(-2.0,) * n,
-            loss_mask=(True,) * n,
-            finish_reason="stop",
-            min_weight_version=0,
-            max_weight_version=0,
-        )
+        completion(token_ids=[4 + (i * 7 + t) % 36 for t in range(n)], logprobs=[-2.0] * n)
         for i, n in enumerate(lengths)
     )
     prompt = Prompt(prompt_id="p", text="", token_ids=(5, 6, 7, 8, 9), reference=None, source="")

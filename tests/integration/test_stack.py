@@ -26,7 +26,7 @@ from tests.integration.conftest import Stack
 
 
 def tokens(groups: list[Group]) -> list[list[tuple[int, ...]]]:
-    return [[c.token_ids for c in g.completions] for g in groups]
+    return [[c.token_ids.tolist() for c in g.completions] for g in groups]
 
 
 def plain_logprobs(model: Any, group: Group, temperature: float) -> list[list[float]]:
@@ -34,7 +34,7 @@ def plain_logprobs(model: Any, group: Group, temperature: float) -> list[list[fl
     out = []
     start = len(group.prompt.token_ids)
     for c in group.completions:
-        ids = torch.tensor([group.prompt.token_ids + c.token_ids])
+        ids = torch.tensor([[*group.prompt.token_ids, *c.token_ids.tolist()]])
         with torch.no_grad():
             logp = (model(input_ids=ids).logits[0].float() / temperature).log_softmax(-1)
         out.append([float(logp[start + t - 1, token]) for t, token in enumerate(c.token_ids)])
@@ -86,7 +86,9 @@ def test_sampler_logprobs_are_those_of_the_sampled_distribution(stack: Stack, tm
     for group in stack.rollouts.generate(stack.train[:4], 4, "logprobs"):
         for mine, c in zip(plain_logprobs(model, group, 0.7), group.completions, strict=True):
             assert list(c.logprobs) == pytest.approx(mine, abs=2e-4)
-            assert c.text == tokenizer.decode(c.token_ids, skip_special_tokens=True)  # it has no special ones inside
+            assert c.text == tokenizer.decode(
+                c.token_ids.tolist(), skip_special_tokens=True
+            )  # it has no special ones inside
 
 
 def test_new_weights_reach_every_engine_and_change_what_it_says(stack: Stack, tmp_path: Path) -> None:
@@ -181,7 +183,7 @@ def test_an_engine_with_other_weights_than_the_learner_is_found(stack: Stack) ->
 def test_engines_that_rest_wake_up_for_the_next_weights(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where they share GPUs with the learner; on CPU an engine only stops, and keeps its memory."""
     rollouts = stack.rollouts
-    before = [c.token_ids for g in rollouts.generate(stack.train[:2], 4, "rest") for c in g.completions]
+    before = [c.token_ids.tolist() for g in rollouts.generate(stack.train[:2], 4, "rest") for c in g.completions]
     rollouts.rest()  # nothing where they share nothing
     rollouts.generate(stack.train[:1], 2, "awake")
     monkeypatch.setattr(rollouts, "_sleep_level", 1)
@@ -191,7 +193,7 @@ def test_engines_that_rest_wake_up_for_the_next_weights(stack: Stack, monkeypatc
     assert not ray.wait([asleep], timeout=2.0)[0]
     rollouts.confirm(stack.learner.publish(rollouts.receivers(), again=True))
     assert len(ray.get(asleep, timeout=60).completions) == 2
-    after = [c.token_ids for g in rollouts.generate(stack.train[:2], 4, "rest") for c in g.completions]
+    after = [c.token_ids.tolist() for g in rollouts.generate(stack.train[:2], 4, "rest") for c in g.completions]
     assert after == before
 
 

@@ -20,7 +20,7 @@ from maxpo.types import Completion
 from rollout.episodes.environment_pool import StepError, checked
 from rollout.episodes.episode import run_episode
 from rollout.episodes.observations import ObservationEncoder
-from tests.fakes import prompt
+from tests.fakes import completion, prompt
 from tests.hostile.texts import BOMBS, CANARY, TEXTS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -131,14 +131,12 @@ class Script:
         self.asked.append((request_id, token_ids, seed, max_tokens))
         text = self.turns[number][:max_tokens]
         cut = len(self.turns[number]) > max_tokens
-        return Completion(
-            text=text,
-            token_ids=tuple(map(ord, text)),
-            logprobs=(-0.5 - number,) * len(text),
-            loss_mask=(True,) * len(text),
+        return completion(
+            text,
+            token_ids=[*map(ord, text)],
+            logprobs=[-0.5 - number] * len(text),
             finish_reason=self.finish[number] if self.finish else "length" if cut else "stop",
-            min_weight_version=3 + number,
-            max_weight_version=3 + number,
+            version=3 + number,
         )
 
 
@@ -183,9 +181,10 @@ def test_observations_are_among_the_tokens_but_not_in_the_loss():
     environments = Here(Calculator(**TOOL))
     done = run(script, environments)
     assert "".join(map(chr, done.token_ids)) == "<7*6>42:42"
-    assert done.loss_mask == (True,) * 5 + (False,) * 3 + (True,) * 2
-    assert done.logprobs == (-0.5,) * 5 + (0.0,) * 3 + (-1.5,) * 2
-    assert (done.min_weight_version, done.max_weight_version) == (3, 4)
+    assert done.loss_mask is not None
+    assert done.loss_mask.tolist() == [True] * 5 + [False] * 3 + [True] * 2
+    assert done.logprobs.tolist() == [-0.5] * 5 + [0.0] * 3 + [-1.5] * 2
+    assert done.versions == ((3, 0), (4, 8))
     assert done.finish_reason == "stop"
     assert done.episode is not None
     assert (done.episode.turns, done.episode.answer, done.episode.outcome) == (2, "42", "ok")

@@ -21,10 +21,10 @@ from learner.model.policy import Policy
 from learner.update.loss import microbatch_loss
 from learner.update.schedule import learning_rate
 from maxpo.batches.packing import own_part, pack
-from maxpo.batches.samples import Sample
 from maxpo.config import AlgorithmConfig, LearnerConfig
 from maxpo.configure.loading import load_config
 from maxpo.errors import InputError
+from tests.fakes import sample
 
 
 def test_learning_rate_by_hand() -> None:
@@ -74,23 +74,17 @@ def test_log_probabilities_of_packed_rows_are_those_of_each_sequence_alone(famil
     assert ("q_proj.bias" in names, "q_norm.weight" in names) == (family == "qwen2", family == "qwen3")
 
     samples = [
-        Sample(
-            group=0,
-            index=index,
-            token_ids=tuple(torch.randint(50, (length,)).tolist()),
-            loss_mask=(False,) * 2 + (True,) * (length - 2),
-            rollout_logprobs=(0.0,) * length,
-        )
+        sample(torch.randint(50, (length,)).tolist(), prompt=2, index=index)
         for index, length in enumerate([5, 17, 3, 9])
     ]
     row = pack(samples, torch.ones(1, 4), lambda sample: 1.0)
     packed = Policy(load_language_model(str(tmp_path), torch.float32, trust_remote_code=False))
     got, _ = packed(row, temperature=0.7, chunk=8)
     alone: list[torch.Tensor] = []
-    for sample in samples:
-        tokens = torch.tensor(sample.token_ids)
+    for each in samples:
+        tokens = torch.tensor(each.token_ids).long()
         logprobs = (model(tokens[None]).logits[0, :-1] / 0.7).log_softmax(-1)
-        alone.append(F.pad(logprobs.gather(1, tokens[1:, None])[:, 0], (1, 0)) * torch.tensor(sample.loss_mask))
+        alone.append(F.pad(logprobs.gather(1, tokens[1:, None])[:, 0], (1, 0)) * torch.tensor(each.loss_mask))
     torch.testing.assert_close(got, torch.cat(alone), atol=2e-5, rtol=2e-5)
 
 
@@ -129,8 +123,7 @@ class _Alone:
 
 def test_a_shared_row_needs_attention_in_every_layer() -> None:
     lm: Any = load_language_model("configs/models/countdown-0.5m", torch.float32, trust_remote_code=False)
-    sample = Sample(group=0, index=0, token_ids=(5, 6, 7), loss_mask=(False, True, True), rollout_logprobs=(0.0,) * 3)
-    row = pack([sample], torch.ones(1, 1), lambda sample: 1.0, multiple=2)
+    row = pack([sample([5, 6, 7])], torch.ones(1, 1), lambda sample: 1.0, multiple=2)
     assert row.lengths == (3, 1)
     shared = Policy(lm, _Alone())  # type: ignore[arg-type]
     logprobs, _ = shared(row, temperature=1.0, chunk=8)
@@ -141,8 +134,7 @@ def test_a_shared_row_needs_attention_in_every_layer() -> None:
 
 
 def test_the_parts_of_a_row_have_each_token_once() -> None:
-    sample = Sample(group=0, index=0, token_ids=(4,) * 7, loss_mask=(False,) + (True,) * 6, rollout_logprobs=(0.0,) * 7)
-    row = pack([sample], torch.ones(1, 1), lambda sample: 1.0, multiple=2)
+    row = pack([sample([4] * 7)], torch.ones(1, 1), lambda sample: 1.0, multiple=2)
     parts = [own_part(row, part, 2).loss_mask.tolist() for part in range(2)]
     assert parts == [[False, True, True, True, True, False, False, False], [False] * 5 + [True, True, False]]
     assert torch.equal(own_part(row, 0, 1).loss_mask, row.loss_mask)
@@ -168,10 +160,7 @@ def test_models_that_cannot_share_rows_are_refused(change: dict[str, Any], messa
 
 @pytest.mark.parametrize("impossible", [-math.inf, math.inf, -1e4])
 def test_a_token_that_one_side_thinks_impossible_gives_a_large_finite_mismatch(impossible: float) -> None:
-    sample = Sample(
-        group=0, index=0, token_ids=(5, 6, 7), loss_mask=(False, True, True), rollout_logprobs=(0.0, impossible, -1.0)
-    )
-    row = pack([sample], torch.ones(1, 1), lambda sample: 1.0)
+    row = pack([sample([5, 6, 7], logprobs=[0.0, impossible, -1.0])], torch.ones(1, 1), lambda sample: 1.0)
     logprobs = torch.tensor([0.0, -1.0, -1.0], requires_grad=True)
     _, sums = microbatch_loss(
         logprobs, torch.zeros(3), row, AlgorithmConfig(tis_cap=None), old_logprobs=None, ref_logprobs=None

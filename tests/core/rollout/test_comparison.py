@@ -6,10 +6,11 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from maxpo.batches.agreement import Agreement, allowed_mean, samples_of
-from maxpo.batches.samples import Sample
+from maxpo.batches.agreement import Agreement, allowed_mean
+from maxpo.batches.samples import Sample, samples_of
 from maxpo.errors import RunError
 from maxpo.types import Completion, Group
 from rollout.comparison import compare, run_to_run
@@ -21,12 +22,12 @@ FLOAT32, BFLOAT16 = ("float32", "float32"), ("float32", "bfloat16")
 
 def sampled(seed: int, tokens: int = 24) -> Completion:
     draw = random.Random(seed)
-    return replace(completion(tokens=tokens), logprobs=tuple(draw.uniform(-3, 0) for _ in range(tokens)))
+    return completion(tokens=tokens, logprobs=[draw.uniform(-3, 0) for _ in range(tokens)])
 
 
 def probe(noise: float = 0.0) -> Probe:
     together = tuple(sampled(i) for i in range(4))
-    alone = tuple(replace(c, logprobs=tuple(x + noise for x in c.logprobs)) for c in together)
+    alone = tuple(replace(c, logprobs=c.logprobs + np.float32(noise)) for c in together)
     return Probe(prompts=((5,), (5, 6), (5,) * 9, (5,) * 40), together=together, alone=alone)
 
 
@@ -38,7 +39,7 @@ def learner(*, gap: float = 0.0, noise: float = 0.0) -> Callable[[Sequence[Sampl
         return [
             [
                 (x + gap + draw.gauss(0, noise * 1.2533)) if ours else 0.0
-                for x, ours in zip(s.rollout_logprobs, s.loss_mask, strict=True)
+                for x, ours in zip(s.rollout_logprobs.tolist(), s.loss_mask.tolist(), strict=True)
             ]
             for s in samples
         ]
@@ -91,18 +92,16 @@ def test_rounding_weighs_more_at_low_temperatures(temperature: float, noise: flo
 
 
 def test_run_to_run_stops_at_the_first_different_token() -> None:
-    a = replace(completion(tokens=3), token_ids=(1, 2, 3), logprobs=(-1.0, -2.0, -3.0))
-    b = replace(a, token_ids=(1, 2, 4), logprobs=(-1.1, -2.3, -9.0))
+    a = completion(token_ids=[1, 2, 3], logprobs=[-1.0, -2.0, -3.0])
+    b = completion(token_ids=[1, 2, 4], logprobs=[-1.1, -2.3, -9.0])
     assert run_to_run([a], [b]) == pytest.approx(0.2)
     assert run_to_run([], []) == 0.0
 
 
 def test_figures_by_hand() -> None:
-    c = replace(completion(tokens=2), logprobs=(-1.0, -2.0), loss_mask=(True, False))
-    d = replace(completion(tokens=1), logprobs=(-0.5,), loss_mask=(True,))
-    samples = samples_of(
-        [Group(prompt=prompt(), completions=(c, d, replace(d, token_ids=(), logprobs=(), loss_mask=())))]
-    )
+    c = completion(tokens=2, logprobs=[-1.0, -2.0], loss_mask=[True, False])
+    d = completion(tokens=1, logprobs=[-0.5])
+    samples = list(samples_of(0, Group(prompt=prompt(), completions=(c, d, completion(tokens=0)))))
     found = Agreement.of(samples, [[0.0, 0.0, -0.9, 7.0], [0.0, 0.0, -0.8]])
     assert (found.tokens, found.worst, found.position) == (2, 1, 2)
     assert (found.mean, found.largest) == (pytest.approx(0.2), pytest.approx(0.3))
