@@ -856,7 +856,7 @@ class TestToYaml:
             | st.booleans()
             | st.integers(-(2**63) + 1, 2**63 - 1)
             | st.floats(allow_nan=False)
-            | st.text(max_size=8).filter(lambda s: "${" not in s and s != "???" and "\\" not in s),
+            | st.text(max_size=8).filter(lambda s: "${" not in s and s != "???" and not {"\\", "\0"} & {*s}),
             max_size=4,
         ),
         lr=st.floats(min_value=1e-12, max_value=1.0),
