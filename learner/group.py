@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -17,6 +18,7 @@ from maxpo.config import Config
 from maxpo.errors import LateError, LearnerLostError, RemoteError
 from maxpo.runtime.output import output_file
 from maxpo.runtime.ray_calls import RemoteMethod, actor_is_lost, ready_of, told, wait_for
+from maxpo.runtime.waits import waiting
 from maxpo.types import Receiver, StepBatch, StepResult, WeightManifest
 
 R = TypeVar("R")
@@ -35,6 +37,46 @@ class LearnerActor(Protocol):
     saved: RemoteMethod[bool]
     load: RemoteMethod[None]
     export: RemoteMethod[None]
+
+
+class StepInProgress:
+    """A training step that was begun on all ranks."""
+
+    def __init__(
+        self,
+        group: LearnerGroup,
+        refs: Mapping[str, ObjectRef[dict[str, float]]],
+        doing: str,
+        limit_s: float,
+        wake: Callable[[], None],
+    ) -> None:
+        """Listen for the end of each call. See `LearnerGroup.begin_update`."""
+        self._group, self._refs, self._doing = group, refs, doing
+        self._began, self._limit_s = time.monotonic(), limit_s
+        self._futures = {name: ref.future() for name, ref in refs.items()}
+        for future in self._futures.values():
+            future.add_done_callback(lambda _: wake())
+        self._listed = ExitStack()
+        self._listed.enter_context(waiting(doing, self._missing, limit_s))
+
+    def done(self) -> bool:
+        """Return True if all ranks have ended the step, one has failed, or the time is over."""
+        failed = any(future.exception() is not None for future in self._futures.values() if future.done())
+        return failed or not self._missing() or time.monotonic() >= self._began + self._limit_s
+
+    def result(self) -> StepResult:
+        """Wait for the step, and return its metrics.
+
+        Raises:
+            LearnerLostError: a rank died or did not end the step in time.
+            RemoteError: a rank raised.
+        """
+        self._listed.close()
+        metrics = self._group.results(self._refs, self._limit_s, self._doing, since=self._began)
+        return StepResult(metrics=metrics["learner rank 0"])
+
+    def _missing(self) -> list[str]:
+        return [name for name, future in self._futures.items() if not future.done()]
 
 
 class LearnerGroup:
@@ -99,12 +141,15 @@ class LearnerGroup:
         except RemoteError as error:
             raise LearnerLostError(str(error)) from error
 
+    def begin_update(self, batch: StepBatch, wake: Callable[[], None]) -> StepInProgress:
+        """Begin one training step on all ranks. `wake` is called, in any thread, when a rank has ended it."""
+        shared = ray.put(batch)
+        refs = {name: actor.update.remote(shared) for name, actor in self._actors.items()}
+        return StepInProgress(self, refs, f"step {batch.step}", self._config.learner.step_timeout_s, wake)
+
     def update(self, batch: StepBatch) -> StepResult:
         """Run one training step on all ranks."""
-        shared = ray.put(batch)
-        limit = self._config.learner.step_timeout_s
-        results = self._call(lambda rank: rank.update.remote(shared), limit, f"step {batch.step}")
-        return StepResult(metrics=results["learner rank 0"])
+        return self.begin_update(batch, lambda: None).result()
 
     def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
         """Return the policy's log-probability of each token of each sample in nats, 0 outside the loss mask."""
@@ -177,9 +222,19 @@ class LearnerGroup:
             LearnerLostError: a rank died or does not answer.
             RemoteError: a rank raised.
         """
-        refs = {name: call(actor) for name, actor in self._actors.items()}
+        return self.results({name: call(actor) for name, actor in self._actors.items()}, timeout_s, doing)
+
+    def results(
+        self, refs: Mapping[str, ObjectRef[R]], timeout_s: float, doing: str, *, since: float | None = None
+    ) -> dict[str, R]:
+        """Return the results of calls by the name of the rank. See `wait_for` for the arguments.
+
+        Raises:
+            LearnerLostError: a rank died or does not answer.
+            RemoteError: a rank raised.
+        """
         try:
-            return wait_for(refs, timeout_s=timeout_s, doing=doing)
+            return wait_for(refs, timeout_s=timeout_s, doing=doing, since=since)
         except LateError as error:
             raise LearnerLostError(str(error)) from error
         except RemoteError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from maxpo.batches.samples import Sample
-from maxpo.types import Group, Prompt, Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
+from maxpo.types import Group, Prompt, Receiver, ScoredGroup, StepBatch, StepResult, Ticket, WeightManifest
 
 
 class Sampler(Protocol):
@@ -48,6 +48,31 @@ class Sampler(Protocol):
 class Rollouts(Sampler, Protocol):
     """Source of scored groups whose engines receive weights."""
 
+    def submit(self, ticket: Ticket) -> None:
+        """Sample and score a prompt when there is room, in the order of the numbers. The ticket gets the result."""
+        ...
+
+    def serve(self, until: Callable[[], bool], *, learner_busy: bool = False) -> None:
+        """Let sampling and scoring go on until the condition holds. It is asked first, and after each event.
+
+        Args:
+            until: The condition.
+            learner_busy: The learner cannot send weights meanwhile, so engines that have none wait.
+        """
+        ...
+
+    def idle(self) -> bool:
+        """Return True if nothing that was submitted is unfinished."""
+        ...
+
+    def wake(self) -> None:
+        """Make `serve` ask its condition again. Any thread may call this."""
+        ...
+
+    def abandon(self) -> None:
+        """Forget everything that was submitted. Engines stop working on it."""
+        ...
+
     def rest(self) -> None:
         """Free shared memory for the learner: no sampling follows until the next `receivers`."""
 
@@ -75,11 +100,23 @@ class Rollouts(Sampler, Protocol):
         ...
 
 
+class Update(Protocol):
+    """A training step that was begun."""
+
+    def done(self) -> bool:
+        """Return True if `result` does not wait: the step has ended, well or not, or its time is over."""
+        ...
+
+    def result(self) -> StepResult:
+        """Return the metrics of the step, or raise its error."""
+        ...
+
+
 class Learner(Protocol):
     """Trainer of the policy."""
 
-    def update(self, batch: StepBatch) -> StepResult:
-        """Take one training step."""
+    def begin_update(self, batch: StepBatch, wake: Callable[[], None]) -> Update:
+        """Begin one training step. `wake` is called, in any thread, when it ends."""
         ...
 
     def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:

@@ -95,6 +95,16 @@ class Completion:
         """Number of tokens that contribute to the loss."""
         return len(self.token_ids) if self.loss_mask is None else int(np.count_nonzero(self.loss_mask))
 
+    def loss_tokens_by_lag(self, version: int) -> dict[int, int]:
+        """Return the number of loss tokens for each age: `version` minus the version that sampled the token."""
+        counts: dict[int, int] = {}
+        ends = [*(start for _, start in self.versions[1:]), len(self.token_ids)]
+        for (sampled, start), end in zip(self.versions, ends, strict=True):
+            mask = self.loss_mask
+            tokens = end - start if mask is None else int(np.count_nonzero(mask[start:end]))
+            counts[version - sampled] = counts.get(version - sampled, 0) + tokens
+        return {lag: tokens for lag, tokens in counts.items() if tokens}
+
     @property
     def min_weight_version(self) -> int:
         """First version of the weights that sampled tokens of this completion. -1 without tokens."""
@@ -145,6 +155,29 @@ class ScoredGroup:
         wrong = {k: v for k, v in lengths.items() if v != n}
         if wrong:
             raise ValueError(f"group {self.group.prompt.prompt_id} has {n} completions but {wrong}")
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Ticket:
+    """A prompt that was admitted to sampling, and what became of it."""
+
+    number: int
+    """Position in the order of admission, over the whole run, which is that of the prompt stream."""
+    prompt: Prompt
+    k: int
+    """K of the group, fixed before the group is sampled."""
+    draw: str
+    """Name of the draw. Equal names, prompts and weights give equal samples."""
+    step: int
+    """Training step in which the prompt was admitted."""
+    group: Group | None = None
+    """The sampled group."""
+    sampled_at: float = 0.0
+    """Time at which the group was complete, on the clock of `time.monotonic`."""
+    scored: ScoredGroup | None = None
+    """The group with its rewards."""
+    finished: int = -1
+    """Position in the order in which groups were scored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from maxpo.errors import LateError, LearnerLostError, RemoteError, RunError
 from maxpo.runtime.output import output_file
 from maxpo.runtime.ray_calls import wait_for
 from maxpo.seeds import derive_seed
-from maxpo.types import Group, Prompt, Receiver, ScoredGroup, WeightManifest
+from maxpo.types import Group, Prompt, Receiver, ScoredGroup, Ticket, WeightManifest
 from rollout.comparison import compare
 from rollout.fleet import Fleet, is_loss
-from rollout.generation import Generation
 from rollout.protocols import Probe, WeightsState, WorkerHandle
+from rollout.sampling import Request, Sampling
+from rollout.scoring.scorer import Scorer
 from rollout.scoring.verifier_pool import RewardPool
 from rollout.worker import RolloutWorker
 
@@ -60,8 +62,19 @@ class RolloutPool:
         self._seed = config.run.seed
         create = _actor_factory(config, device, sync_backend, options, log_folder)
         self._fleet = Fleet(create, config, log_folder)
+        self._sampling = Sampling(
+            self._fleet,
+            capacity=config.rollout.max_concurrent_sequences,
+            overcommit=config.rollout.overcommit,
+            limit_s=config.rollout.generate_timeout_s,
+            await_serving=self._await_serving,
+        )
         self._rewards = RewardPool(config.reward, config.rollout.max_new_tokens)
-        self._resampled = 0
+        self._scorer = Scorer(self._rewards, lambda error: self._sampling.post(partial(_raise, error)))
+        self._group_size = config.algorithm.group_size
+        self._unfinished: dict[int, Ticket] = {}
+        """Tickets that were submitted and are not scored yet, by number."""
+        self._finished = 0
         self._syncing = False
         self._sleep_level = config.cluster.sleep_level if sync_backend == "ipc" else 0
         self._asleep = False
@@ -149,8 +162,7 @@ class RolloutPool:
     ) -> list[Group]:
         """Return one group of `group_size` completions for each prompt.
 
-        Sample i of a prompt is drawn with the seed hash(run seed, draw, prompt id) + i, so it depends neither on
-        the worker nor on the order. Each worker holds as many groups as fill its engine, and one more to follow.
+        A sample depends neither on the worker nor on the order. Groups that were submitted wait until these are done.
 
         Args:
             prompts: Prompts to complete.
@@ -164,24 +176,84 @@ class RolloutPool:
             RunError: Too many workers were lost, see `rollout.max_restarts`.
         """
 
-        def start(actor: WorkerHandle, index: int, prompt: Prompt) -> ObjectRef[Group]:
-            seed = derive_seed(self._seed, draw, prompt.prompt_id)
-            rollout_id = f"{draw}/{index}/{prompt.prompt_id}"
-            return actor.generate.remote(rollout_id, prompt, group_size, seed, greedy=greedy)
+        groups: dict[int, Group] = {}
 
-        generation = Generation(
-            self._fleet,
-            prompts,
-            start,
-            groups_per_worker=math.ceil(self._config.max_concurrent_sequences / group_size) + 1,
-            # Above the worker's own limit, so that the worker's error, which has more detail, comes first.
-            limit_s=self._config.generate_timeout_s + 30,
-            await_serving=self._await_serving,
-        )
+        def take(index: int, group: Group) -> None:
+            groups[index] = group
+            on_group(group)
+
+        for index, prompt in enumerate(prompts):
+            name = f"{draw}/{index}/{prompt.prompt_id}"
+            self._request(name, prompt, group_size, draw, index, partial(take, index), greedy=greedy, urgent=True)
         try:
-            return generation.run(on_group)
-        finally:
-            self._resampled += generation.resampled
+            self.serve(lambda: len(groups) == len(prompts))
+        except BaseException:
+            self.abandon()
+            raise
+        return [groups[index] for index in range(len(prompts))]
+
+    def submit(self, ticket: Ticket) -> None:
+        """Sample and score a prompt when there is room, in the order of the numbers. The ticket gets the result."""
+
+        def sampled(group: Group) -> None:
+            ticket.group, ticket.sampled_at = group, time.monotonic()
+            self._scorer.submit(group, lambda scored: self._sampling.post(partial(self._take_score, ticket, scored)))
+
+        self._unfinished[ticket.number] = ticket
+        name = f"{ticket.draw}/{ticket.number}/{ticket.prompt.prompt_id}"
+        self._request(name, ticket.prompt, self._group_size, ticket.draw, ticket.number, sampled)
+
+    def _request(
+        self,
+        name: str,
+        prompt: Prompt,
+        size: int,
+        draw: str,
+        number: int,
+        done: Callable[[Group], None],
+        *,
+        greedy: bool = False,
+        urgent: bool = False,
+    ) -> None:
+        """Ask for a group. Sample i of it is drawn with the seed hash(run seed, draw, prompt id) + i."""
+
+        def start(actor: WorkerHandle, limit_s: float) -> ObjectRef[Group]:
+            seed = derive_seed(self._seed, draw, prompt.prompt_id)
+            return actor.generate.remote(name, prompt, size, seed, limit_s, greedy=greedy)
+
+        self._sampling.submit(Request(urgent, number, size, start, done))
+
+    def _take_score(self, ticket: Ticket, scored: ScoredGroup) -> None:
+        if self._unfinished.get(ticket.number) is ticket:  # not abandoned
+            del self._unfinished[ticket.number]
+            ticket.scored, ticket.finished = scored, self._finished
+            self._finished += 1
+
+    def serve(self, until: Callable[[], bool], *, learner_busy: bool = False) -> None:
+        """Let sampling and scoring go on until the condition holds. It is asked first, and after each event.
+
+        Args:
+            until: The condition.
+            learner_busy: The learner cannot send weights meanwhile, so engines that have none wait.
+
+        Raises:
+            RemoteError: A request failed, or took longer than `rollout.generate_timeout_s` for a group.
+            RunError: Too many workers were lost, see `rollout.max_restarts`, or the verifier processes broke down.
+        """
+        self._sampling.serve(until, may_send_weights=not learner_busy)
+
+    def idle(self) -> bool:
+        """Return True if nothing that was submitted is unfinished."""
+        return self._sampling.idle and not self._unfinished
+
+    def wake(self) -> None:
+        """Make `serve` ask its condition again. Any thread may call this."""
+        self._sampling.post(lambda: None)
+
+    def abandon(self) -> None:
+        """Forget everything that was submitted. Engines stop working on it."""
+        self._sampling.abandon()
+        self._unfinished = {}
 
     def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
         """Return the rewards of every completion of every group."""
@@ -248,15 +320,19 @@ class RolloutPool:
     def metrics(self) -> dict[str, float]:
         """Return the memory of the workers and the numbers of their losses."""
         sizes: dict[str, float] = self._ask("memory_mib", "reporting its memory")
+        idle, filled = self._sampling.usage()
         return {
+            "pipeline/engines_idle": idle,
+            "pipeline/engines_filled": filled,
             "memory/rollout_rss_mib": max(sizes.values(), default=0.0),
             "rollout/restarts": float(self._fleet.restarts),
             "rollout/workers_alive": float(len(self._fleet.serving)),
-            "rollout/groups_resampled": float(self._resampled),
+            "rollout/groups_resampled": float(self._sampling.resampled),
         }
 
     def shutdown(self) -> None:
         """End engines, actors and verifier processes."""
+        self._scorer.stop()
         self._rewards.shutdown()
         self._fleet.shutdown()
 
@@ -305,6 +381,10 @@ class RolloutPool:
         return results
 
 
+def _raise(error: BaseException) -> None:
+    raise error
+
+
 def _actor_factory(
     config: Config,
     device: str,
@@ -314,8 +394,8 @@ def _actor_factory(
 ) -> Callable[[int], WorkerHandle]:
     """Return a function that creates the actor of the worker with a given number."""
     remote: Any = ray.remote(RolloutWorker)
-    # Groups of one completion are as many as fill the engine, and one more to follow.
-    calls = config.rollout.max_concurrent_sequences + 1 + CONTROL_CALLS
+    # Groups of one completion are as many as a worker may hold sequences, and one more to follow.
+    calls = math.ceil(config.rollout.overcommit * config.rollout.max_concurrent_sequences) + 1 + CONTROL_CALLS
 
     def create(number: int) -> WorkerHandle:
         return remote.options(max_concurrency=calls, **options(number)).remote(

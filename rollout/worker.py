@@ -104,14 +104,16 @@ class RolloutWorker:
         """Return the id of this process. The engine's processes are its children."""
         return os.getpid()
 
-    async def generate(self, rollout_id: str, prompt: Prompt, n: int, seed: int, *, greedy: bool = False) -> Group:
-        """Sample a group of n completions. Sample i is drawn with the seed `seed + i`, or all are greedy.
+    async def generate(
+        self, rollout_id: str, prompt: Prompt, n: int, seed: int, limit_s: float, *, greedy: bool = False
+    ) -> Group:
+        """Sample a group of n completions within `limit_s` seconds. Sample i has the seed `seed + i`, or is greedy.
 
         Raises:
-            TimeoutError: The group took longer than `rollout.generate_timeout_s`.
+            TimeoutError: The group took longer.
             EngineLostError: The engine died. Every method that needs the engine may raise this error.
         """
-        async with asyncio.timeout(self._config.generate_timeout_s):
+        async with asyncio.timeout(limit_s):
             if self._environment.name is None:
                 sampled = self._engine.generate(rollout_id, list(prompt.token_ids), n, seed, greedy=greedy)
             else:

@@ -13,7 +13,7 @@ import numpy as np
 from maxpo.batches.samples import Sample
 from maxpo.rewards.base import succeeds
 from maxpo.seeds import derive_seed
-from maxpo.types import Completion, Group, Prompt, Receiver, ScoredGroup, StepBatch, StepResult, WeightManifest
+from maxpo.types import Completion, Group, Prompt, Receiver, ScoredGroup, StepBatch, StepResult, Ticket, WeightManifest
 
 
 def completion(
@@ -76,8 +76,10 @@ def scored(rewards: Sequence[float], valid: Sequence[bool] | None = None, **kwar
 class FakeRollouts:
     """Answers 'yes' with probability `skill`, from the same kind of seed as the real pool."""
 
-    def __init__(self, skill: Callable[[Prompt], float] = lambda prompt: 0.5) -> None:
-        self.skill = skill
+    def __init__(self, skill: Callable[[Prompt], float] = lambda prompt: 0.5, group_size: int = 8) -> None:
+        self.skill, self.group_size = skill, group_size
+        self.submitted: list[Ticket] = []
+        self.finished = 0
         self.version: int | None = None
         self.draws: list[tuple[str, list[str], int]] = []
         self.confirmed: list[int] = []
@@ -102,6 +104,29 @@ class FakeRollouts:
             groups.append(Group(prompt=p, completions=tuple(completion(a, version=self.version) for a in answers)))
             on_group(groups[-1])
         return groups
+
+    def submit(self, ticket: Ticket) -> None:
+        self.submitted.append(ticket)
+
+    def serve(self, until: Callable[[], bool], *, learner_busy: bool = False) -> None:
+        """One event is one draw: all groups of it that were submitted, in order."""
+        while not until():
+            assert self.submitted, "nothing is left to wait for"
+            now = [t for t in self.submitted if t.draw == self.submitted[0].draw]
+            self.submitted = [t for t in self.submitted if t.draw != now[0].draw]
+            groups = self.generate([t.prompt for t in now], self.group_size, now[0].draw)
+            for ticket, group, scored in zip(now, groups, self.score(groups), strict=True):
+                ticket.group, ticket.scored, ticket.finished = group, scored, self.finished
+                self.finished += 1
+
+    def idle(self) -> bool:
+        return not self.submitted
+
+    def wake(self) -> None:
+        pass
+
+    def abandon(self) -> None:
+        self.submitted = []
 
     def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
         return [
@@ -131,6 +156,19 @@ class FakeRollouts:
         return {}
 
 
+class FakeUpdate:
+    """An update that ends at once."""
+
+    def __init__(self, learner: FakeLearner, batch: StepBatch) -> None:
+        self._learner, self._batch = learner, batch
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> StepResult:
+        return self._learner.update(self._batch)
+
+
 class FakeLearner:
     """Records what it was given."""
 
@@ -141,6 +179,9 @@ class FakeLearner:
         self.version = -1
         self.weights = 0
         """Stands for the weights: depends on every batch so far."""
+
+    def begin_update(self, batch: StepBatch, wake: Callable[[], None]) -> FakeUpdate:
+        return FakeUpdate(self, batch)
 
     def update(self, batch: StepBatch) -> StepResult:
         self.batches.append(batch)

@@ -13,6 +13,7 @@ from maxpo.config.evaluation import EvalConfig
 from maxpo.config.launch import LaunchConfig
 from maxpo.config.learner import LearnerConfig
 from maxpo.config.lora import LoraConfig
+from maxpo.config.pipeline import PipelineConfig
 from maxpo.config.reward import RewardConfig
 from maxpo.config.rollout import RolloutConfig, SyncConfig
 from maxpo.config.run import CheckpointConfig, ModelConfig, RunConfig, TrackingConfig
@@ -30,6 +31,7 @@ __all__ = [
     "LearnerConfig",
     "LoraConfig",
     "ModelConfig",
+    "PipelineConfig",
     "RayConfig",
     "RewardConfig",
     "RolloutConfig",

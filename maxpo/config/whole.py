@@ -9,6 +9,7 @@ from maxpo.config.environment import EnvironmentConfig
 from maxpo.config.evaluation import EvalConfig
 from maxpo.config.launch import LaunchConfig
 from maxpo.config.learner import LearnerConfig
+from maxpo.config.pipeline import PipelineConfig
 from maxpo.config.reward import RewardConfig
 from maxpo.config.rollout import RolloutConfig, SyncConfig
 from maxpo.config.run import CheckpointConfig, ModelConfig, RunConfig, TrackingConfig
@@ -24,6 +25,7 @@ class Config:
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)

@@ -107,7 +107,8 @@ class PromptStream:
         """Start at the beginning of the first pass. The sources of a `Mixture` alternate by weight."""
         self._prompts = prompts if isinstance(prompts, Mixture) else Mixture([prompts], [""], [1])
         self._seed = seed
-        self._cursor = 0
+        self.cursor = 0
+        """Number of draws so far."""
         self._rotation = WeightedRoundRobin(self._prompts.weights)
         self._orders: dict[int, tuple[int, array[int]]] = {}
 
@@ -115,21 +116,29 @@ class PromptStream:
         """Return the next `count` prompts. Passes follow one another without a gap."""
         taken: list[Prompt] = []
         for _ in range(count):
-            source = self._rotation.next()
-            part = self._prompts.parts[source]
-            epoch, position = divmod(self._rotation.drawn[source] - 1, len(part))
-            taken.append(part[self._permutation(source, epoch)[position]])
-            self._cursor += 1
+            taken.append(self._draw(self._rotation))
+            self.cursor += 1
         return taken
 
-    @property
-    def epoch(self) -> float:
-        """Number of draws divided by the number of prompts. With one source: number of passes."""
-        return self._cursor / len(self._prompts)
+    def at(self, number: int) -> Prompt:
+        """Return the prompt of one draw, counted from 0. The position stays."""
+        rotation = WeightedRoundRobin(self._prompts.weights)
+        rotation.seek(number)
+        return self._draw(rotation)
+
+    def epochs(self, draws: int) -> float:
+        """Return a number of draws divided by the number of prompts. With one source: number of passes."""
+        return draws / len(self._prompts)
+
+    def _draw(self, rotation: WeightedRoundRobin) -> Prompt:
+        source = rotation.next()
+        part = self._prompts.parts[source]
+        epoch, position = divmod(rotation.drawn[source] - 1, len(part))
+        return part[self._permutation(source, epoch)[position]]
 
     def state_dict(self) -> dict[str, str | int]:
         """Return the position, and the identity of the prompts, as plain JSON."""
-        return {"cursor": self._cursor, "seed": self._seed, "prompts": self._prompts.fingerprint}
+        return {"cursor": self.cursor, "seed": self._seed, "prompts": self._prompts.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a position.
@@ -145,8 +154,8 @@ class PromptStream:
                 "rows (data.train_file, data.train with its weights, or data.task with its settings), a setting of the "
                 "section data, or the tokenizer in model.path have changed"
             )
-        self._cursor = state["cursor"]
-        self._rotation.seek(self._cursor)
+        self.cursor = state["cursor"]
+        self._rotation.seek(self.cursor)
 
     def _permutation(self, source: int, epoch: int) -> array[int]:
         known = self._orders.get(source)

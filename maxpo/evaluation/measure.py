@@ -11,6 +11,7 @@ from maxpo.batches.samples import unique_share
 from maxpo.config import EvalConfig
 from maxpo.evaluation.figures import PromptResult
 from maxpo.protocols import Sampler
+from maxpo.rewards.checks import check_some_scored
 from maxpo.types import Group, Prompt, ScoredGroup
 
 
@@ -34,6 +35,7 @@ def measure(
     groups = rollouts.generate(held_out, config.samples, "eval", on_group)
     greedy = rollouts.generate(held_out, 1, "eval", greedy=True) if config.greedy else []
     scored = rollouts.score([*groups, *greedy])
+    check_some_scored(scored)
     sampled, likeliest = scored[: len(groups)], scored[len(groups) :]
     rewards = [g.rewards[0] if g.valid[0] else None for g in likeliest] or [None] * len(sampled)
     answers = rollouts.answers(sampled)

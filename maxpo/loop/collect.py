@@ -1,7 +1,8 @@
-"""The groups of one training step: sampled, scored, selected and, up to a limit, replaced."""
+"""The groups of one training step: taken from the buffer, selected and, up to a limit, replaced."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,20 +10,21 @@ from maxpo.batches.samples import treat_truncated
 from maxpo.config import AlgorithmConfig, Config
 from maxpo.data.order import PromptStream
 from maxpo.errors import RunError
-from maxpo.estimators.k_schedule import PassRates, adapted_k, mix_weight, scheduled_k
+from maxpo.estimators.k_schedule import PassRates, mix_weight
 from maxpo.files import step_name
+from maxpo.loop.buffer import GroupBuffer
 from maxpo.loop.observer import Observer
 from maxpo.loop.selection import AssessedGroup, assess
-from maxpo.loop.step_metrics import sampling_metrics, usable_metrics, valid_successes
+from maxpo.loop.step_metrics import sampling_metrics, staleness_metrics, usable_metrics, valid_successes
 from maxpo.protocols import Rollouts
-from maxpo.timing import timed
+from maxpo.rewards.checks import check_some_scored
 from maxpo.tracking.run_log import RunLog
-from maxpo.types import Prompt, StepBatch
+from maxpo.types import StepBatch, Ticket
 
 
 @dataclass
 class Collector:
-    """Source of training groups. Its prompt stream and pass rates are part of a checkpoint."""
+    """Source of training groups. Its prompt stream, buffer and pass rates are part of a checkpoint."""
 
     config: Config
     stream: PromptStream
@@ -32,35 +34,48 @@ class Collector:
     rates: PassRates = field(init=False, default_factory=PassRates)
     """Observed pass rate of each prompt, for the adaptive K."""
 
+    def __post_init__(self) -> None:
+        self.buffer = GroupBuffer(self.config, self.stream, self.rates, self.rollouts)
+        self._beside = 0.0
+
+    def sampled_beside(self, seconds: float) -> None:
+        """Take note of the seconds of sampling beside the last update."""
+        self._beside = seconds
+
     def collect(self, step: int, version: int) -> tuple[StepBatch, dict[str, float]]:
         """Return the batch of a step and its metrics.
 
-        Dropped groups are replaced by groups of new prompts, in at most `algorithm.refill_rounds` further rounds.
+        Dropped groups are replaced by the next ones, in at most `algorithm.refill_rounds` further rounds.
 
         Args:
             step: Number of the step, from 1.
             version: Version of the weights that the engines have.
 
         Raises:
-            RunError: The estimator does not accept these rewards.
+            RunError: The estimator does not accept these rewards, or the verifier failed on every answer.
         """
         algorithm, steps = self.config.algorithm, self.config.run.steps
         weight = mix_weight(algorithm.mix_weight, step, steps) if algorithm.mix_with else 0.0
-        timing = {"time/generate_s": 0.0, "time/score_s": 0.0}
+        timing = dict.fromkeys(("time/generate_s", "time/score_s", "buffer/waited_for_oldest"), 0.0)
+        timing |= {"buffer/pending": float(len(self.buffer.pending))}
+        timing |= {"buffer/ready": float(sum(ticket.scored is not None for ticket in self.buffer.pending))}
+        tickets: list[Ticket] = []
         groups: list[AssessedGroup] = []
         kept: list[AssessedGroup] = []
         refills = -1
         while len(kept) < algorithm.prompts_per_step and refills < algorithm.refill_rounds:
             refills += 1
-            missing = algorithm.prompts_per_step - len(kept)
-            sampled = self._sample(missing, step, f"step{step}.{refills}", weight, timing)
-            groups += sampled
-            kept += [g for g in sampled if (g.has_signal if algorithm.drop_zero_signal else g.enough)]
+            taken = self._take(step, refills, algorithm.prompts_per_step - len(kept), timing)
+            assessed = self._assess(taken, step, weight)
+            tickets, groups = tickets + taken, groups + assessed
+            kept += [g for g in assessed if (g.has_signal if algorithm.drop_zero_signal else g.enough)]
         self.rates.observe(valid_successes([g.scored for g in groups]))
         self.log.log_rollouts(step_name(step), [g.scored for g in groups])
-        metrics = timing | sampling_metrics([g.scored for g in groups], algorithm.k, timing["time/generate_s"], version)
+        sampling_s = timing["time/generate_s"] + self._beside
+        metrics = timing | sampling_metrics([g.scored for g in groups], algorithm.k, sampling_s)
+        metrics |= staleness_metrics(tickets, step, version, self.config.pipeline.max_staleness)
         metrics |= selection_metrics(algorithm, groups, kept) | {"groups/refill_rounds": float(refills)}
-        metrics |= {"data/epoch": self.stream.epoch}
+        metrics |= {"data/epoch": self.stream.epochs(self.buffer.taken)}
         if algorithm.mix_with:
             metrics["algorithm/mix_weight"] = weight
         if algorithm.truncated != "train":
@@ -68,21 +83,53 @@ class Collector:
             metrics[f"completions/truncated_{algorithm.truncated}"] = float(treated)
         return step_batch(step, groups, kept, weight), metrics
 
-    def _sample(self, count: int, step: int, draw: str, weight: float, timing: dict[str, float]) -> list[AssessedGroup]:
-        """Sample and score one group for each of the next `count` prompts."""
+    def _take(self, step: int, refills: int, missing: int, timing: dict[str, float]) -> list[Ticket]:
+        """Admit prompts, and take the next groups. Adds the seconds of waiting to `timing`."""
+        progress = _Progress(self.observer, missing)
+        started = time.monotonic()
+        self.buffer.admit(step, refills, missing)
+        taken = self.buffer.take(step, missing, progress)
+        ended = time.monotonic()
+        sampled = min(ended, max(started, *(ticket.sampled_at for ticket in taken)))
+        timing["time/generate_s"] += sampled - started
+        timing["time/score_s"] += ended - sampled
+        timing["buffer/waited_for_oldest"] += progress.waited_for_oldest
+        return taken
+
+    def _assess(self, tickets: Sequence[Ticket], step: int, weight: float) -> list[AssessedGroup]:
+        """Return the groups with their advantages."""
         algorithm = self.config.algorithm
-        prompts = self.stream.next(count)
-        ks = group_ks(algorithm, self.rates, prompts, step, self.config.run.steps)
-        self.observer.stage("generate", len(prompts))
-        with timed(timing, "time/generate_s"):
-            groups = self.rollouts.generate(prompts, algorithm.group_size, draw, lambda group: self.observer.advance())
-        self.observer.stage("score")
-        with timed(timing, "time/score_s"):
-            scored = treat_truncated(self.rollouts.score(groups), algorithm.truncated)
+        scored = [ticket.scored for ticket in tickets if ticket.scored]
+        check_some_scored(scored)
         try:
-            return assess(scored, algorithm, ks, weight)
+            return assess(treat_truncated(scored, algorithm.truncated), algorithm, [t.k for t in tickets], weight)
         except ValueError as error:
             raise RunError(f"step {step}: {error}") from error
+
+
+class _Progress:
+    """Reports to the observer how many groups of a round are sampled, and when only their scores are missing."""
+
+    def __init__(self, observer: Observer, total: int) -> None:
+        self._observer, self._total = observer, total
+        self._reported, self._scoring = 0, False
+        self.waited_for_oldest = 0
+        """Most groups that were waited for although others were ready in their place."""
+        observer.stage("generate", total)
+
+    def __call__(self, must: Sequence[Ticket], others: Sequence[Ticket]) -> None:
+        """Report what has changed. See `GroupBuffer.take` for the arguments."""
+        sampled = sum(t.group is not None for t in must)
+        sampled += min(self._total - len(must), sum(t.group is not None for t in others))
+        for _ in range(sampled - self._reported):
+            self._observer.advance()
+        self._reported = max(sampled, self._reported)
+        if sampled == self._total and not self._scoring:
+            self._scoring = True
+            self._observer.stage("score")
+        late = sum(ticket.scored is None for ticket in must)
+        if late and sum(ticket.scored is not None for ticket in (*must, *others)) >= self._total:
+            self.waited_for_oldest = max(late, self.waited_for_oldest)
 
 
 def selection_metrics(
@@ -118,12 +165,3 @@ def step_batch(
         k=tuple(g.k for g in kept),
         mix_weight=mix_weight,
     )
-
-
-def group_ks(
-    algorithm: AlgorithmConfig, rates: PassRates, prompts: Sequence[Prompt], step: int, total_steps: int
-) -> list[int]:
-    """Return the K of each prompt. It is fixed before the prompt's group is sampled."""
-    if algorithm.k_schedule == "adaptive":
-        return [adapted_k(rates(prompt.prompt_id), *algorithm.k_values) for prompt in prompts]
-    return [scheduled_k(algorithm, step, total_steps)] * len(prompts)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -15,6 +16,7 @@ from maxpo.data.order import PromptStream
 from maxpo.errors import CheckpointError
 from maxpo.estimators.k_schedule import PassRates, PassRatesState
 from maxpo.evaluation.figures import EvalReport
+from maxpo.loop.buffer import PendingGroup
 
 TOTALS = (
     *("groups/sampled", "groups/zero_signal", "groups/too_few_valid"),
@@ -55,25 +57,29 @@ class LoopState(TypedDict):
     step: Count
     version: Count
     stream: StreamState
+    buffer: NotRequired[list[PendingGroup]]
     pass_rates: PassRatesState
     totals: dict[str, int]
     evaluations: dict[Annotated[str, Field(pattern="^[0-9]+$")], dict[str, Any]]
 
 
-def state_of(result: RunResult, stream: PromptStream, rates: PassRates, version: float) -> dict[str, Any]:
+def state_of(
+    result: RunResult, stream: PromptStream, rates: PassRates, pending: Sequence[PendingGroup], version: float
+) -> dict[str, Any]:
     """Return the loop's part of a checkpoint as plain JSON, see `LoopState`."""
     return {
         "step": result.steps,
         "version": int(version),
         "stream": stream.state_dict(),
+        "buffer": list(pending),
         "pass_rates": rates.state_dict(),
         "totals": dict(result.totals),
         "evaluations": {str(step): asdict(report) for step, report in result.evaluations.items()},
     }
 
 
-def restore(checkpoint: Path, result: RunResult, stream: PromptStream, rates: PassRates) -> int:
-    """Restore the values that `state_of` returned from a checkpoint; return the version of the weights.
+def restore(checkpoint: Path, result: RunResult, stream: PromptStream, rates: PassRates) -> LoopState:
+    """Restore the values that `state_of` returned from a checkpoint; return all of them.
 
     Raises:
         CheckpointError: `state.json` cannot be read or does not fit.
@@ -85,9 +91,15 @@ def restore(checkpoint: Path, result: RunResult, stream: PromptStream, rates: Pa
         evaluations = {int(step): EvalReport.from_dict(report) for step, report in state["evaluations"].items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{file}: evaluations cannot be read ({type(error).__name__}: {error})") from error
+    numbers = [group["number"] for group in state.get("buffer", [])]
+    if numbers != sorted(set(numbers)) or any(number >= state["stream"]["cursor"] for number in numbers):
+        raise CheckpointError(
+            f"{file}: buffer has the groups {numbers}: each must be there once, in order, and below the cursor "
+            f"{state['stream']['cursor']} of the stream"
+        )
     stream.load_state_dict(state["stream"])
     rates.load_state_dict(state["pass_rates"])
     result.steps = result.saved_step = state["step"]
     result.totals = Counter(state["totals"])
     result.evaluations = evaluations
-    return state["version"]
+    return state

@@ -5,6 +5,7 @@ The same loop runs with real engines and with the fakes of the tests.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -85,6 +86,8 @@ class Trainer:
                     metrics |= self.learn(batch)
                     metrics |= self.publish()
                 metrics |= self.rollouts.metrics()
+            busy = metrics.get("time/update_s", 0.0) + metrics.get("time/sync_s", 0.0)
+            metrics["pipeline/learner_idle"] = max(0.0, 1.0 - busy / metrics["time/step_s"])
             self.record(metrics)
             self.evaluate()
             self.checkpoint(metrics)
@@ -92,9 +95,11 @@ class Trainer:
 
     def restore(self, checkpoint: Path | None) -> None:
         """Load a checkpoint into the learner and this object; None: start anew."""
+        self.rollouts.abandon()  # what a lost learner has left behind
         if checkpoint is not None:
-            version = restore(checkpoint, self.result, self.stream, self.collector.rates)
-            self.learner.load(checkpoint / "learner", version)
+            state = restore(checkpoint, self.result, self.stream, self.collector.rates)
+            self.collector.buffer.load_state_dict(state.get("buffer", []))
+            self.learner.load(checkpoint / "learner", state["version"])
 
     def publish(self) -> dict[str, float]:
         """Send the current weights to every engine; return the metrics of the transfer."""
@@ -121,7 +126,7 @@ class Trainer:
         self.observer.stage("update")
         self.rollouts.rest()
         try:
-            metrics = dict(self.learner.update(batch).metrics)
+            metrics = self._update(batch)
         except LearnerLostError:
             raise
         except RemoteError as error:
@@ -134,6 +139,24 @@ class Trainer:
         self._check_mismatch(metrics, "mismatch/kl", f"step {batch.step}", batch.groups)
         metrics["throughput/train_tokens_per_s"] = metrics["train/tokens"] / metrics["time/update_s"]
         return metrics
+
+    def _update(self, batch: StepBatch) -> dict[str, float]:
+        """Update the learner, with sampling beside it; return the metrics."""
+        started = beside = time.monotonic()
+
+        def done() -> bool:
+            nonlocal beside
+            if not self.rollouts.idle():
+                beside = time.monotonic()
+            return update.done()
+
+        update = self.learner.begin_update(batch, self.rollouts.wake)
+        self.rollouts.serve(done, learner_busy=True)
+        metrics = dict(update.result().metrics)
+        if self.config.pipeline.update == "drained":
+            self.rollouts.serve(self.rollouts.idle)
+        self.collector.sampled_beside(beside - started)
+        return metrics | {"time/overlap_s": beside - started}
 
     def _check_mismatch(
         self, metrics: Mapping[str, float], name: str, where: str, groups: Sequence[ScoredGroup]
@@ -227,7 +250,9 @@ class Trainer:
         with timed(timing, "time/checkpoint_s"):
             if step in self.result.evaluations:
                 metrics = metrics | self.result.evaluations[step].metrics()
-            state = state_of(self.result, self.stream, self.collector.rates, self.version)
+            state = state_of(
+                self.result, self.stream, self.collector.rates, self.collector.buffer.state_dict(), self.version
+            )
             policy = self.config.checkpoint.policy
             self.checkpoints.write(step, state, metrics, lambda folder: self.learner.save(folder, policy=policy))
         self.log.log(step, timing)

@@ -64,13 +64,16 @@ def ready_of(
         raise error.__cause__ from None
 
 
-def wait_for(refs: Mapping[str, ObjectRef[R]], *, timeout_s: float, doing: str) -> dict[str, R]:
+def wait_for(
+    refs: Mapping[str, ObjectRef[R]], *, timeout_s: float, doing: str, since: float | None = None
+) -> dict[str, R]:
     """Return the results of remote calls by worker name, once all are there. Raise as soon as one has failed.
 
     Args:
         refs: worker name -> object reference.
         timeout_s: seconds for all of them together.
         doing: activity of the workers, for the message "<name> did not finish <doing> within ...".
+        since: time of the calls, on the clock of `time.monotonic`. None: now.
 
     Raises:
         RemoteError: a call raised or its worker died (the cause is chained).
@@ -78,7 +81,7 @@ def wait_for(refs: Mapping[str, ObjectRef[R]], *, timeout_s: float, doing: str) 
     """
     import ray
 
-    deadline = time.monotonic() + timeout_s
+    deadline = (time.monotonic() if since is None else since) + timeout_s
     names = {ref: name for name, ref in refs.items()}
     pending = list(refs.values())
     results: dict[str, R] = {}

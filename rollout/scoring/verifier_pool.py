@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -29,7 +30,7 @@ own limit for a process that waits for its turn (60 s), and than the start of a 
 
 
 class VerifierError(RunError):
-    """A verifier raised on every answer, or the verifier processes broke down again and again."""
+    """The verifier processes broke down again and again."""
 
 
 class Result(NamedTuple, Generic[T]):
@@ -102,19 +103,16 @@ class RewardPool:
         find_scorer(config)  # so that an error is raised here, and not in every worker process
         self._pool = self._new_pool()
         self._stall_s = config.timeout_s + STALL_S
+        self._one_at_a_time = threading.Lock()
 
     def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
         """Return the groups with a reward for every completion, in order.
 
         Raises:
-            VerifierError: The verifier raised on every single answer. The message has the first error.
+            VerifierError: The verifier processes broke down again and again.
         """
         known = [[self._known_score(c, group.prompt.source) for c in group.completions] for group in groups]
         rows = self._complete(_score, groups, known, "scoring answers")
-        outcomes = [result.outcome for row in rows for result in row]
-        errors = [outcome for outcome in outcomes if outcome.startswith("error")]
-        if errors and len(errors) == len(outcomes):
-            raise VerifierError(f"reward.verifier = {self._config.verifier} failed on every answer; first {errors[0]}")
         return [scored_group(group, row) for group, row in zip(groups, rows, strict=True)]
 
     def answers(self, groups: Sequence[ScoredGroup]) -> list[tuple[str | None, ...] | None]:
@@ -162,6 +160,13 @@ class RewardPool:
             known: For each group, the result of each completion, or None.
             doing: Words for the log.
         """
+        # One thread at a time: a pool that breaks is replaced by the call that finds it broken.
+        with self._one_at_a_time:
+            return self._complete_alone(function, groups, known, doing)
+
+    def _complete_alone(
+        self, function: _Function[T], groups: Sequence[Group], known: Sequence[Sequence[Result[T] | None]], doing: str
+    ) -> list[list[Result[T]]]:
         tasks = [(g, i) for g, row in enumerate(known) for i, result in enumerate(row) if result is None]
         new = self._run(function, tasks, groups, doing)
         return [

@@ -31,7 +31,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("worker",),
         ("fleet",),
         ("slots",),
-        ("generation",),
+        ("sampling",),
         ("pool",),
     ),
     "launch": (

@@ -15,10 +15,12 @@ import psutil
 import pytest
 
 from maxpo.config import RewardConfig
+from maxpo.errors import RunError
 from maxpo.loop.step_metrics import sampling_metrics
+from maxpo.rewards.checks import check_some_scored
 from maxpo.tracking.metrics import check_names
 from maxpo.types import Group, Prompt
-from rollout.scoring.verifier_pool import RewardPool, VerifierError
+from rollout.scoring.verifier_pool import RewardPool
 from tests.fakes import completion, prompt
 
 
@@ -106,7 +108,7 @@ def test_what_cannot_be_decided_is_masked_and_counted() -> None:
     assert scored.valid == (False, True, True)
     assert scored.successes == (False, True, False)
     assert scored.outcomes[0].startswith("undecided: ")
-    assert sampling_metrics([scored], 1, 1.0, version=0)["verifier/undecided"] == 1.0
+    assert sampling_metrics([scored], 1, 1.0)["verifier/undecided"] == 1.0
 
 
 def pids(pool: RewardPool) -> set[int]:
@@ -223,7 +225,7 @@ def test_each_source_may_have_a_verifier_of_its_own_and_unread_answers_are_maske
     assert special.rewards == (1.0, 0.0, 0.0)
     assert special.successes == (True, False, False)
     assert special.reward_parts == {"format": (1.0, 1.0, 0.0)}
-    scored = sampling_metrics([usual, special], 1, 1.0, version=0)
+    scored = sampling_metrics([usual, special], 1, 1.0)
     check_names(list(scored))
     assert scored["reward/tests.verifiers.moody/right"] == 1 / 2
     assert scored["reward/format"] == 1.0
@@ -232,8 +234,8 @@ def test_each_source_may_have_a_verifier_of_its_own_and_unread_answers_are_maske
 def test_a_reward_that_always_fails_stops_the_run_with_its_prompt() -> None:
     pool = RewardPool(RewardConfig(verifier="tests.verifiers:wrong_type"), 64)
     try:
-        with pytest.raises(VerifierError, match=r"failed on every answer; first error: prompt p: TypeError.*'good'"):
-            pool.score([group("yes", "no")])
+        with pytest.raises(RunError, match=r"failed on every answer; first error: prompt p: TypeError.*'good'"):
+            check_some_scored(pool.score([group("yes", "no")]))
     finally:
         pool.shutdown()
     with pytest.raises(ValueError, match=r"no verifier is called 'nope': use one of \['choice', 'code', .*'countdown'"):

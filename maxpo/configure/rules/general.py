@@ -13,6 +13,7 @@ from maxpo.configure.rules.algorithm import ESTIMATOR_COMBINATIONS, is_objective
 from maxpo.configure.rules.cluster import CLUSTER_COMBINATIONS
 from maxpo.configure.rules.code import CODE_COMBINATIONS
 from maxpo.configure.rules.data import DATA_COMBINATIONS, PATH_HELP
+from maxpo.configure.rules.pipeline import PIPELINE_COMBINATIONS
 from maxpo.configure.rules.reward import VERIFIERS
 from maxpo.environments.registry import ENVIRONMENTS
 from maxpo.estimators.names import ADVANTAGE_NAMES
@@ -111,6 +112,7 @@ COMBINATIONS: tuple[Combination, ...] = (
     ),
     *ESTIMATOR_COMBINATIONS,
     *CLUSTER_COMBINATIONS,
+    *PIPELINE_COMBINATIONS,
     *CODE_COMBINATIONS,
     (
         ("algorithm.prompts_per_step", "algorithm.minibatches"),

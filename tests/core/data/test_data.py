@@ -78,7 +78,7 @@ def test_a_stream_visits_everything_once_a_pass_in_an_order_of_its_seed() -> Non
     assert sorted(first) == sorted(second) == sorted(p.prompt_id for p in prompts)
     assert first != second
     assert first != [p.prompt_id for p in PromptStream(prompts, seed=2).next(10)]
-    assert stream.epoch == 2.0
+    assert stream.epochs(stream.cursor) == 2.0
 
 
 def test_a_stream_goes_on_where_it_was_saved() -> None:

@@ -45,6 +45,7 @@ def run(
     **kwargs: Any,
 ) -> tuple[Any, FakeLearner, list[dict[str, Any]]]:
     learner = learner or FakeLearner()
+    rollouts.group_size = settings.algorithm.group_size
     tmp_path.mkdir(exist_ok=True)
     log = RunLog(tmp_path, tensorboard=False, save_rollouts=2)
     held_out = [prompt(f"e{i}") for i in range(3)]
@@ -456,7 +457,7 @@ def test_the_learner_is_told_which_samples_have_signal(tmp_path: Path) -> None:
         assert not all(map(all, batch.signal))
 
 
-def test_completions_are_stale_against_the_published_version(tmp_path: Path) -> None:
+def test_a_token_that_is_too_old_ends_the_run(tmp_path: Path) -> None:
     class Late(FakeRollouts):
         """Its engine keeps the weights of the first publish."""
 
@@ -464,8 +465,8 @@ def test_completions_are_stale_against_the_published_version(tmp_path: Path) -> 
             self.version = 0
             return super().generate(*args, **kwargs)
 
-    _, _, lines = run(tmp_path, config(), Late())
-    assert [line["completions/stale"] for line in lines if "completions/stale" in line] == [0.0, 1.0, 1.0]
+    with pytest.raises(RunError, match=r"step 2: tokens of the versions \[0\] .* at version 1, .*max_staleness = 0"):
+        run(tmp_path, config(), Late())
 
 
 class Cutting(FakeRollouts):

@@ -228,17 +228,17 @@ def test_a_worker_whose_engine_is_dead_says_so(fake: FakeRay, clock: list[float]
 def taken(slots: Slots) -> list[str]:
     """Who gets the groups, until there is no slot left."""
     names: list[str] = []
-    while slot := slots.take():
+    while slot := slots.take(1):
         names.append(slot.name)
     return names
 
 
 def test_the_emptiest_worker_gets_the_next_group(fake: FakeRay) -> None:
     workers, _ = fleet()
-    slots = Slots(workers, 2)
-    held = [slots.take() for _ in range(4)]
+    slots = Slots(workers, 1, 1.0)
+    held = [slots.take(1) for _ in range(4)]
     assert [slot.name for slot in held if slot] == ["rollout worker 0", "rollout worker 1"] * 2
-    assert slots.take() is None
+    assert slots.take(1) is None
     for i in (0, 3, 1):  # worker 0 keeps one group, worker 1 none
         slots.give_back(held[i])  # type: ignore[arg-type]
     assert taken(slots) == ["rollout worker 1", "rollout worker 0", "rollout worker 1"]
@@ -246,15 +246,15 @@ def test_the_emptiest_worker_gets_the_next_group(fake: FakeRay) -> None:
 
 def test_places_of_a_lost_worker_are_gone_and_its_replacement_has_its_own(fake: FakeRay) -> None:
     workers, made = fleet(version=0)
-    slots = Slots(workers, 2)
-    first = slots.take()
+    slots = Slots(workers, 1, 1.0)
+    first = slots.take(1)
     assert first is not None and first.actor is made[0]
     workers.lost("rollout worker 0", made[0], RayActorError())
     slots.give_back(first)
     assert taken(slots) == ["rollout worker 1"] * 2
     made[2].started.append(1)
     workers.poll()
-    slot = slots.take()
+    slot = slots.take(1)
     assert slot is not None and slot.actor is made[2]
     assert taken(slots) == ["rollout worker 0"]
     # All at once: the replacement is lost too, and its own replacement serves before the next look.

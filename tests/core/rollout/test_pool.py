@@ -14,7 +14,6 @@ from maxpo.batches.samples import Sample
 from maxpo.config import Config, RewardConfig, RolloutConfig
 from maxpo.errors import RemoteError, RunError
 from maxpo.types import Group, Prompt, WeightManifest
-from rollout.fleet import Fleet
 from rollout.pool import RolloutPool
 from rollout.protocols import Probe
 from tests.fakes import completion, prompt
@@ -29,7 +28,7 @@ class FakeActor:
         self.start = SimpleNamespace(remote=lambda version: [])
         self.sign_of_life = SimpleNamespace(remote=lambda: [])
 
-    def _generate(self, rollout_id: str, prompt: Prompt, n: int, seed: int, *, greedy: bool) -> Any:
+    def _generate(self, rollout_id: str, prompt: Prompt, n: int, seed: int, limit_s: float, *, greedy: bool) -> Any:
         future: Future[Group] = Future()
         self.answer(self.number, prompt, future)
         return SimpleNamespace(future=lambda: future)
@@ -39,12 +38,12 @@ def pool(
     monkeypatch: pytest.MonkeyPatch, answer: Callable[[int, Prompt, Future[Group]], None], **settings: Any
 ) -> RolloutPool:
     monkeypatch.setattr("ray.kill", lambda actor: None)
+    monkeypatch.setattr("ray.cancel", lambda ref: None)
     monkeypatch.setattr("ray.wait", lambda refs, **_: ([], refs))
-    settings = {"workers": 0, "max_new_tokens": 1, "max_concurrent_sequences": 4} | settings
+    monkeypatch.setattr("rollout.pool._actor_factory", lambda *_: lambda number: FakeActor(number, answer))
+    settings = {"workers": 2, "max_new_tokens": 1, "max_concurrent_sequences": 4} | settings
     config = Config(rollout=RolloutConfig(**settings), reward=RewardConfig(verifier="exact"))
-    made = RolloutPool(config, "cpu", "gloo", lambda number: {})
-    made._fleet = Fleet(lambda number: FakeActor(number, answer), config, None, 2)
-    return made
+    return RolloutPool(config, "cpu", "gloo", lambda number: {})
 
 
 def group(prompt: Prompt) -> Group:
@@ -105,7 +104,7 @@ def test_groups_of_a_lost_worker_are_sampled_by_another(monkeypatch: pytest.Monk
     rollouts = pool(monkeypatch, answer)
     assert [g.prompt for g in rollouts.generate(PROMPTS, 2, "x")] == PROMPTS
     assert rollouts._fleet.restarts == 1
-    assert rollouts._resampled == 3
+    assert rollouts._sampling.resampled == 3
 
 
 def test_an_error_of_a_request_names_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +121,8 @@ def test_workers_that_are_late_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
         if number == 0:
             future.set_result(group(prompt))
 
-    rollouts = pool(monkeypatch, answer, generate_timeout_s=-29.7, health_timeout_s=1000.0)
+    monkeypatch.setattr("rollout.sampling.GRACE_S", 0.1)
+    rollouts = pool(monkeypatch, answer, generate_timeout_s=0.2, health_timeout_s=1000.0)
     with pytest.raises(RemoteError, match=r"^rollout worker 1 did not return a group within 0\.3 s"):
         rollouts.generate(PROMPTS, 2, "x")
 
