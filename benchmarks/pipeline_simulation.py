@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.pipeline.law import Law, expected_longest
+from launch.pipeline.law import Law
 from launch.pipeline.simulation import Outcome, Scenario, lognormal, simulate
 
 LONGEST = 16_384
@@ -178,7 +178,7 @@ def pipelined(scenario: Scenario, staleness: int, lookahead: int, **settings: An
 @cache
 def lengths(sigma: float) -> NDArray[np.int64]:
     """Return a large sample of lengths."""
-    return lognormal(MEAN, sigma, LONGEST, 1, 0)(1_000_000)[:, 0]
+    return lognormal(MEAN, sigma, LONGEST, 1, 0)(200_000)[:, 0]
 
 
 @cache
@@ -195,8 +195,7 @@ def follows_law(scenario: Scenario) -> bool:
 
 def law_s(scenario: Scenario, sigma: float) -> float:
     """Return the time of a step by the law."""
-    longest = expected_longest(lengths(sigma), scenario.prompts * scenario.samples)
-    return Law(scenario=scenario, mean_length=mean_length(sigma), longest=longest).step_s(scenario.staleness)
+    return Law(scenario, lengths(sigma)).step_s(scenario.staleness, scenario.lookahead)
 
 
 def heading(text: str) -> None:

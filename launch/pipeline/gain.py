@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from launch.pipeline.law import Law, expected_longest
+from launch.pipeline.law import SAME, Law
 from launch.pipeline.measured import Measured, scenario_of
 from launch.pipeline.simulation import Outcome, Scenario, resampled, simulate
 from launch.terminal.printing import say
 from maxpo.config import Config
 
 STALENESS = (0, 1, 2, 4, 8)
-"""Bounds in the table, with the lookahead of `advised_lookahead`."""
+"""Bounds in the table, each with the smallest lookahead that is as fast as the bound allows."""
 BYTES_PER_TOKEN = 13
 """Token, log-probability and text of a completion on its way to the learner."""
 STEPS = 6
 """Simulated steps behind each figure, after the start."""
 OVERCOMMIT = 4.0
 """Value of `rollout.overcommit` that is enough if lengths vary."""
-WORTH = 0.95
-"""Share of a step's time below which a change is worth a line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +31,6 @@ class Pipeline:
     staleness: int = 0
     lookahead: int = 0
     overcommit: float = 1.0
-
-
-def advised_lookahead(staleness: int) -> int:
-    """Return half the bound: about the same speed as the whole bound, at half the mean staleness."""
-    return (staleness + 1) // 2
 
 
 def in_flight(config: Config, lookahead: int) -> int:
@@ -61,7 +53,7 @@ def show_gain(config: Config, measured: Measured, pipeline: Pipeline, console: C
         score_s=measured.score_s,
         overcommit=pipeline.overcommit,
     )
-    law = law_of(base, measured)
+    law = Law(base, measured.lengths)
     mean = law.mean_length
     say(
         console,
@@ -70,10 +62,10 @@ def show_gain(config: Config, measured: Measured, pipeline: Pipeline, console: C
         f"s, engines with filled slots {law.full_s:.3g} s, sync {measured.sync_s:.3g} s, scoring "
         f"{measured.score_s:.3g} s",
     )
-    rows = {staleness: advised_lookahead(staleness) for staleness in STALENESS}
+    rows = {staleness: law.lookahead(staleness) for staleness in STALENESS}
     rows |= {pipeline.staleness: pipeline.lookahead} if pipeline.staleness else {}
     outcomes = {staleness: _simulated(base, staleness, rows[staleness], measured) for staleness in sorted(rows)}
-    table = Table("S", "A", "step s", "gain", "slots filled", "learner idle", "staleness", "in flight", "store MiB")
+    table = Table("S", "A", "step s", "gain", "slots filled", "learner idle", "lag", "in flight", "store MiB")
     for staleness, outcome in outcomes.items():
         table.add_row(
             str(staleness),
@@ -87,19 +79,13 @@ def show_gain(config: Config, measured: Measured, pipeline: Pipeline, console: C
             f"{store_mib(config, rows[staleness], mean):,.0f}",
         )
     console.print(table)
-    say(console, "S: pipeline.max_staleness, A: pipeline.lookahead, staleness: mean, in steps; simulated")
-    for line in _advice(config, base, law, measured, outcomes):
-        say(console, line)
-
-
-def law_of(scenario: Scenario, measured: Measured) -> Law:
-    """Return the law for a scenario and measured lengths."""
-    completions = scenario.prompts * scenario.samples
-    return Law(
-        scenario=scenario,
-        mean_length=float(np.mean(measured.lengths)),
-        longest=expected_longest(measured.lengths, completions),
+    say(
+        console,
+        "S: pipeline.max_staleness. A: pipeline.lookahead, the smallest with this speed. lag: mean staleness in "
+        "steps. Simulated, for learner and engines on hardware of their own",
     )
+    for line in _advice(config, base, law, measured, rows, outcomes):
+        say(console, line)
 
 
 def _simulated(base: Scenario, staleness: int, lookahead: int, measured: Measured) -> Outcome:
@@ -108,24 +94,35 @@ def _simulated(base: Scenario, staleness: int, lookahead: int, measured: Measure
 
 
 def _advice(
-    config: Config, base: Scenario, law: Law, measured: Measured, outcomes: dict[int, Outcome]
+    config: Config,
+    base: Scenario,
+    law: Law,
+    measured: Measured,
+    rows: Mapping[int, int],
+    outcomes: Mapping[int, Outcome],
 ) -> Iterator[str]:
     """Yield what follows from the table, a line each."""
     fastest = min(outcome.step_s for outcome in outcomes.values())
-    best = min(staleness for staleness, outcome in outcomes.items() if WORTH * outcome.step_s <= fastest)
+    best = min(staleness for staleness, outcome in outcomes.items() if outcome.step_s <= SAME * fastest)
     yield (
-        f"S = {best} is within {1 - WORTH:.0%} of the fastest row. By the law nothing is gained beyond S = "
+        f"S = {best} is as fast as any row, within {SAME - 1:.0%}. By the law nothing is gained beyond S = "
         f"{law.useful_staleness()}. Staleness costs pass@K at a high learning rate"
     )
     if base.overcommit < OVERCOMMIT:
-        lookahead = advised_lookahead(best)
-        more = _simulated(replace(base, overcommit=OVERCOMMIT), best, lookahead, measured)
-        if more.step_s < WORTH * outcomes[best].step_s:
-            yield f"rollout.overcommit={OVERCOMMIT:g}: {more.step_s:.3g} s for S = {best}, A = {lookahead}"
+        more = _simulated(replace(base, overcommit=OVERCOMMIT), best, rows[best], measured)
+        if SAME * more.step_s < outcomes[best].step_s:
+            yield f"rollout.overcommit={OVERCOMMIT:g}: {more.step_s:.3g} s for S = {best}, A = {rows[best]}"
     slots = base.workers * base.slots
-    yield (
-        f"rollout.workers x rollout.max_concurrent_sequences = {slots:,} slots; fewer completions in flight leave "
-        "some of them empty"
-    )
-    if config.ray.address in (None, "local"):
-        yield f"ray.object_store_mib = {config.ray.object_store_mib:,}; beyond it Ray writes to disk"
+    if empty := [staleness for staleness, ahead in rows.items() if in_flight(config, ahead) < slots]:
+        yield (
+            f"{_listed(empty)}: fewer completions in flight than the {slots:,} slots of rollout.workers x "
+            "rollout.max_concurrent_sequences, so some are always empty"
+        )
+    limit, mean = config.ray.object_store_mib, law.mean_length
+    beyond = [staleness for staleness, ahead in rows.items() if store_mib(config, ahead, mean) > limit]
+    if beyond and config.ray.address in (None, "local"):
+        yield f"{_listed(beyond)}: more than ray.object_store_mib = {limit:,}, so Ray writes completions to disk"
+
+
+def _listed(staleness: list[int]) -> str:
+    return "S = " + ", ".join(map(str, sorted(staleness)))

@@ -249,8 +249,8 @@ class Simulation:
         """Decode up to now."""
         passed = self._now - engine.at
         if passed > 0:  # an engine that computes its KV cache again is ahead of the time
-            running = len(engine.running)
-            engine.served += passed / (self._scenario.token_s + running * self._scenario.sequence_s)
+            if running := len(engine.running):
+                engine.served += passed / (self._scenario.token_s + running * self._scenario.sequence_s)
             engine.slot_s += passed * running
             engine.at = self._now
 
