@@ -17,7 +17,6 @@ from maxpo.checked_json import parse
 from maxpo.config import Config
 from maxpo.configure.loading import load_config
 from maxpo.errors import InputError
-from maxpo.files import step_of
 from maxpo.tracking.run_log import METRICS_FILE
 
 RECENT = 50
@@ -104,7 +103,7 @@ def _of_run(run: Path, config: Config, given: GivenTimes) -> Measured:
     if not (run / "config.yaml").is_file():
         raise InputError(f"--lengths {run}: not a run folder, since it has no config.yaml")
     theirs = load_config([run / "config.yaml"], [], files_here=False, earlier_run=True).config
-    files = [path for path in sorted((run / "rollouts").glob("step_*.jsonl")) if step_of(path.stem) is not None]
+    files = sorted((run / "rollouts").glob("step_*.jsonl"))
     if not files:
         raise InputError(
             f"--lengths {run}: no completions in {run / 'rollouts'}. A run saves them if tracking.save_rollouts is at "

@@ -80,6 +80,9 @@ def test_the_next_batch_is_sampled_during_the_update() -> None:
     in_order = replace(ONE, staleness=1, lookahead=1)
     # 10 s for the first two groups. The third begins at 15 s, rests from 19 s to 20 s, and ends at 26 s.
     assert ends(in_order, groups_of([10]), 3) == [15, 20, 31]
+    simulation = Simulation(in_order, groups_of([10]))
+    # Seconds of filled slots: two groups at first, 4 s of the third, then its other 6 s and the fourth.
+    assert [simulation.step().slot_s for _ in range(3)] == [20, 24, 40]
 
 
 def test_a_lost_cache_is_computed_again_after_the_sync() -> None:
@@ -309,15 +312,15 @@ def test_a_row_for_the_settings_of_the_run_and_a_hint_at_overcommit() -> None:
 
 @pytest.mark.parametrize(("address", "told"), [("null", True), ("local", True), ("10.0.0.1:6379", False)])
 def test_completions_that_do_not_fit_into_the_object_store(address: str, told: bool) -> None:
-    """512 completions of 20,000 tokens are 127 MiB. With S = 2 and A = 2 there are four times as many."""
+    """512 completions of 20,000 tokens are 127 MiB. With A = 0 there are two times as many, with A = 1 three times."""
     measured = Measured(
         source="a file", lengths=np.array([20_000]), token_s=0.001, update_s=1.0, sync_s=2.0, score_s=1.0
     )
     console = Console(file=StringIO(), width=120)
-    settings = demo(f"ray.address={address}", "ray.object_store_mib=500")
+    settings = demo(f"ray.address={address}", "ray.object_store_mib=300")
     show_gain(settings, measured, Pipeline(overcommit=4), console)
     said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert ("S = 2, 4, 8: more than ray.object_store_mib = 500, so Ray writes" in said) == told
+    assert ("S = 1, 2, 4, 8: more than ray.object_store_mib = 300, so Ray writes" in said) == told
 
 
 def test_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
