@@ -36,7 +36,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "launch": (
         ("", "cluster", "limited", "terminal"),
-        ("doctor", "memory", "run"),
+        ("doctor", "memory", "pipeline", "run"),
         ("submit",),
         ("commands",),
         ("cli",),
