@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     config = load_config([args.file], args.overrides).config
     from launch.cluster.placement import gpus_described, place
     from launch.memory import show_plan
-    from launch.pipeline.gain import Pipeline, show_gain
+    from launch.pipeline.gain import show_gain
     from launch.pipeline.measured import GivenTimes, measure
 
     needed = config.learner.ranks + config.rollout.workers * config.rollout.tensor_parallel_size
@@ -71,5 +71,5 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if place(config, gpus=gpus).colocated:
         say(console, "learner and engines share the GPUs, so nothing overlaps: pipeline.max_staleness stays 0")
         return code
-    show_gain(config, measured, Pipeline(), console)
+    show_gain(config, measured, console)
     return code

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
@@ -24,15 +24,6 @@ OVERCOMMIT = 4.0
 """Value of `rollout.overcommit` that is enough if lengths vary."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pipeline:
-    """Settings that decide how steps overlap."""
-
-    staleness: int = 0
-    lookahead: int = 0
-    overcommit: float = 1.0
-
-
 def in_flight(config: Config, lookahead: int) -> int:
     """Return the number of completions between admission and training."""
     return (lookahead + 1) * config.algorithm.prompts_per_step * config.algorithm.group_size
@@ -43,7 +34,7 @@ def store_mib(config: Config, lookahead: int, mean_length: float) -> float:
     return in_flight(config, lookahead + 1) * mean_length * BYTES_PER_TOKEN / 2**20
 
 
-def show_gain(config: Config, measured: Measured, pipeline: Pipeline, console: Console) -> None:
+def show_gain(config: Config, measured: Measured, console: Console) -> None:
     """Print the time of a step, the staleness and the memory for several bounds, and the bound that is worth it."""
     base = scenario_of(
         config,
@@ -51,7 +42,7 @@ def show_gain(config: Config, measured: Measured, pipeline: Pipeline, console: C
         update_s=measured.update_s,
         sync_s=measured.sync_s,
         score_s=measured.score_s,
-        overcommit=pipeline.overcommit,
+        overcommit=config.rollout.overcommit,
     )
     law = Law(base, measured.lengths)
     mean = law.mean_length
@@ -63,7 +54,8 @@ def show_gain(config: Config, measured: Measured, pipeline: Pipeline, console: C
         f"{measured.score_s:.3g} s",
     )
     rows = {staleness: law.lookahead(staleness) for staleness in STALENESS}
-    rows |= {pipeline.staleness: pipeline.lookahead} if pipeline.staleness else {}
+    pipeline = config.pipeline
+    rows |= {pipeline.max_staleness: pipeline.ahead} if pipeline.max_staleness else {}
     outcomes = {staleness: _simulated(base, staleness, rows[staleness], measured) for staleness in sorted(rows)}
     table = Table("S", "A", "step s", "gain", "slots filled", "learner idle", "lag", "in flight", "store MiB")
     for staleness, outcome in outcomes.items():

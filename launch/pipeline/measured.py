@@ -116,7 +116,12 @@ def _of_run(run: Path, config: Config, given: GivenTimes) -> Measured:
     token_s = given.token_s
     if token_s is None:
         draw = resampled(lengths, theirs.algorithm.group_size, seed=1)
-        tokens = simulate(scenario_of(theirs, token_s=1.0), draw, 4).step_s
+        if theirs.pipeline.max_staleness:
+            raise InputError(
+                f"--lengths {run}: with pipeline.max_staleness = {theirs.pipeline.max_staleness} its time/generate_s "
+                "is only a part of the sampling. Give --token-s, the seconds per token of a running completion"
+            )
+        tokens = simulate(scenario_of(theirs, token_s=1.0, overcommit=theirs.rollout.overcommit), draw, 4).step_s
         token_s = median(step["time/generate_s"] / (1 + step.get("groups/refill_rounds", 0)) for step in steps) / tokens
     size = _completions_per_rank(config) / _completions_per_rank(theirs)
     own = median(step["time/update_s"] for step in steps) * size

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from launch.cli import main
-from launch.pipeline.gain import Pipeline, show_gain, store_mib
+from launch.pipeline.gain import show_gain, store_mib
 from launch.pipeline.law import Law
 from launch.pipeline.measured import GivenTimes, Measured, measure
 from launch.pipeline.simulation import Draw, Scenario, Simulation, lognormal, simulate
@@ -269,7 +269,7 @@ def test_the_table_and_what_follows_from_it() -> None:
     lengths = np.array(90 * [10] + 10 * [90])
     measured = Measured(source="a file", lengths=lengths, token_s=1.0, update_s=20.0, sync_s=2.0, score_s=1.0)
     console = Console(file=StringIO(), width=120)
-    show_gain(demo("rollout.workers=2"), measured, Pipeline(overcommit=4), console)
+    show_gain(demo("rollout.workers=2", "rollout.overcommit=4"), measured, console)
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "100 completions of 18 tokens on average, the longest of a step about 90" in said
     # 512 x 18 tokens in 1,024 slots at 1 s a token.
@@ -301,8 +301,8 @@ def test_a_row_for_the_settings_of_the_run_and_a_hint_at_overcommit() -> None:
 
     def said(overcommit: float) -> str:
         console = Console(file=StringIO(), width=120)
-        pipeline = Pipeline(staleness=3, lookahead=3, overcommit=overcommit)
-        show_gain(demo("rollout.max_concurrent_sequences=64"), measured, pipeline, console)
+        settings = ["rollout.max_concurrent_sequences=64", "pipeline.max_staleness=3"]
+        show_gain(demo(*settings, f"rollout.overcommit={overcommit}"), measured, console)
         return console.file.getvalue()  # type: ignore[attr-defined]
 
     assert "│ 3 │ 3 │" in said(1)
@@ -317,8 +317,8 @@ def test_completions_that_do_not_fit_into_the_object_store(address: str, told: b
         source="a file", lengths=np.array([20_000]), token_s=0.001, update_s=1.0, sync_s=2.0, score_s=1.0
     )
     console = Console(file=StringIO(), width=120)
-    settings = demo(f"ray.address={address}", "ray.object_store_mib=300")
-    show_gain(settings, measured, Pipeline(overcommit=4), console)
+    settings = demo(f"ray.address={address}", "ray.object_store_mib=300", "rollout.overcommit=4")
+    show_gain(settings, measured, console)
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert ("S = 1, 2, 4, 8: more than ray.object_store_mib = 300, so Ray writes" in said) == told
 
