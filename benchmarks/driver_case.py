@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
 
 PROMPT_TOKENS = 32
 WARM_UP_GROUPS = 64
-STAGES = ("generate", "score", "update", "workers", "rest")
-"""generate and score: `Rollouts`; update: the batch into the object store; workers: the questions to every worker in
-each step, before and after a sync and for the metrics; rest: the loop itself (advantages, metrics, log)."""
+STAGES = ("generate", "update", "workers", "rest")
+"""generate: sampling and scoring, which are served together; update: the batch into the object store; workers: the
+questions to every worker in each step, before and after a sync and for the metrics; rest: the loop itself (advantages,
+metrics, log)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ class Host:
         )
 
     async def generate(
-        self, worker: int, rollout_id: str, prompt: Prompt, n: int, seed: int, *, greedy: bool = False
+        self, worker: int, rollout_id: str, prompt: Prompt, n: int, seed: int, limit_s: float, *, greedy: bool = False
     ) -> Group:
         if self._mean_s:
             await asyncio.sleep(self._draw.uniform(0.0, 2 * self._mean_s))
@@ -95,6 +97,7 @@ class Host:
 
     async def set_version(self, version: int) -> None:
         self._version = version
+        self._completions = tuple(replace(c, versions=((version, 0),)) for c in self._completions)
 
     async def weights_state(self, worker: int) -> tuple[int, list[dict[str, int]]]:
         return self._version, [self._digests]
@@ -168,35 +171,20 @@ def verify(prompt: str, text: str, reference: str) -> float:
 
 def pool_type(meter: Meter) -> Any:
     """Return a class of pools whose calls are measured. It imports Ray, so not before `secure_own_cluster`."""
-    from maxpo.types import Receiver, ScoredGroup, WeightManifest
-    from rollout.fleet import Fleet
+    from maxpo.types import Receiver, WeightManifest
     from rollout.pool import RolloutPool
 
     class Pool(RolloutPool):
         """The real pool with fake workers."""
 
         def __init__(self, config: Config, hosts: Sequence[Any], workers: int) -> None:
-            none = replace(config, rollout=replace(config.rollout, workers=0))
-            super().__init__(none, "cpu", "gloo", lambda number: {})
-            self._fleet = Fleet(lambda i: Worker(hosts[i % len(hosts)], i), config, None, workers)
+            made = "rollout.pool._actor_factory"
+            with patch(made, lambda *_: lambda i: Worker(hosts[i % len(hosts)], i)):
+                super().__init__(replace(config, rollout=replace(config.rollout, workers=workers)), "cpu", "gloo", dict)
 
-        def generate(
-            self,
-            prompts: Sequence[Prompt],
-            group_size: int,
-            draw: str,
-            on_group: Callable[[Group], None] = lambda group: None,
-            *,
-            greedy: bool = False,
-        ) -> list[Group]:
+        def serve(self, until: Callable[[], bool], *, learner_busy: bool = False) -> None:
             with meter.stage("generate"):
-                groups = super().generate(prompts, group_size, draw, on_group, greedy=greedy)
-            assert [group.prompt.prompt_id for group in groups] == [prompt.prompt_id for prompt in prompts]
-            return groups
-
-        def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
-            with meter.stage("score"):
-                return super().score(groups)
+                super().serve(until, learner_busy=learner_busy)
 
         def receivers(self) -> list[Receiver]:
             with meter.stage("workers"):
@@ -219,6 +207,15 @@ def learner_type(meter: Meter) -> Any:
 
     from maxpo.types import Receiver, StepBatch, StepResult, WeightManifest
 
+    class Ended:
+        """An update that has ended."""
+
+        def done(self) -> bool:
+            return True
+
+        def result(self) -> StepResult:
+            return StepResult(metrics={"train/tokens": 1.0, "time/update_s": 1.0, "train/refused_steps": 0.0})
+
     class Learner:
         """A learner that trains nothing."""
 
@@ -227,10 +224,10 @@ def learner_type(meter: Meter) -> Any:
         def __init__(self, hosts: Sequence[Any], tensors: int) -> None:
             self._hosts, self._names = hosts, tuple(f"model.layers.{i}.weight" for i in range(tensors))
 
-        def update(self, batch: StepBatch) -> StepResult:
+        def begin_update(self, batch: StepBatch, wake: Callable[[], None]) -> Ended:
             with meter.stage("update"):
                 ray.put(batch)  # as `learner.group.LearnerGroup` does
-            return StepResult(metrics={"train/tokens": 1.0, "time/update_s": 1.0, "train/refused_steps": 0.0})
+            return Ended()
 
         def publish(self, receivers: Sequence[Receiver], *, again: bool = False) -> WeightManifest:
             self.version += not again

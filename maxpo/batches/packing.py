@@ -136,19 +136,18 @@ def pack(
     samples = list(samples) or [_filler(2)]
     if missing := -sum(len(s.token_ids) for s in samples) % multiple:
         samples.append(_filler(missing))
-    lengths = tuple(len(s.token_ids) for s in samples)
-    repeats = torch.tensor(lengths)
-    rows = torch.tensor([[s.group, s.index] for s in samples])
-    per_sample = advantages.cpu()[rows[:, 0], rows[:, 1]].float()
-    weights = torch.tensor([weight_of(s) for s in samples], dtype=torch.float32)
+    lengths = [len(s.token_ids) for s in samples]
+    starts = np.cumsum([0, *lengths[:-1]])
+    per_sample = advantages.cpu()[[s.group for s in samples], [s.index for s in samples]].float()
+    weights = np.array([weight_of(s) for s in samples], np.float32)
     return TrainBatch(
-        token_ids=_joined([s.token_ids for s in samples]).long(),
-        position_ids=torch.cat([torch.arange(n) for n in lengths]),
-        lengths=lengths,
-        loss_mask=_joined([s.loss_mask for s in samples]),
-        rollout_logprobs=_joined([s.rollout_logprobs for s in samples]),
-        advantages=per_sample.repeat_interleave(repeats),
-        token_weights=weights.repeat_interleave(repeats),
+        token_ids=_tensor(np.concatenate([s.token_ids for s in samples], dtype=np.int64)),
+        position_ids=_tensor(np.arange(sum(lengths)) - np.repeat(starts, lengths)),
+        lengths=tuple(lengths),
+        loss_mask=_tensor(np.concatenate([s.loss_mask for s in samples])),
+        rollout_logprobs=_tensor(np.concatenate([s.rollout_logprobs for s in samples])),
+        advantages=_tensor(np.repeat(per_sample.numpy(), lengths)),
+        token_weights=_tensor(np.repeat(weights, lengths)),
     )
 
 
@@ -165,8 +164,8 @@ def own_part(batch: TrainBatch, part: int, parts: int) -> TrainBatch:
     return replace(batch, loss_mask=mask)
 
 
-def _joined(arrays: Sequence[NDArray[Any]]) -> Tensor:
-    return torch.from_numpy(np.concatenate(arrays))  # pyright: ignore[reportUnknownMemberType]
+def _tensor(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]
 
 
 def _filler(tokens: int) -> Sample:
