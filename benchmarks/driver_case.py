@@ -325,7 +325,7 @@ def measure(case: Case) -> dict[str, Any]:
                 watch = Watch()
                 Trainer(config, PromptStream(prompts, 0), [], pool, learner, log, watch, begin_step).run()
                 answered = sum(ray.get([host.answered.remote() for host in hosts]), Counter[int]())
-                group = ray.get(pool._fleet.serving["rollout worker 0"].generate.remote("", prompts[0], 1, 0))
+                group = ray.get(pool._fleet.serving["rollout worker 0"].generate.remote("", prompts[0], 1, 0, 60.0))
             finally:
                 pool._rewards.shutdown()  # otherwise this process would wait for them for ever
     assert answered.total() == case.groups * case.steps
