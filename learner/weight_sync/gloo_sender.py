@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import ray
 import torch
+from torch import Tensor
 
 from learner.weight_sync.engine_client import EngineClient
 from learner.weight_sync.parameter_source import ParameterSource
-from maxpo.runtime.ray_calls import wait_for
+from maxpo.weights.buckets import TensorMeta, packed_size, unpack_bucket
+from maxpo.weights.checksum import bytes_digest
 from maxpo.weights.rendezvous import gloo_group, serve_store
 
 
@@ -27,7 +31,8 @@ class GlooSender:
         bucket_bytes: int,
     ) -> None:
         """Connect with the engines (rank 0 only)."""
-        self._source, self._client, self._rank, self._timeout_s = source, client, rank, timeout_s
+        self._source, self._client, self._rank, self._bucket_bytes = source, client, rank, bucket_bytes
+        self._buffers = [torch.empty(0, dtype=torch.uint8)] * 2
         if rank:
             return
         self._store, port = serve_store(host, timeout_s)
@@ -56,16 +61,33 @@ class GlooSender:
                 pass
             return
         self._client.start_weight_update()
-        pending = self._client.begin_update_weights(self._source.update_info())
-        for bucket in self._source.buckets():
+        pending = self._client.begin_receiving(self._source.update_info())
+        sending: Any = None
+        for number, bucket in enumerate(self._source.buckets()):
+            # The bucket before is on its way meanwhile, from the other buffer.
+            packed = self._packed(number, bucket)
             # An engine that failed never joins the broadcast: raise now, not after gloo's timeout.
             failed, _ = ray.wait(list(pending.values()), timeout=0)
             if failed:
                 break
-            buffer = torch.cat([tensor.reshape(-1).view(torch.uint8) for _, tensor in bucket]).cpu()
             try:
-                self._group.broadcast(buffer, 0).wait()
+                if sending is not None:
+                    sending.wait()
+                sending = self._group.broadcast(packed, 0)
             except RuntimeError:
                 break  # an engine is gone; its own error below names the engine
-        wait_for(pending, timeout_s=self._timeout_s, doing="receiving weights")
-        self._client.finish_weight_update()
+        self._client.finish_receiving(pending)
+        if sending is not None:
+            sending.wait()
+
+    def _packed(self, number: int, bucket: Sequence[tuple[TensorMeta, Tensor]]) -> Tensor:
+        """Return the bucket in the format of the wire, in one of two buffers. Takes the checksums."""
+        metas = [meta for meta, _ in bucket]
+        size = packed_size(metas)
+        if len(self._buffers[number % 2]) < size:
+            self._buffers[number % 2] = torch.empty(max(size, self._bucket_bytes), dtype=torch.uint8)
+        packed = self._buffers[number % 2][:size]
+        for (_, tensor), (name, place) in zip(bucket, unpack_bucket(packed, metas), strict=True):
+            place.copy_(tensor)
+            self._source.digests[name] = bytes_digest(place)
+        return packed

@@ -1,8 +1,8 @@
 """The learner's end of the weight-sync channel: buckets of new parameters to every engine.
 
 gloo is implemented here. nccl and ipc are vLLM's own trainer engines, imported when they are asked for. All of them
-make one `update_weights` call per engine and sync, and gather the weights bucket by bucket on all ranks together. A
-checksum of every tensor goes into the manifest.
+make one call per engine and sync for the weights, and gather them bucket by bucket on all ranks together. A checksum of
+every tensor goes into the manifest, with those that the engines confirm.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ class WeightSender:
             dtypes=tuple(info["dtype_names"]),
             shapes=tuple(meta.shape for meta in self._source.metas),
             digests=tuple(int(digests[name]) for name in info["names"]),
+            received=self._client.received,
         )
 
     def _connect(self) -> Transport:

@@ -1,15 +1,25 @@
-"""A checksum of a tensor's bytes that is exact and equal on every device."""
+"""Checksums of a tensor's bytes: a fast one for the CPU, and one that is equal on every device."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
+import xxhash
 from torch import Tensor
 
 CPU_CHUNK, GPU_CHUNK = 1 << 17, 1 << 24
 """Number of words summed at once, without effect on the sum. On a CPU their products take 1 MiB: they stay in the
 cache, and the allocator reuses the memory, whereas larger blocks are fresh pages. A GPU wants few launches."""
+
+
+def bytes_digest(tensor: Tensor) -> int:
+    """Return the XXH3 hash, of 64 bits, of the bytes of a contiguous tensor on the CPU.
+
+    Any difference of contents, order or size goes unnoticed once in 2^64. The GIL is free meanwhile.
+    """
+    data: Any = tensor.detach().view(-1).view(torch.uint8).numpy()
+    return xxhash.xxh3_64_intdigest(data)
 
 
 def tensor_digest(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from maxpo.seeds import derive_seed
-from maxpo.weights.buckets import TensorMeta, cut_into_buckets, unpack_bucket
+from maxpo.weights.buckets import TensorMeta, cut_into_buckets, packed_size, unpack_bucket
 from maxpo.weights.checksum import tensor_digest
 from maxpo.weights.rendezvous import gloo_group, join_store, serve_store
 
@@ -64,7 +64,9 @@ def test_a_bucket_of_mixed_dtypes_comes_apart_as_it_was_put_together() -> None:
         "g": torch.randn(4, dtype=torch.float64),
     }
     metas = [TensorMeta(n, t.dtype, tuple(t.shape)) for n, t in tensors.items()]
-    buffer = torch.cat([t.reshape(-1).view(torch.uint8) for t in tensors.values()])
+    buffer = torch.zeros(packed_size(metas), dtype=torch.uint8)
+    for name, place in unpack_bucket(buffer, metas):
+        place.copy_(tensors[name])
     for name, tensor in unpack_bucket(buffer, metas):
         assert torch.equal(tensor, tensors[name])
         assert tensor.shape == tensors[name].shape
