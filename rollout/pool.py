@@ -51,7 +51,7 @@ class RolloutPool:
         Args:
             config: A checked configuration.
             device: cpu or cuda.
-            sync_backend: gloo, nccl or ipc.
+            sync_backend: shm, gloo, nccl or ipc.
             options: Ray options of the actor with this number. Called again for each replacement.
             log_folder: Folder for the actors' output. None: it stays in Ray's logs.
         """
@@ -91,8 +91,8 @@ class RolloutPool:
         if self._asleep:
             self._ask("wake_up", "waking up")
             self._asleep = False
-        if self._backend != "gloo":
-            # Over gloo the answer to `start_weight_update` tells in time. Others cannot give up a transfer then.
+        if self._backend in ("nccl", "ipc"):
+            # Elsewhere `start_weight_update` tells in time. Here a publish that fails ends the learner.
             self._ask("check_engine", "saying whether its engine is alive")
         self._fleet.wait_for_one()
         workers = self._config.tensor_parallel_size
@@ -116,7 +116,7 @@ class RolloutPool:
         left = self._fleet.started
         if len(left) == len(before):
             return False
-        if self._backend != "gloo":
+        if self._backend in ("nccl", "ipc"):
             gone = ", ".join(sorted(set(before) - set(left)))
             raise LearnerLostError(
                 f"{gone} was lost in a transfer over {self._backend}, which the learner cannot give up"

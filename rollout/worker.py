@@ -175,6 +175,12 @@ class RolloutWorker:
         draw = random.Random(0)
         return [draw.choices(plain, k=min(length, longest)) for length in PROBE_LENGTHS]
 
+    async def finds_memory(self, path: str, token: bytes) -> bool:
+        """Return True if the engine can share memory of the learner, see `maxpo.weights.shared_memory`."""
+        from maxpo.weights.shared_memory import is_shared
+
+        return is_shared(path, token)
+
     async def init_weight_transfer(self, init_info: dict[str, object]) -> None:
         """Connect to the learner."""
         await self._while_alive(self._engine.init_weight_transfer(init_info))

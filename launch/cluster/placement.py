@@ -69,7 +69,7 @@ def place(config: Config, *, gpus: float, with_learner: bool = True) -> Placemen
         _check_sharing(config)
     backend = config.sync.backend
     if backend == "auto":
-        backend = "gloo" if rollout_device == "cpu" else "ipc" if colocated else "nccl"
+        backend = "shm" if rollout_device == "cpu" else "ipc" if colocated else "nccl"
     placement = Placement(
         learner_device=learner_device,
         rollout_device=rollout_device,

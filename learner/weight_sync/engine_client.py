@@ -44,6 +44,16 @@ class EngineClient:
             offset += receiver.workers
         self._wait(refs, "joining the weight-sync group")
 
+    def connect(self, infos: Mapping[str, Mapping[str, object]]) -> None:
+        """Connect every engine with the learner, each with the information under its name."""
+        refs = {r.name: r.actor.init_weight_transfer.remote(infos[r.name]) for r in self.receivers}
+        self._wait(refs, "joining the weight-sync group")
+
+    def sharing(self, path: str, token: bytes) -> list[Receiver]:
+        """Return the engines that find the shared memory of that token at that path."""
+        found = self._call("finds_memory", "looking for shared memory", path, token)
+        return [receiver for receiver in self.receivers if found[receiver.name]]
+
     def start_weight_update(self) -> None:
         """Pause the engines and make their models ready to receive."""
         self._call("start_weight_update", "preparing to receive weights")

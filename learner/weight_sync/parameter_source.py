@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypedDict
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from learner.deepspeed_engine import TrainEngine
 from learner.model.original_names import OriginalNames, cut_pieces
 from learner.model.parameters import Weight, full_shape, policy_weights
-from maxpo.weights.buckets import TensorMeta
-from maxpo.weights.checksum import tensor_digest
+from maxpo.weights.buckets import TensorMeta, unpack_bucket
+from maxpo.weights.checksum import bytes_digest, tensor_digest
 
 
 class UpdateInfo(TypedDict):
@@ -96,6 +96,12 @@ class ParameterSource:
                 return {name: weight.value() for name, weight in weights.items()}
             # Copies: some of the tensors may belong to the next bucket, where the weights are no longer gathered.
             return self._names.convert({n: weight.copy(self._format(weight.base)) for n, weight in weights.items()})
+
+    def pack(self, bucket: Sequence[tuple[TensorMeta, Tensor]], packed: Tensor) -> None:
+        """Write a bucket into the bytes that travel, and take the checksums there."""
+        for (_, tensor), (name, place) in zip(bucket, unpack_bucket(packed, [meta for meta, _ in bucket]), strict=True):
+            place.copy_(tensor)
+            self.digests[name] = bytes_digest(place)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Yield a copy of each tensor in the format of the wire, as vLLM's trainer engines expect."""

@@ -27,6 +27,7 @@ from maxpo.weights.buckets import TensorMeta, cut_into_buckets, packed_size, unp
 from maxpo.weights.buffers import Buffers
 from maxpo.weights.checksum import bytes_digest, tensor_digest
 from maxpo.weights.rendezvous import gloo_group, join_store
+from maxpo.weights.shared_memory import SharedView
 
 # vLLM warns of each layer of which nothing was sent, at each sync. `_refuse_gaps` knows which of them are wrong.
 logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
@@ -45,6 +46,8 @@ class GlooInit(WeightTransferInitInfo):
     world_size: int
     bucket_bytes: int
     timeout_s: float
+    shared: str | None
+    """Path of the memory that holds the buckets. None: they come over TCP."""
 
 
 @dataclass
@@ -228,12 +231,13 @@ class _GlooTransport(WeightTransferEngine[GlooInit, GlooUpdate]):
     init_info_cls = GlooInit
     update_info_cls = GlooUpdate
     group: torch.distributed.ProcessGroup | None = None
+    memory: Buffers | SharedView
 
     def init_transfer_engine(self, init_info: GlooInit) -> None:
         parallel = self.parallel_config
         rank = init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
         self.bucket_bytes = init_info.bucket_bytes
-        self.buffers = Buffers(self.bucket_bytes, BUFFERS)
+        self.memory = Buffers(self.bucket_bytes, BUFFERS) if init_info.shared is None else SharedView(init_info.shared)
         store = join_store(init_info.host, init_info.port, init_info.timeout_s)
         self.group = gloo_group(store, rank, init_info.world_size, init_info.timeout_s)
 
@@ -246,12 +250,16 @@ class _GlooTransport(WeightTransferEngine[GlooInit, GlooUpdate]):
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
+        if isinstance(self.memory, SharedView):
+            self.memory.end()
 
     def receive_weights(self, update_info: GlooUpdate) -> None:
         metas = [
             TensorMeta(name, getattr(torch, dtype), tuple(shape))
             for name, dtype, shape in zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
         ]
+        if isinstance(self.memory, SharedView):
+            self.memory.begin()
         buckets = list(cut_into_buckets(metas, self.bucket_bytes))
         arriving = [self._receive(buckets[0])] if buckets else []
         with torch.no_grad():
@@ -263,17 +271,18 @@ class _GlooTransport(WeightTransferEngine[GlooInit, GlooUpdate]):
                 self.model.load_weights(unpack_bucket(buffer, bucket))  # pyright: ignore
 
     def _receive(self, bucket: Sequence[TensorMeta]) -> tuple[Any, torch.Tensor]:
-        """Begin to receive a bucket. Return gloo's work to wait for, and the memory that it fills."""
+        """Begin to receive a bucket. Return gloo's work to wait for, and the memory that holds the bucket then."""
         assert self.group is not None
-        buffer = self.buffers.take(packed_size(bucket))
-        return self.group.broadcast(buffer, 0), buffer
+        buffer = self.memory.take(packed_size(bucket))
+        shared = isinstance(self.memory, SharedView)
+        return self.group.broadcast(torch.zeros(1, dtype=torch.uint8) if shared else buffer, 0), buffer
 
     def shutdown(self) -> None:
         self.group = None
 
 
 class GlooReceiver(_Checked, _GlooTransport):
-    """Weights over TCP with gloo, for engines on CPU."""
+    """Weights through shared memory, or over TCP with gloo, for engines on CPU."""
 
     digest = staticmethod(bytes_digest)
 

@@ -80,7 +80,7 @@ def receiver(nan_memory: None) -> Any:
 def receiver_of(model: nn.Module) -> Any:
     """A receiver of buckets of one tensor each."""
     made: Any = GlooReceiver.__new__(GlooReceiver)
-    made.model, made.model_config, made.bucket_bytes, made.buffers = model, None, 1, Buffers(1, BUFFERS)
+    made.model, made.model_config, made.bucket_bytes, made.memory = model, None, 1, Buffers(1, BUFFERS)
     record_metadata_for_reloading(made.model)
     return made
 
