@@ -9,6 +9,7 @@ import mmap
 import os
 import secrets
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class SharedMemory:
         os.ftruncate(self._file, ALIGNMENT + size)
         os.pwrite(self._file, self.token, 0)
         mapped = mmap.mmap(self._file, ALIGNMENT + size)
-        mapped.madvise(mmap.MADV_HUGEPAGE)
+        _ask_for_huge_pages(mapped)
         self._bytes = torch.frombuffer(mapped, dtype=torch.uint8)
         self.begin()
 
@@ -65,7 +66,7 @@ class SharedView:
         """Begin a sync."""
         if self._bytes is None:
             mapped = mmap.mmap(self._file, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-            mapped.madvise(mmap.MADV_HUGEPAGE)
+            _ask_for_huge_pages(mapped)
             self._bytes = np.frombuffer(mapped, dtype=np.uint8)
         self._used = ALIGNMENT
 
@@ -95,3 +96,8 @@ def is_shared(path: str, token: bytes) -> bool:
             return file.read(len(token)) == token
     except OSError:
         return False
+
+
+def _ask_for_huge_pages(mapped: mmap.mmap) -> None:
+    with suppress(OSError):  # kernels without them refuse
+        mapped.madvise(mmap.MADV_HUGEPAGE)
