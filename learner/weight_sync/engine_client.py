@@ -55,8 +55,16 @@ class EngineClient:
         return [receiver for receiver in self.receivers if found[receiver.name]]
 
     def start_weight_update(self) -> None:
-        """Pause the engines and make their models ready to receive."""
-        self._call("start_weight_update", "preparing to receive weights")
+        """Pause the engines and make their models ready to receive. Raises at once if one is dead."""
+        self.finish_starting(self.begin_starting())
+
+    def begin_starting(self) -> dict[str, ObjectRef[None]]:
+        """Have all engines start, and return the pending calls by engine name."""
+        return {r.name: r.actor.start_weight_update.remote() for r in self.receivers}
+
+    def finish_starting(self, pending: dict[str, ObjectRef[None]]) -> None:
+        """Wait for the calls of `begin_starting`."""
+        self._wait(pending, "preparing to receive weights")
 
     def update_weights(self, update_info: Any) -> None:
         """Have all engines receive, and return when all have loaded everything.

@@ -75,8 +75,8 @@ class GlooSender:
             for _ in self._source.buckets():
                 pass
             return
-        self._client.start_weight_update()
-        pending = self._client.begin_receiving(self._source.update_info())
+        starting = self._client.begin_starting()
+        pending: dict[str, Any] = {}
         self._memory.begin()
         sending: list[Any] = []
         ready = torch.zeros(1, dtype=torch.uint8)
@@ -84,6 +84,9 @@ class GlooSender:
             # The bucket before is on its way meanwhile.
             packed = self._memory.take(packed_size([meta for meta, _ in bucket]))
             self._source.pack(bucket, packed)
+            if not pending:
+                self._client.finish_starting(starting)
+                pending = self._client.begin_receiving(self._source.update_info())
             # An engine that failed never joins the broadcast: raise now, not after gloo's timeout.
             failed, _ = ray.wait(list(pending.values()), timeout=0)
             if failed:

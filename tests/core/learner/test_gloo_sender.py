@@ -65,12 +65,15 @@ class Client:
     def connect(self, infos: dict[str, Any]) -> None:
         self._all(lambda engine: engine.connect(infos[engine.name]))()
 
-    def start_weight_update(self) -> None:
+    def begin_starting(self) -> dict[str, Any]:
+        return {}
+
+    def finish_starting(self, pending: dict[str, Any]) -> None:
         pass
 
     def begin_receiving(self, info: Any) -> dict[str, Any]:
         self.wait = self._all(lambda engine: engine.receive(info))
-        return {}
+        return {"all": None}
 
     def finish_receiving(self, pending: dict[str, Any]) -> None:
         self.wait()
