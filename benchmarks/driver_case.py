@@ -102,9 +102,6 @@ class Host:
     async def weights_state(self, worker: int) -> tuple[int, list[dict[str, int]]]:
         return self._version, [self._digests]
 
-    async def check_engine(self, worker: int) -> None:
-        pass
-
     async def sign_of_life(self, worker: int) -> None:
         pass
 
@@ -233,9 +230,13 @@ def learner_type(meter: Meter) -> Any:
             self.version += not again
             ray.get([host.set_version.remote(self.version) for host in self._hosts])
             n = len(self._names)
-            digests = tuple(range(n))
             return WeightManifest(
-                version=self.version, names=self._names, dtypes=("",) * n, shapes=((),) * n, digests=digests
+                version=self.version,
+                names=self._names,
+                dtypes=("",) * n,
+                shapes=((),) * n,
+                digests=tuple(range(n)),
+                received={r.name: ray.get(r.actor.weights_state.remote()) for r in receivers},
             )
 
         def save(self, folder: Path, *, policy: bool) -> Callable[[], None]:

@@ -29,6 +29,8 @@ from learner.model.policy import Policy, use_attention
 from learner.model.rotary import fix_rotary_length
 from learner.weight_sync.parameter_source import ParameterSource
 from maxpo.config import RolloutConfig
+from maxpo.weights.buckets import packed_size
+from maxpo.weights.buffers import Buffers
 from rollout.vllm_engine.process_env import environment_variables
 
 BUCKET_BYTES = 20_000
@@ -181,10 +183,11 @@ class Local:
 
 def receive(worker: Any, info: Any, buffers: list[Any]) -> dict[str, int]:
     """Let the worker's receiver take these buckets, and return the checksums of what it took."""
-    from rollout.vllm_engine.weight_receiver import GlooUpdate
+    from rollout.vllm_engine.weight_receiver import BUFFERS, GlooUpdate
 
     receiver = worker.weight_transfer_engine
     receiver.group, receiver.bucket_bytes = Local(buffers), BUCKET_BYTES
+    receiver.memory = Buffers(BUCKET_BYTES, BUFFERS)
     receiver.start_weight_update()
     receiver.receive_weights(GlooUpdate(**info))
     receiver.finish_weight_update()
@@ -195,7 +198,10 @@ def sync(llm: Any, lm: Any) -> None:
     """Send the weights of the model as the learner does."""
     engine: Any = SimpleNamespace(module=Policy(lm), full_parameters=lambda _: nullcontext())
     source = ParameterSource(engine, torch.float32, BUCKET_BYTES, keep=True)
-    buffers = [torch.cat([t.reshape(-1).view(torch.uint8) for _, t in bucket]) for bucket in source.buckets()]
+    buffers: list[Any] = []
+    for bucket in source.buckets():
+        buffers.append(torch.empty(packed_size([meta for meta, _ in bucket]), dtype=torch.uint8))
+        source.pack(bucket, buffers[-1])
     (taken,) = llm.collective_rpc(receive, args=(source.update_info(), buffers))
     assert taken == {name: int(digest) for name, digest in source.digests.items()}
 

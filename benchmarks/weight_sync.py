@@ -1,10 +1,14 @@
 """Speed of the weight sync, compared with the limits of the machine.
 
-    python benchmarks/weight_sync.py --dtype bfloat16 --workers 2 --json out.json
+    python benchmarks/weight_sync.py --json out.json
+    python benchmarks/weight_sync.py --params demo --variant now --variant before:tree=../maxpo-before
+    python benchmarks/weight_sync.py --variant one --variant two:rollout.workers=2 --variant bf16:rollout.dtype=bfloat16
 
-The script starts the real learner and engines on their own Ray cluster, with a randomly initialised Llama of the shape
-of SmolLM2-135M or with the demo model, and publishes and confirms several times. Sync and limits are measured in the
-same run, because other load on the machine changes both. Compare ratios between runs. The first round is not counted.
+Each variant is a running learner with engines on a Ray cluster of its own. All variants run at once and take turns, so
+that other load on the machine meets all of them: compare ratios. A round publishes a new version and confirms it; the
+first round is not counted. CPU seconds are those of all processes of the variant. A variant has a name and, after a
+colon, settings of a run separated by commas. `tree=PATH` runs another checkout, `env.NAME=VALUE` sets an environment
+variable of the workers. The model has random weights and the shape of SmolLM2-135M, or is the demo's (0.5M).
 """
 
 from __future__ import annotations
@@ -15,21 +19,26 @@ import os
 import platform
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from subprocess import PIPE
 from typing import Any
 
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from launch.cluster.ray_environment import secure_own_cluster
 from maxpo.weights.buckets import TensorMeta, cut_into_buckets
 from maxpo.weights.rendezvous import gloo_group, join_store, serve_store
 
@@ -37,24 +46,128 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "configs/models/countdown-0.5m"
 TIMEOUT_S = 300.0
 TCP_PIECE = 1 << 22
+ANSWER = "answer "
+"""Start of the lines that a variant answers with."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=1, help="rollout workers")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of learner and engines")
-    parser.add_argument("--bucket-mib", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--variant", action="append", metavar="NAME[:KEY=VALUE,...]", help="may be repeated")
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--params", choices=["135m", "demo"], default="135m", help="size of the model")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)  # model and JSON of settings: runs one variant
     args = parser.parse_args()
-    secure_own_cluster()
+    if args.serve:
+        serve(Path(args.serve[0]), json.loads(args.serve[1]))
+        return
+    variants = dict(map(parsed, args.variant or ["sync"]))
     with tempfile.TemporaryDirectory(prefix="maxpo-bench-") as folder:
-        model = DEMO if args.params == "demo" else random_model(Path(folder) / "model", args.dtype)
-        report = {"machine": machine()} | measure(args, model, Path(folder))
+        model = DEMO if args.params == "demo" else random_model(Path(folder) / "model", "float32")
+        report: dict[str, Any] = {"machine": machine(), "model": args.params, "rounds": args.rounds}
+        report["variants"] = measure(variants, model, args.rounds)
+    first = next(iter(report["variants"].values()))
+    engines = int(next(iter(variants.values())).get("rollout.workers", 1))
+    report["limits_gb_per_s"] = measure_limits("cpu", first["buckets"], engines, args.rounds)
+    report["load"] = os.getloadavg()
     show(report)
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def parsed(variant: str) -> tuple[str, dict[str, str]]:
+    """Return name and settings of a variant."""
+    name, _, settings = variant.partition(":")
+    return name, dict(pair.split("=", 1) for pair in settings.split(",") if pair)
+
+
+def measure(variants: dict[str, dict[str, str]], model: Path, rounds: int) -> dict[str, Any]:
+    """Start all variants, let them take turns, end them."""
+    with ExitStack() as ending:
+        processes = {name: ending.enter_context(started(model, settings)) for name, settings in variants.items()}
+        results: dict[str, dict[str, Any]] = {
+            name: {"settings": variants[name]} | answer(process) for name, process in processes.items()
+        }
+        for number in range(1 + rounds):
+            for name, process in processes.items():
+                assert process.stdin is not None
+                process.stdin.write("round\n")
+                process.stdin.flush()
+                figures = answer(process)
+                if number:
+                    for figure, value in figures.items():
+                        results[name].setdefault(figure, []).append(value)
+        return results
+
+
+@contextmanager
+def started(model: Path, settings: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A process that runs `serve`, perhaps with the code of another checkout."""
+    tree = Path(settings.get("tree", ROOT)).resolve()
+    command = [sys.executable, __file__, "--serve", str(model), json.dumps(settings)]
+    env = os.environ | {"PYTHONPATH": str(tree)}
+    with subprocess.Popen(command, cwd=tree, env=env, text=True, stdin=PIPE, stdout=PIPE) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()  # ends it
+
+
+def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Return the next answer of a variant. It may print other lines."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(ANSWER):
+            return json.loads(line.removeprefix(ANSWER))
+    raise SystemExit("a variant ended, see its messages above")
+
+
+def serve(model: Path, settings: dict[str, str]) -> None:
+    """Run one variant: a round for each line of the standard input."""
+    from launch.cluster import placement
+    from launch.cluster.ray_environment import secure_own_cluster
+
+    secure_own_cluster()
+    from launch.cluster.system import system
+    from maxpo.configure.loading import load_config
+
+    own = {k.removeprefix("env."): v for k, v in settings.items() if k.startswith("env.")}
+    place = placement.place
+
+    def with_environment(*args: Any, **kwargs: Any) -> Any:
+        placed = place(*args, **kwargs)
+        return replace(placed, learner_env=placed.learner_env | own, rollout_env=placed.rollout_env | own)
+
+    sys.modules[system.__module__].place = with_environment  # pyright: ignore[reportAttributeAccessIssue]
+    with tempfile.TemporaryDirectory(prefix="maxpo-bench-") as folder:
+        overrides = [f"run.dir={folder}", f"model.path={model}", "learner.cpu_threads=1", "rollout.workers=1"]
+        overrides += [f"{k}={v}" for k, v in settings.items() if k != "tree" and not k.startswith("env.")]
+        config = load_config([ROOT / "configs/presets/demo.yaml"], overrides).config
+        with system(config, Path(folder) / "log") as running:
+            rollouts, learner = running.rollouts, running.learner
+            manifest = learner.publish(rollouts.receivers())
+            rollouts.confirm(manifest)
+            tensors = [
+                TensorMeta(name, getattr(torch, dtype), shape)
+                for name, dtype, shape in zip(manifest.names, manifest.dtypes, manifest.shapes, strict=True)
+            ]
+            buckets = [sum(t.nbytes for t in b) for b in cut_into_buckets(tensors, config.sync.bucket_mib << 20)]
+            print(ANSWER + json.dumps({"bytes": sum(buckets), "tensors": len(tensors), "buckets": buckets}), flush=True)
+            for _ in sys.stdin:
+                cpu, started = cpu_seconds(), time.perf_counter()
+                manifest = learner.publish(rollouts.receivers())
+                published = time.perf_counter()
+                rollouts.confirm(manifest)  # raises unless every tensor of this version arrived at every engine
+                confirmed = time.perf_counter()
+                figures = {"publish_s": published - started, "confirm_s": confirmed - published}
+                figures |= {"sync_s": confirmed - started, "cpu_s": cpu_seconds() - cpu}
+                print(ANSWER + json.dumps(figures), flush=True)
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and its descendants, such as Ray and its workers."""
+    me = psutil.Process()
+    times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
+    return sum(t.user + t.system for t in times)
 
 
 def random_model(target: Path, dtype: str) -> Path:
@@ -72,49 +185,6 @@ def random_model(target: Path, dtype: str) -> Path:
     for file in DEMO.glob("tokenizer*"):
         shutil.copy(file, target)
     return target
-
-
-def measure(args: argparse.Namespace, model: Path, folder: Path) -> dict[str, Any]:
-    """Start everything, measure limits and rounds, end everything."""
-    from launch.cluster.system import system
-    from maxpo.configure.loading import load_config
-
-    overrides = [f"run.dir={folder}", f"model.path={model}", f"sync.bucket_mib={args.bucket_mib}"]
-    overrides += [f"rollout.workers={args.workers}", f"rollout.dtype={args.dtype}", f"learner.dtype={args.dtype}"]
-    overrides += ["learner.cpu_threads=1", "rollout.gpu_memory_utilization=0.4"]
-    config = load_config([ROOT / "configs/presets/demo.yaml"], overrides).config
-    with system(config, folder / "log") as running:
-        rollouts, learner, places = running.rollouts, running.learner, running.placement
-        warm_up = learner.publish(rollouts.receivers())
-        tensors = [
-            TensorMeta(name, getattr(torch, dtype), shape)
-            for name, dtype, shape in zip(warm_up.names, warm_up.dtypes, warm_up.shapes, strict=True)
-        ]
-        buckets = [sum(t.nbytes for t in bucket) for bucket in cut_into_buckets(tensors, args.bucket_mib << 20)]
-        limits = measure_limits(places.learner_device, buckets, args.workers, args.rounds)
-        publish_s: list[float] = []
-        confirm_s: list[float] = []
-        for version in range(1, 1 + args.rounds):
-            started = time.perf_counter()
-            manifest = learner.publish(rollouts.receivers())
-            published = time.perf_counter()
-            rollouts.confirm(manifest)  # raises unless every tensor of this version arrived at every engine
-            confirm_s.append(time.perf_counter() - published)
-            publish_s.append(published - started)
-            assert manifest.version == version and manifest.names == warm_up.names
-    speed = sum(buckets) / median(publish_s) / 1e9
-    return {
-        "settings": {key: getattr(args, key) for key in ("params", "dtype", "workers", "bucket_mib", "rounds")}
-        | {"device": places.learner_device, "backend": places.sync_backend},
-        "bytes": sum(buckets),
-        "tensors": len(tensors),
-        "buckets": len(buckets),
-        "publish_s": publish_s,
-        "confirm_s": confirm_s,
-        "sync_gb_per_s": speed,
-        "limits_gb_per_s": limits,
-        "sync_over_limit": {name: speed / limit for name, limit in limits.items()},
-    }
 
 
 def measure_limits(device: str, buckets: list[int], workers: int, rounds: int) -> dict[str, float]:
@@ -213,17 +283,21 @@ def machine() -> dict[str, str]:
 def show(report: dict[str, Any]) -> None:
     """Print the figures."""
     console = Console(highlight=False, soft_wrap=True)
-    for part in ("machine", "settings"):
-        console.print(", ".join(f"{name} {value}" for name, value in report[part].items()))
-    console.print(
-        f"{report['bytes'] / 1e6:.1f} MB in {report['tensors']} tensors and {report['buckets']} buckets; medians: "
-        f"publish {median(report['publish_s']):.3f} s, confirm {median(report['confirm_s']):.3f} s; all confirmed"
-    )
-    table = Table("", "GB/s", "sync / limit", box=None)
-    table.add_row("sync", f"{report['sync_gb_per_s']:.3f}")
-    for name, limit in report["limits_gb_per_s"].items():
-        table.add_row(name, f"{limit:.3f}", f"{report['sync_over_limit'][name]:.3f}")
+    variants: dict[str, Any] = report["variants"]
+    first = next(iter(variants.values()))
+    console.print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
+    console.print(f"load {' '.join(f'{x:.1f}' for x in report['load'])}, {report['rounds']} rounds, all confirmed")
+    table = Table("publish + confirm", "MB", "tensors", "buckets", "median s", "min s", "CPU s", "ratio", box=None)
+    for name, figures in variants.items():
+        seconds, cpu = figures["sync_s"], median(figures["cpu_s"])
+        size, ratio = f"{figures['bytes'] / 1e6:.1f}", median(seconds) / median(first["sync_s"])
+        counts = str(figures["tensors"]), str(len(figures["buckets"]))
+        table.add_row(
+            name, size, *counts, f"{median(seconds):.4f}", f"{min(seconds):.4f}", f"{cpu:.3f}", f"{ratio:.2f}"
+        )
     console.print(table)
+    limits = ", ".join(f"{name} {speed:.1f}" for name, speed in report["limits_gb_per_s"].items())
+    console.print(f"limits, GB/s: {limits}")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ class LearnerGroup:
         Args:
             config: a checked configuration.
             device: cpu or cuda.
-            sync_backend: gloo, nccl or ipc.
+            sync_backend: shm, gloo, nccl or ipc.
             options: Ray options of a rank's actor, called again when the rank is restarted.
             log_folder: folder for the actors' output. None: it stays in Ray's logs.
         """

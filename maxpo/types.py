@@ -206,6 +206,10 @@ class StepResult:
     metrics: Mapping[str, float]
 
 
+WeightsState = tuple[int | None, list[dict[str, int]]]
+"""Version of an engine's weights, and for each of its processes the checksum of each tensor received."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightManifest:
     """Identity of published weights, for the comparison with the weights of each engine."""
@@ -215,7 +219,9 @@ class WeightManifest:
     dtypes: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     digests: tuple[int, ...]
-    """Checksum of each tensor, from `maxpo.weights.checksum.tensor_digest`."""
+    """Checksum of each tensor, see `maxpo.weights.checksum`."""
+    received: Mapping[str, WeightsState] = field(default_factory=dict[str, WeightsState])
+    """Answer of each engine, by its name."""
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
 
 

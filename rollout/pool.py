@@ -22,7 +22,7 @@ from maxpo.seeds import derive_seed
 from maxpo.types import Group, Prompt, Receiver, ScoredGroup, Ticket, WeightManifest
 from rollout.comparison import compare
 from rollout.fleet import Fleet, is_loss
-from rollout.protocols import Probe, WeightsState, WorkerHandle
+from rollout.protocols import Probe, WorkerHandle
 from rollout.sampling import Request, Sampling
 from rollout.scoring.scorer import Scorer
 from rollout.scoring.verifier_pool import RewardPool
@@ -53,7 +53,7 @@ class RolloutPool:
         Args:
             config: A checked configuration.
             device: cpu or cuda.
-            sync_backend: gloo, nccl or ipc.
+            sync_backend: shm, gloo, nccl or ipc.
             options: Ray options of the actor with this number. Called again for each replacement.
             log_folder: Folder for the actors' output. None: it stays in Ray's logs.
         """
@@ -104,7 +104,9 @@ class RolloutPool:
         if self._asleep:
             self._ask("wake_up", "waking up")
             self._asleep = False
-        self._ask("check_engine", "saying whether its engine is alive")
+        if self._backend in ("nccl", "ipc"):
+            # Elsewhere `start_weight_update` tells in time. Here a publish that fails ends the learner.
+            self._ask("check_engine", "saying whether its engine is alive")
         self._fleet.wait_for_one()
         workers = self._config.tensor_parallel_size
         # Sorted by name, so that the same engines always give the same list.
@@ -115,25 +117,26 @@ class RolloutPool:
     def replace_lost(self) -> bool:
         """After a failed publish, replace lost workers and return True if a loss explains the failure.
 
-        The publish can then be repeated. The remaining workers stopped in the middle of the sync, which vLLM cannot
-        begin again, so they are restarted too.
+        The publish can then be repeated. Remaining workers that stopped while they received weights, which vLLM cannot
+        begin again, are restarted too.
 
         Raises:
             LearnerLostError: The backend is nccl or ipc, where the learner's half may hang in the transfer forever.
         """
         time.sleep(1.0)  # The first worker to complain may be a neighbour of the one that died.
         before = self._fleet.started
-        self._ask("sign_of_life", "giving a sign of life")
+        can_receive: dict[str, bool] = self._ask("can_receive", "giving a sign of life")
         left = self._fleet.started
         if len(left) == len(before):
             return False
-        if self._backend != "gloo":
+        if self._backend in ("nccl", "ipc"):
             gone = ", ".join(sorted(set(before) - set(left)))
             raise LearnerLostError(
                 f"{gone} was lost in a transfer over {self._backend}, which the learner cannot give up"
             )
         for name in left:
-            self._fleet.replace(name)
+            if not can_receive[name]:
+                self._fleet.replace(name)
         return True
 
     def learner_restarts(self) -> None:
@@ -283,9 +286,9 @@ class RolloutPool:
             RemoteError: An engine has another version, or a tensor arrived differently or not at all.
             RunError: An engine computes other log-probabilities than the learner, beyond rounding.
         """
-        states: dict[str, WeightsState] = self._ask("weights_state", "reporting its weights")
         expected = dict(zip(manifest.names, manifest.digests, strict=True))
-        for name, (version, ranks) in states.items():
+        for name in self._fleet.started:
+            version, ranks = manifest.received.get(name, (None, []))
             if version != manifest.version:
                 raise RemoteError(f"{name} has weight version {version}, the learner published {manifest.version}")
             for rank, digests in enumerate(ranks):

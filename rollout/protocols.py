@@ -9,9 +9,6 @@ from typing import Protocol
 from maxpo.runtime.ray_calls import RemoteMethod
 from maxpo.types import Completion, Group
 
-WeightsState = tuple[int | None, list[dict[str, int]]]
-"""Version of an engine's weights, and for each of its processes the checksum of each tensor received."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:

@@ -15,13 +15,13 @@ from maxpo.errors import RunError
 from maxpo.runtime.network import use_interface
 from maxpo.runtime.output import write_output_to
 from maxpo.runtime.waits import print_stacks_on_signal
-from maxpo.types import Completion, Group, Prompt
+from maxpo.types import Completion, Group, Prompt, WeightsState
 from maxpo.wording import reason
 from rollout.endings import stop_ids, text_of
 from rollout.episodes.environment_pool import EnvironmentPool
 from rollout.episodes.episode import run_episode
 from rollout.episodes.observations import ObservationEncoder
-from rollout.protocols import Probe, Tokenizer, WeightsState
+from rollout.protocols import Probe, Tokenizer
 from rollout.vllm_engine.output import with_last_error
 
 T = TypeVar("T")
@@ -177,6 +177,12 @@ class RolloutWorker:
         draw = random.Random(0)
         return [draw.choices(plain, k=min(length, longest)) for length in PROBE_LENGTHS]
 
+    async def finds_memory(self, path: str, token: bytes) -> bool:
+        """Return True if the engine can share memory of the learner, see `maxpo.weights.shared_memory`."""
+        from maxpo.weights.shared_memory import is_shared
+
+        return is_shared(path, token)
+
     async def init_weight_transfer(self, init_info: dict[str, object]) -> None:
         """Connect to the learner."""
         await self._while_alive(self._engine.init_weight_transfer(init_info))
@@ -189,9 +195,15 @@ class RolloutWorker:
         """Receive and load weights."""
         await self._while_alive(self._engine.update_weights(update_info))
 
-    async def finish_weight_update(self, version: int) -> None:
-        """Close the update and resume generation."""
-        await self._while_alive(self._engine.finish_weight_update(version))
+    async def finish_weight_update(self, version: int) -> WeightsState:
+        """Close the update, resume generation, and confirm the weights."""
+        digests = await self._while_alive(self._engine.finish_weight_update(version))
+        return self._engine.version, digests
+
+    async def receive_weights(self, update_info: dict[str, object], version: int) -> WeightsState:
+        """Call `update_weights` and `finish_weight_update`."""
+        await self.update_weights(update_info)
+        return await self.finish_weight_update(version)
 
     async def sleep(self, level: int) -> None:
         """Free GPU memory until `wake_up`, see `cluster.sleep_level`. No call may be running."""
@@ -201,10 +213,6 @@ class RolloutWorker:
         """Allocate the memory again. After a sleep of level 2 the weights must be sent again."""
         await self._while_alive(self._engine.wake_up())
 
-    async def weights_state(self) -> WeightsState:
-        """Return the version of the weights, and the checksums that each of the engine's processes received last."""
-        return self._engine.version, await self._while_alive(self._engine.received_digests())
-
     async def check_engine(self) -> None:
         """Raise EngineLostError if the engine is dead. Does not wait for the engine itself."""
         if self._engine.dead:
@@ -213,6 +221,11 @@ class RolloutWorker:
     async def sign_of_life(self) -> None:
         """Return when the engine answers, which is between two forward passes."""
         await self._while_alive(self._engine.sign_of_life())
+
+    async def can_receive(self) -> bool:
+        """Return True if the engine answers and can begin to receive weights, False if a sync broke off midway."""
+        await self.sign_of_life()
+        return self._engine.can_receive
 
     async def memory_mib(self) -> float:
         """Return the resident memory of this actor and its engine processes."""

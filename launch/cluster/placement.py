@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from maxpo.config import ClusterConfig, Config
 from maxpo.errors import InputError
-from rollout.vllm_engine.process_env import environment_variables
+from rollout.vllm_engine.process_env import COMPUTE_ON_CPU, environment_variables
 
 SHARED_GPU_LIMIT = 0.6
 """Largest `rollout.gpu_memory_utilization` when learner and engine share a GPU."""
@@ -69,7 +69,7 @@ def place(config: Config, *, gpus: float, with_learner: bool = True) -> Placemen
         _check_sharing(config)
     backend = config.sync.backend
     if backend == "auto":
-        backend = "gloo" if rollout_device == "cpu" else "ipc" if colocated else "nccl"
+        backend = "shm" if rollout_device == "cpu" else "ipc" if colocated else "nccl"
     placement = Placement(
         learner_device=learner_device,
         rollout_device=rollout_device,
@@ -118,6 +118,5 @@ def _check_sharing(config: Config) -> None:
 def _learner_env(config: Config, device: str) -> dict[str, str]:
     env = {"DS_ACCELERATOR": device, "TOKENIZERS_PARALLELISM": "false"}
     if device == "cpu":
-        threads = str(config.learner.cpu_threads)
-        env |= {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+        env |= COMPUTE_ON_CPU | {"OMP_NUM_THREADS": str(config.learner.cpu_threads)}
     return env

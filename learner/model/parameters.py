@@ -24,23 +24,26 @@ class Weight:
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
-        """Parameters that must be gathered before `copy`."""
+        """Parameters that must be gathered before `value` and `copy`."""
         base = (self.base,) if isinstance(self.base, nn.Parameter) else ()  # no ZeRO stage shards buffers
         return (*base, *(self.low_rank or ()))
 
+    def value(self) -> Tensor:
+        """Return W itself, or W + scaling B A computed in float32 as a new tensor."""
+        if self.low_rank is None:
+            return self.base.detach()
+        a, b = (p.detach().float() for p in self.low_rank)
+        # In place, so that one float32 tensor of the size of the weight is all the memory needed.
+        return (b @ a).mul_(self.scaling).add_(self.base.detach())
+
     def copy(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-        """Return W, or W + scaling B A computed in float32, as a new tensor.
+        """Return `value` as a new tensor.
 
         Args:
             dtype: number format of the copy.
             device: device of the copy. None: the device of W.
         """
-        base = self.base.detach()
-        if self.low_rank is None:
-            return base.to(device=device or base.device, dtype=dtype, copy=True)
-        a, b = (p.detach().float() for p in self.low_rank)
-        # In place, so that one float32 tensor of the size of the weight is all the memory needed.
-        return (b @ a).mul_(self.scaling).add_(base).to(device=device or base.device, dtype=dtype)
+        return self.value().to(device=device or self.base.device, dtype=dtype, copy=self.low_rank is None)
 
 
 def policy_weights(model: nn.Module) -> dict[str, Weight]:

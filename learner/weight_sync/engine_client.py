@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from ray import ObjectRef
 
 from maxpo.errors import RemoteError
 from maxpo.runtime.ray_calls import wait_for
-from maxpo.types import Receiver
+from maxpo.types import Receiver, WeightsState
+
+T = TypeVar("T")
 
 
 class EngineClient:
@@ -25,6 +27,8 @@ class EngineClient:
         self.receivers = receivers
         self.version = -1
         """Version of the weights that are being sent."""
+        self.received: dict[str, WeightsState] = {}
+        """Version and checksums that each engine has confirmed."""
         self.failure: RemoteError | None = None
         """First error of an engine. vLLM calls this client in a thread whose errors are seen late."""
         self._timeout_s = timeout_s
@@ -40,9 +44,27 @@ class EngineClient:
             offset += receiver.workers
         self._wait(refs, "joining the weight-sync group")
 
+    def connect(self, infos: Mapping[str, Mapping[str, object]]) -> None:
+        """Connect every engine with the learner, each with the information under its name."""
+        refs = {r.name: r.actor.init_weight_transfer.remote(infos[r.name]) for r in self.receivers}
+        self._wait(refs, "joining the weight-sync group")
+
+    def sharing(self, path: str, token: bytes) -> list[Receiver]:
+        """Return the engines that find the shared memory of that token at that path."""
+        found = self._call("finds_memory", "looking for shared memory", path, token)
+        return [receiver for receiver in self.receivers if found[receiver.name]]
+
     def start_weight_update(self) -> None:
-        """Pause the engines and make their models ready to receive."""
-        self._call("start_weight_update", "preparing to receive weights")
+        """Pause the engines and make their models ready to receive. Raises at once if one is dead."""
+        self.finish_starting(self.begin_starting())
+
+    def begin_starting(self) -> dict[str, ObjectRef[None]]:
+        """Have all engines start, and return the pending calls by engine name."""
+        return {r.name: r.actor.start_weight_update.remote() for r in self.receivers}
+
+    def finish_starting(self, pending: dict[str, ObjectRef[None]]) -> None:
+        """Wait for the calls of `begin_starting`."""
+        self._wait(pending, "preparing to receive weights")
 
     def update_weights(self, update_info: Any) -> None:
         """Have all engines receive, and return when all have loaded everything.
@@ -56,19 +78,23 @@ class EngineClient:
         self._call("update_weights", "receiving weights", update_info)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Close the update under the version of this sync and resume generation."""
-        self._call("finish_weight_update", "finishing the weight update", self.version)
+        """Close the update under the version of this sync, resume generation, and keep what the engines confirm."""
+        self.received = self._call("finish_weight_update", "finishing the weight update", self.version)
 
-    def begin_update_weights(self, update_info: Mapping[str, object]) -> dict[str, ObjectRef[object]]:
-        """Have all engines start to receive, and return the pending calls by engine name."""
-        return {r.name: r.actor.update_weights.remote(update_info) for r in self.receivers}
+    def begin_receiving(self, update_info: Mapping[str, object]) -> dict[str, ObjectRef[WeightsState]]:
+        """Have all engines start to receive and finish by themselves. Return the pending calls by engine name."""
+        return {r.name: r.actor.receive_weights.remote(update_info, self.version) for r in self.receivers}
 
-    def _call(self, method: str, doing: str, *args: object) -> None:
-        self._wait({r.name: getattr(r.actor, method).remote(*args) for r in self.receivers}, doing)
+    def finish_receiving(self, pending: dict[str, ObjectRef[WeightsState]]) -> None:
+        """Wait for the calls of `begin_receiving`, and keep what the engines confirm."""
+        self.received = self._wait(pending, "receiving weights")
 
-    def _wait(self, refs: dict[str, ObjectRef[object]], doing: str) -> None:
+    def _call(self, method: str, doing: str, *args: object) -> dict[str, Any]:
+        return self._wait({r.name: getattr(r.actor, method).remote(*args) for r in self.receivers}, doing)
+
+    def _wait(self, refs: dict[str, ObjectRef[T]], doing: str) -> dict[str, T]:
         try:
-            wait_for(refs, timeout_s=self._timeout_s, doing=doing)
+            return wait_for(refs, timeout_s=self._timeout_s, doing=doing)
         except RemoteError as error:
             self.failure = error
             raise

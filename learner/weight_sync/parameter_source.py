@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypedDict
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from learner.deepspeed_engine import TrainEngine
 from learner.model.original_names import OriginalNames, cut_pieces
-from learner.model.parameters import full_shape, policy_weights
-from maxpo.weights.buckets import TensorMeta
-from maxpo.weights.checksum import tensor_digest
+from learner.model.parameters import Weight, full_shape, policy_weights
+from maxpo.weights.buckets import TensorMeta, unpack_bucket
+from maxpo.weights.checksum import bytes_digest, tensor_digest
 
 
 class UpdateInfo(TypedDict):
@@ -45,7 +45,8 @@ class ParameterSource:
         self._engine, self._dtype = engine, dtype
         self._bucket_bytes = bucket_bytes
         self._keep = keep
-        self.digests: dict[str, Tensor] = {}
+        self.digests: dict[str, Tensor | int] = {}
+        """Checksum of each tensor that was sent in this pass."""
         self._names = OriginalNames(engine.module)
         self.begin()
 
@@ -59,10 +60,12 @@ class ParameterSource:
         self.metas = [meta for piece in self._pieces for meta in piece.outputs]
         self._pass = self._gather()
 
-    def buckets(self) -> Iterator[list[tuple[str, Tensor]]]:
-        """Return the rest of the pass: whole tensors by name, one bucket at a time. Collective.
+    def buckets(self) -> Iterator[list[tuple[TensorMeta, Tensor]]]:
+        """Return the rest of the pass: whole tensors, one bucket at a time. Collective.
 
-        The buckets are empty on ranks that do not send.
+        The tensors may be the weights themselves, in the number format of the training. They must be copied before
+        the next bucket is asked for, and their checksums put into `digests`. The buckets are empty on ranks that do
+        not send.
         """
         return self._pass
 
@@ -74,29 +77,39 @@ class ParameterSource:
     def _format(self, tensor: Tensor) -> torch.dtype:
         return self._dtype if isinstance(tensor, nn.Parameter) else tensor.dtype
 
-    def _gather(self) -> Iterator[list[tuple[str, Tensor]]]:
+    def _gather(self) -> Iterator[list[tuple[TensorMeta, Tensor]]]:
         self.digests = {}
         _finish_cuda_work()
         ready: dict[str, Tensor] = {}
         for bucket, pieces in cut_pieces(self._pieces, self._bucket_bytes):
             weights = {name: self._weights[name] for piece in pieces for name in piece.sources}
-            parameters = [p for w in weights.values() for p in w.parameters]
-            tensors: list[tuple[str, Tensor]] = []
-            with torch.no_grad(), self._engine.full_parameters(parameters):
+            with self._engine.full_parameters([p for w in weights.values() for p in w.parameters]):
                 if self._keep:
                     for piece in pieces:
-                        # Copies: the gathered tensors are gone after the bucket, and training may change the weights.
-                        copies = {n: weights[n].copy(self._format(weights[n].base)) for n in piece.sources}
-                        ready |= self._names.convert(copies)
-                    tensors = [(meta.name, ready.pop(meta.name)) for meta in bucket]
-                    self.digests |= {name: tensor_digest(tensor) for name, tensor in tensors}
-            _finish_cuda_work()
-            yield tensors
+                        ready |= self._converted({name: weights[name] for name in piece.sources})
+                yield [(meta, ready.pop(meta.name)) for meta in bucket] if self._keep else []
+
+    def _converted(self, weights: Mapping[str, Weight]) -> dict[str, Tensor]:
+        """Return the tensors of a piece under the names of the files."""
+        with torch.no_grad():
+            if self._names.same:
+                return {name: weight.value() for name, weight in weights.items()}
+            # Copies: some of the tensors may belong to the next bucket, where the weights are no longer gathered.
+            return self._names.convert({n: weight.copy(self._format(weight.base)) for n, weight in weights.items()})
+
+    def pack(self, bucket: Sequence[tuple[TensorMeta, Tensor]], packed: Tensor) -> None:
+        """Write a bucket into the bytes that travel, and take the checksums there."""
+        for (_, tensor), (name, place) in zip(bucket, unpack_bucket(packed, [meta for meta, _ in bucket]), strict=True):
+            place.copy_(tensor)
+            self.digests[name] = bytes_digest(place)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors of `buckets` one by one, as vLLM's trainer engines expect."""
+        """Yield a copy of each tensor in the format of the wire, as vLLM's trainer engines expect."""
         for bucket in self.buckets():
-            for name, tensor in bucket:
+            copies = {meta.name: tensor.to(meta.dtype, copy=True) for meta, tensor in bucket}
+            self.digests |= {name: tensor_digest(tensor) for name, tensor in copies.items()}
+            _finish_cuda_work()
+            for name, tensor in copies.items():
                 if tensor.is_cuda:
                     # vLLM packs on streams of its own. The memory must not be used again before they are done.
                     tensor.record_stream(torch.cuda.current_stream())

@@ -1,8 +1,8 @@
 """The learner's end of the weight-sync channel: buckets of new parameters to every engine.
 
-gloo is implemented here. nccl and ipc are vLLM's own trainer engines, imported when they are asked for. All of them
-make one `update_weights` call per engine and sync, and gather the weights bucket by bucket on all ranks together. A
-checksum of every tensor goes into the manifest.
+gloo and shm are implemented here. nccl and ipc are vLLM's own trainer engines, imported when they are asked for. All
+make one call per engine and sync for the weights, and gather them bucket by bucket on all ranks together. A checksum of
+every tensor goes into the manifest, with those that the engines confirm.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class WeightSender:
         The group is built anew when the receivers have changed.
 
         Raises:
-            RemoteError: an engine failed. Over gloo other receivers may be published to then, over nccl and ipc
+            RemoteError: an engine failed. Over gloo and shm other receivers may be published to then, over nccl and ipc
                 this rank may be left in a broken transfer.
         """
         members = [receiver.actor for receiver in receivers]
@@ -77,7 +77,7 @@ class WeightSender:
         except Exception:
             # The engines that wait for the rest fail at once when this end of the connections is gone.
             self._members = self._transport = None
-            if self._backend == "gloo":
+            if self._backend in ("gloo", "shm"):
                 self._source.finish()
             raise
         if self._rank:
@@ -89,10 +89,11 @@ class WeightSender:
             dtypes=tuple(info["dtype_names"]),
             shapes=tuple(meta.shape for meta in self._source.metas),
             digests=tuple(int(digests[name]) for name in info["names"]),
+            received=self._client.received,
         )
 
     def _connect(self) -> Transport:
-        if self._backend == "gloo":
+        if self._backend in ("gloo", "shm"):
             return GlooSender(
                 self._source,
                 self._client,
@@ -100,6 +101,7 @@ class WeightSender:
                 host=self._host,
                 timeout_s=self._timeout_s,
                 bucket_bytes=self._bucket_bytes,
+                share=self._backend == "shm",
             )
         return Limited(self._within_deadline(self._connect_vllm), self._within_deadline)
 

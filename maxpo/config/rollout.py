@@ -61,8 +61,9 @@ class RolloutConfig:
 class SyncConfig:
     """The transfer of new weights to the engines."""
 
-    backend: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
-    """Transport of the weights: gloo (CPU), nccl (separate GPUs), ipc (learner and engine share one GPU)."""
+    backend: Literal["auto", "shm", "gloo", "nccl", "ipc"] = "auto"
+    """Transport of the weights: shm (CPU, shared memory for engines on the learner's host and gloo for others), gloo
+    (CPU, TCP), nccl (separate GPUs), ipc (learner and engine share one GPU)."""
     bucket_mib: Annotated[int, between(1, 10**6)] = 64
     """Size of one packed bucket, MiB."""
     timeout_s: Annotated[float, SECONDS] = 300.0

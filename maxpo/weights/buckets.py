@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+ALIGNMENT = 64
+"""Bytes of a cache line, a multiple of the width of every dtype."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorMeta:
@@ -37,13 +40,21 @@ def cut_into_buckets(metas: Sequence[TensorMeta], bucket_bytes: int) -> Iterator
         yield bucket
 
 
+def packed_size(metas: Sequence[TensorMeta]) -> int:
+    """Return the number of bytes of a bucket with these tensors, see `unpack_bucket`."""
+    return sum(map(_room, metas))
+
+
 def unpack_bucket(buffer: torch.Tensor, metas: Sequence[TensorMeta]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield name and view of each tensor in the uint8 `buffer`, which holds one after the other."""
-    offset = 0
+    """Yield name and view of each tensor in the uint8 `buffer`, to be written or read.
+
+    Each tensor starts at a multiple of `ALIGNMENT`, so that every dtype has a view there.
+    """
+    start = 0
     for meta in metas:
-        piece = buffer[offset : offset + meta.nbytes]
-        offset += meta.nbytes
-        # A view needs an aligned start. After a tensor of odd size only a copy has an aligned start.
-        if piece.storage_offset() % meta.dtype.itemsize:
-            piece = piece.clone()
-        yield meta.name, piece.view(meta.dtype).view(meta.shape)
+        yield meta.name, buffer[start : start + meta.nbytes].view(meta.dtype).view(meta.shape)
+        start += _room(meta)
+
+
+def _room(meta: TensorMeta) -> int:
+    return -(-meta.nbytes // ALIGNMENT) * ALIGNMENT

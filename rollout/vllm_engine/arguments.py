@@ -11,7 +11,7 @@ from typing import Any
 from maxpo.config import RolloutConfig
 from maxpo.wording import did_you_mean
 
-WIRE_BACKENDS = {"gloo": "gloo", "nccl": "maxpo_nccl", "ipc": "maxpo_ipc"}
+WIRE_BACKENDS = {"shm": "gloo", "gloo": "gloo", "nccl": "maxpo_nccl", "ipc": "maxpo_ipc"}
 """`sync.backend` -> name of the receiver that `rollout.plugin` registers."""
 
 

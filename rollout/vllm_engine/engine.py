@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from vllm import AsyncEngineArgs, SamplingParams
@@ -43,6 +44,7 @@ class Engine:
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**args))
         self._config = config
         self.version: int | None = None
+        self._sync: Literal["ready", "receiving"] | None = None
 
     async def generate(
         self,
@@ -98,19 +100,39 @@ class Engine:
         await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
     async def start_weight_update(self) -> None:
-        """Pause generation and prepare the model to receive weights. Running requests continue afterwards."""
-        await self._llm.pause_generation(mode="keep", clear_cache=True)
+        """Pause generation and prepare the model to receive weights. Running requests continue afterwards.
+
+        A second call before `update_weights` does nothing.
+        """
+        if self._sync == "ready":
+            return
+        # As `AsyncLLM.pause_generation`, without its sleep of 20 ms, which only gives time to outputs that are ready.
+        await self._llm.renderer.clear_mm_cache_async()
+        await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
         await self._llm.start_weight_update()
+        self._sync = "ready"
 
     async def update_weights(self, update_info: dict[str, object]) -> None:
         """Receive the weights. Returns when all of them are loaded."""
+        self._sync = "receiving"
         await self._llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
 
-    async def finish_weight_update(self, version: int) -> None:
-        """Close the update, label new tokens with `version`, and resume generation."""
+    async def finish_weight_update(self, version: int) -> list[dict[str, int]]:
+        """Close the update, label new tokens with `version`, and resume generation.
+
+        Returns the checksums of the received tensors, one dict for each of the engine's workers.
+        """
         await self._llm.finish_weight_update(str(version))
+        digests: list[dict[str, int]] = await self._llm.collective_rpc("received_digests")
         self.version = version
         await self._llm.resume_generation()
+        self._sync = None
+        return digests
+
+    @property
+    def can_receive(self) -> bool:
+        """False after an update that broke off while weights were received, which vLLM cannot begin again."""
+        return self._sync != "receiving"
 
     async def sleep(self, level: int) -> None:
         """Free the memory of KV cache and weights. Level 1 moves the weights to the host, level 2 drops them."""
@@ -128,10 +150,6 @@ class Engine:
     async def sign_of_life(self) -> None:
         """Return when the engine's process has answered."""
         await self._llm.is_sleeping()
-
-    async def received_digests(self) -> list[dict[str, int]]:
-        """Return the checksums of the last sync, one dict for each of the engine's workers."""
-        return await self._llm.collective_rpc("received_digests")
 
     def shutdown(self) -> None:
         """End the engine's processes."""

@@ -9,7 +9,7 @@ leaves wrong in vLLM 0.32 (`_prepare_reload`, `_prepare_copies`, `_keep_new_para
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +23,17 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
-from maxpo.weights.buckets import TensorMeta, cut_into_buckets, unpack_bucket
-from maxpo.weights.checksum import tensor_digest
+from maxpo.weights.buckets import TensorMeta, cut_into_buckets, packed_size, unpack_bucket
+from maxpo.weights.buffers import Buffers
+from maxpo.weights.checksum import bytes_digest, tensor_digest
 from maxpo.weights.rendezvous import gloo_group, join_store
+from maxpo.weights.shared_memory import SharedView
 
 # vLLM warns of each layer of which nothing was sent, at each sync. `_refuse_gaps` knows which of them are wrong.
 logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
+
+BUFFERS = 3
+"""Buffers that are kept for the next buckets: one arrives, one is loaded, and layers span two of them."""
 
 
 @dataclass
@@ -41,6 +46,8 @@ class GlooInit(WeightTransferInitInfo):
     world_size: int
     bucket_bytes: int
     timeout_s: float
+    shared: str | None
+    """Path of the memory that holds the buckets. None: they come over TCP."""
 
 
 @dataclass
@@ -55,7 +62,8 @@ class GlooUpdate(WeightTransferUpdateInfo):
 class _Checked:
     """Mixin of a receiver that computes a checksum of every tensor on its way to the model."""
 
-    digests: dict[str, torch.Tensor]
+    digests: dict[str, torch.Tensor | int]
+    digest: Callable[[torch.Tensor], torch.Tensor | int] = staticmethod(tensor_digest)
 
     def start_weight_update(self) -> None:
         self.digests = {}
@@ -68,7 +76,7 @@ class _Checked:
 
         def checked(weights: Iterable[tuple[str, torch.Tensor]]) -> None:
             bucket = list(weights)
-            self.digests |= {name: tensor_digest(tensor) for name, tensor in bucket}
+            self.digests |= {name: self.digest(tensor) for name, tensor in bucket}
             loaded: set[str] = load(bucket) or set()
             if _prepare_copies(model, loaded):
                 with _loaders_off(model):
@@ -223,11 +231,13 @@ class _GlooTransport(WeightTransferEngine[GlooInit, GlooUpdate]):
     init_info_cls = GlooInit
     update_info_cls = GlooUpdate
     group: torch.distributed.ProcessGroup | None = None
+    memory: Buffers | SharedView
 
     def init_transfer_engine(self, init_info: GlooInit) -> None:
         parallel = self.parallel_config
         rank = init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
         self.bucket_bytes = init_info.bucket_bytes
+        self.memory = Buffers(self.bucket_bytes, BUFFERS) if init_info.shared is None else SharedView(init_info.shared)
         store = join_store(init_info.host, init_info.port, init_info.timeout_s)
         self.group = gloo_group(store, rank, init_info.world_size, init_info.timeout_s)
 
@@ -240,26 +250,41 @@ class _GlooTransport(WeightTransferEngine[GlooInit, GlooUpdate]):
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
+        if isinstance(self.memory, SharedView):
+            self.memory.end()
 
     def receive_weights(self, update_info: GlooUpdate) -> None:
-        assert self.group is not None
         metas = [
             TensorMeta(name, getattr(torch, dtype), tuple(shape))
             for name, dtype, shape in zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
         ]
+        if isinstance(self.memory, SharedView):
+            self.memory.begin()
+        buckets = list(cut_into_buckets(metas, self.bucket_bytes))
+        arriving = [self._receive(buckets[0])] if buckets else []
         with torch.no_grad():
-            for bucket in cut_into_buckets(metas, self.bucket_bytes):
-                # A new buffer each time, because the layerwise reload keeps views until a layer is complete.
-                buffer = torch.empty(sum(meta.nbytes for meta in bucket), dtype=torch.uint8)
-                self.group.broadcast(buffer, 0).wait()
+            for bucket, following in zip(buckets, [*buckets[1:], None], strict=True):
+                work, buffer = arriving.pop()
+                work.wait()
+                if following is not None:
+                    arriving.append(self._receive(following))  # while this bucket is loaded
                 self.model.load_weights(unpack_bucket(buffer, bucket))  # pyright: ignore
+
+    def _receive(self, bucket: Sequence[TensorMeta]) -> tuple[Any, torch.Tensor]:
+        """Begin to receive a bucket. Return gloo's work to wait for, and the memory that holds the bucket then."""
+        assert self.group is not None
+        buffer = self.memory.take(packed_size(bucket))
+        shared = isinstance(self.memory, SharedView)
+        return self.group.broadcast(torch.zeros(1, dtype=torch.uint8) if shared else buffer, 0), buffer
 
     def shutdown(self) -> None:
         self.group = None
 
 
 class GlooReceiver(_Checked, _GlooTransport):
-    """Weights over TCP with gloo, for engines on CPU."""
+    """Weights through shared memory, or over TCP with gloo, for engines on CPU."""
+
+    digest = staticmethod(bytes_digest)
 
 
 class NcclReceiver(_Checked, NCCLWeightTransferEngine):

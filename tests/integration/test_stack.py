@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from maxpo.errors import RemoteError, RunError
 from maxpo.loop.selection import assess
 from maxpo.types import Group, StepBatch, WeightManifest
-from maxpo.weights.checksum import tensor_digest
+from maxpo.weights.checksum import bytes_digest
 from tests.integration.conftest import Stack
 
 
@@ -103,7 +103,7 @@ def test_new_weights_reach_every_engine_and_change_what_it_says(stack: Stack, tm
         exported = dict(model.named_parameters())
         assert set(exported) == set(manifest.names)
         for name, digest in zip(manifest.names, manifest.digests, strict=True):
-            assert int(tensor_digest(exported[name].detach())) == digest, name
+            assert int(bytes_digest(exported[name].detach())) == digest, name
         for receiver in stack.rollouts.receivers():
             for prompt in stack.held_out[:4]:
                 group: Any = ray.get(receiver.actor.generate.remote(f"g{prompt.prompt_id}", prompt, 1, 0, greedy=True))

@@ -132,12 +132,13 @@ COMBINATIONS: tuple[Combination, ...] = (
     ),
     (
         ("sync.backend", "rollout.device", "learner.device"),
-        lambda c: c.sync.backend != "gloo" or "cuda" not in (c.rollout.device, c.learner.device),
-        "gloo moves weights between CPU processes. With a device of cuda, sync.backend must be nccl, ipc or auto.",
+        lambda c: c.sync.backend not in ("shm", "gloo") or "cuda" not in (c.rollout.device, c.learner.device),
+        "shm and gloo move weights between CPU processes. With a device of cuda, sync.backend must be nccl, ipc or "
+        "auto.",
     ),
     (
         ("sync.backend", "rollout.device", "learner.device"),
         lambda c: c.sync.backend not in ("nccl", "ipc") or "cpu" not in (c.rollout.device, c.learner.device),
-        "nccl and ipc move weights between GPUs. With a device of cpu, sync.backend must be gloo or auto.",
+        "nccl and ipc move weights between GPUs. With a device of cpu, sync.backend must be shm, gloo or auto.",
     ),
 )

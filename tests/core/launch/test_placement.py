@@ -50,11 +50,11 @@ def test_colocated_every_gpu_has_a_rank_and_a_piece_of_an_engine() -> None:
         place(config(backend="ipc", **settings | {"ranks": 4}), gpus=8)
 
 
-def test_cpu_machines_use_gloo_and_mixed_devices_are_refused() -> None:
+def test_cpu_machines_share_memory_and_mixed_devices_are_refused() -> None:
     places = place(config("cpu", ranks=3, workers=2), gpus=0)
-    assert (places.sync_backend, places.ranks, places.engines, places.gpus) == ("gloo", 3, 2, 0)
+    assert (places.sync_backend, places.ranks, places.engines, places.gpus) == ("shm", 3, 2, 0)
     assert places.rollout_env["VLLM_CPU_KVCACHE_SPACE"] == "1"
-    assert place(config("cpu", "colocated"), gpus=0).sync_backend == "gloo"
+    assert place(config("cpu", "colocated"), gpus=0).sync_backend == "shm"
     mixed = config("cpu")
     mixed.rollout.device = "cuda"
     with pytest.raises(ResourceError, match="equal devices only"):

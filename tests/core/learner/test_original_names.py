@@ -46,9 +46,11 @@ def test_a_sync_and_an_export_hold_the_tensors_of_the_files(folder: Path, size: 
     original, engine = load_file(folder / "model.safetensors"), fake_engine(folder)
     source = ParameterSource(engine, torch.float32, size, keep=True)
     buckets = list(source.buckets())
-    assert_same({name: tensor for bucket in buckets for name, tensor in bucket}, original)
+    assert_same({meta.name: tensor for bucket in buckets for meta, tensor in bucket}, original)
     # The receiver cuts the buckets by the announced names and sizes.
-    assert [[n for n, _ in b] for b in buckets] == [[m.name for m in b] for b in cut_into_buckets(source.metas, size)]
+    assert [[m for m, _ in b] for b in buckets] == list(cut_into_buckets(source.metas, size))
+    source.begin()
+    assert_same(dict(source), original)  # as vLLM's trainer engines read
     assert source.digests.keys() == original.keys()
     shards = list(policy_shards(engine, rank=0, shard_bytes=size))
     assert_same({name: tensor for _, tensors in shards for name, tensor in tensors.items()}, original)

@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError
 from maxpo.batches.samples import Sample
 from maxpo.config import Config, RewardConfig, RolloutConfig
 from maxpo.errors import RemoteError, RunError
-from maxpo.types import Group, Prompt, WeightManifest
+from maxpo.types import Group, Prompt, WeightManifest, WeightsState
 from rollout.pool import RolloutPool
 from rollout.protocols import Probe
 from tests.fakes import completion, prompt
@@ -157,8 +157,6 @@ class Engines:
         monkeypatch.setattr(self.pool, "_ask", self._ask)
 
     def _ask(self, method: str, doing: str, *args: object, only: Any = None, limit_s: float | None = None) -> Any:
-        if method == "weights_state":
-            return {name: (0, [{}]) for name in self.fleet.started}
         assert method == "probe"
         self.probed += sorted(only)
         for name in sorted(self.dying & set(only)):
@@ -177,7 +175,10 @@ class Engines:
     def confirm(self) -> str | None:
         """Confirm a sync. The names of the workers that were probed are in `probed`."""
         self.probed = []
-        return self.pool.confirm(WeightManifest(version=0, names=(), dtypes=(), shapes=(), digests=()))
+        received: dict[str, WeightsState] = {name: (0, [{}]) for name in self.fleet.started}
+        return self.pool.confirm(
+            WeightManifest(version=0, names=(), dtypes=(), shapes=(), digests=(), received=received)
+        )
 
 
 def test_each_engine_is_compared_once_for_each_of_its_starts_and_of_the_learner(

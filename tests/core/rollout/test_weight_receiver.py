@@ -15,7 +15,9 @@ pytest.importorskip("vllm")
 from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
-from rollout.vllm_engine.weight_receiver import GlooReceiver, GlooUpdate
+from maxpo.weights.buffers import Buffers
+from maxpo.weights.checksum import bytes_digest
+from rollout.vllm_engine.weight_receiver import BUFFERS, GlooReceiver, GlooUpdate
 
 NEW = {"layer.weight": torch.tensor([5.0, 6.0]), "layer.shift": torch.tensor([7.0])}
 SCALE = torch.tensor([0.5, 0.25])
@@ -65,14 +67,20 @@ class Sent:
         self._weights = iter(weights.values())
 
     def broadcast(self, buffer: Tensor, root: int) -> Any:
-        buffer.copy_(next(self._weights).view(torch.uint8))
+        weight = next(self._weights)
+        buffer[: weight.nbytes] = weight.view(torch.uint8)
         return SimpleNamespace(wait=lambda: None)
 
 
 @pytest.fixture
 def receiver(nan_memory: None) -> Any:
+    return receiver_of(Model())
+
+
+def receiver_of(model: nn.Module) -> Any:
+    """A receiver of buckets of one tensor each."""
     made: Any = GlooReceiver.__new__(GlooReceiver)
-    made.model, made.model_config, made.bucket_bytes = Model(), None, 1
+    made.model, made.model_config, made.bucket_bytes, made.memory = model, None, 1, Buffers(1, BUFFERS)
     record_metadata_for_reloading(made.model)
     return made
 
@@ -116,3 +124,34 @@ def test_weights_that_a_model_copies_itself_arrive(receiver: Any) -> None:
         state = sync(receiver, weights)
         assert all(torch.equal(state[name], weight) for name, weight in weights.items())
         assert torch.equal(state["layer.scale"], SCALE)
+
+
+class Wide(nn.Module):
+    """A layer that is complete only after many buckets, and a list that keeps what was loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ParameterDict({str(i): nn.Parameter(torch.zeros(2)) for i in range(3 * BUFFERS)})
+        self.kept: list[Tensor] = []
+        self.keeps = False
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        loaded: set[str] = set()
+        for name, weight in weights:
+            part = self.get_parameter(name)
+            getattr(part, "weight_loader", default_weight_loader)(part, weight)
+            self.kept += [weight] * self.keeps
+            loaded.add(name)
+        return loaded
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_no_buffer_is_written_while_the_model_holds_a_view_of_it(nan_memory: None, keeps: bool) -> None:
+    receiver, names = receiver_of(Wide()), [f"parts.{i}" for i in range(3 * BUFFERS)]
+    receiver.model.keeps = keeps
+    syncs = [{n: torch.tensor([float(i), sync]) for i, n in enumerate(names)} for sync in range(3)]
+    for weights in syncs:
+        state = sync(receiver, weights)
+        assert all(torch.equal(state[name], weight) for name, weight in weights.items())
+        assert receiver.digests == {name: bytes_digest(weight) for name, weight in weights.items()}
+    assert [t.tolist() for t in receiver.model.kept] == [w.tolist() for s in syncs for w in s.values()] * keeps

@@ -4,29 +4,67 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from maxpo.seeds import derive_seed
-from maxpo.weights.buckets import TensorMeta, cut_into_buckets, unpack_bucket
-from maxpo.weights.checksum import tensor_digest
+from maxpo.weights.buckets import TensorMeta, cut_into_buckets, packed_size, unpack_bucket
+from maxpo.weights.checksum import bytes_digest, tensor_digest
 from maxpo.weights.rendezvous import gloo_group, join_store, serve_store
+
+MISTAKES: dict[str, Callable[[Tensor], Tensor]] = {
+    "one changed value": lambda t: t.index_put((torch.tensor(3), torch.tensor(2)), torch.tensor(9).to(t.dtype)),
+    "the lowest bit of one value": lambda t: flipped(t, 7, 0),
+    "the sign of one value": lambda t: flipped(t, 9, 8 * t.itemsize - 1),
+    "two swapped rows": lambda t: t[[0, 1, 3, 2, *range(4, len(t))]],
+    "two swapped columns": lambda t: t[:, [1, 0, *range(2, t.shape[1])]],
+    "shifted rows": lambda t: t.roll(1, 0),
+    "shifted by one value": lambda t: t.flatten().roll(1),
+    "transposed": lambda t: t.T.contiguous(),
+    "from the end to the start": lambda t: t.flip(0, 1),
+    "another tensor": lambda t: t + 1,
+    "scaled": lambda t: t * 2,
+    "the last row is missing": lambda t: t[:-1],
+    "the last row is zero": lambda t: torch.cat([t[:-1], t[-1:] * 0]),
+    "zeros at the end": lambda t: torch.cat([t, t[-1:] * 0]),
+    "the first row twice": lambda t: torch.cat([t[:1], t[:1], t[2:]]),
+}
+DIGESTS: list[Callable[[Tensor], Tensor | int]] = [tensor_digest, bytes_digest]
+
+
+def flipped(tensor: Tensor, index: int, bit: int) -> Tensor:
+    """The tensor with another bit."""
+    data = tensor.clone()
+    data.view(-1).view(torch.uint8)[index * tensor.itemsize + bit // 8] ^= 1 << bit % 8
+    return data
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float64])
-def test_a_digest_sees_every_change(dtype: torch.dtype) -> None:
-    base = torch.arange(1, 25).to(dtype)
-    digest = int(tensor_digest(base))
-    assert int(tensor_digest(base.clone().view(4, 6))) == digest
-    changed = [base.flip(0), base.roll(1), torch.cat([base, base[:1]]), base[:-1], base * 2]
-    one = base.clone()
-    one[7] += 1
-    swapped = base.clone()
-    swapped[2], swapped[3] = base[3], base[2]
-    digests = {int(tensor_digest(t)) for t in [*changed, one, swapped]}
-    assert len(digests) == 7
-    assert digest not in digests
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("digest", DIGESTS)
+def test_a_digest_sees_every_mistake(
+    digest: Callable[[Tensor], Tensor | int], mistake: str, dtype: torch.dtype
+) -> None:
+    right = torch.arange(1, 61).view(10, 6).to(dtype)
+    assert int(digest(right)) == int(digest(right.clone().view(6, 10)))
+    assert int(digest(MISTAKES[mistake](right).contiguous())) != int(digest(right))
+
+
+@pytest.mark.parametrize("digest", DIGESTS)
+def test_a_digest_sees_any_two_swapped_values(digest: Callable[[Tensor], Tensor | int]) -> None:
+    """Of the same size and other signs too, and at distances that are powers of two."""
+    values = torch.ones(65)
+    values[::2] = -1
+    values[0] = 3
+    right = int(digest(values))
+    for i in range(65):
+        for j in range(i):
+            swapped = values.clone()
+            swapped[i], swapped[j] = values[j], values[i]
+            assert (int(digest(swapped)) == right) == (values[i] == values[j])
 
 
 def test_a_digest_does_not_depend_on_layout_and_sees_zeros() -> None:
@@ -64,7 +102,9 @@ def test_a_bucket_of_mixed_dtypes_comes_apart_as_it_was_put_together() -> None:
         "g": torch.randn(4, dtype=torch.float64),
     }
     metas = [TensorMeta(n, t.dtype, tuple(t.shape)) for n, t in tensors.items()]
-    buffer = torch.cat([t.reshape(-1).view(torch.uint8) for t in tensors.values()])
+    buffer = torch.zeros(packed_size(metas), dtype=torch.uint8)
+    for name, place in unpack_bucket(buffer, metas):
+        place.copy_(tensors[name])
     for name, tensor in unpack_bucket(buffer, metas):
         assert torch.equal(tensor, tensors[name])
         assert tensor.shape == tensors[name].shape
