@@ -411,6 +411,7 @@ def _actor_factory(
             max_prompt_tokens=config.data.max_prompt_tokens,
             trust_remote_code=config.model.trust_remote_code,
             interface=config.cluster.interface,
+            keep_cache=config.pipeline.cache == "keep",
             output=output_file(log_folder, f"rollout worker {number}"),
         )
 

@@ -48,6 +48,7 @@ class RolloutWorker:
         max_prompt_tokens: int,
         trust_remote_code: bool,
         interface: str | None,
+        keep_cache: bool = False,
         output: Path | None = None,
     ) -> None:
         """Keep the settings, and write all output to the file `output`. `start` loads the model."""
@@ -58,6 +59,7 @@ class RolloutWorker:
         self._device, self._sync_backend = device, sync_backend
         self._max_model_len = max_prompt_tokens + config.max_new_tokens
         self._trust_remote_code, self._interface = trust_remote_code, interface
+        self._keep_cache = keep_cache
 
     async def start(self, version: int | None = None) -> int:
         """Start the engine, and block this actor until the engine is ready. Returns the process id.
@@ -90,6 +92,7 @@ class RolloutWorker:
                 sync_backend=self._sync_backend,
                 max_model_len=self._max_model_len,
                 trust_remote_code=self._trust_remote_code,
+                keep_cache=self._keep_cache,
             )
         # vLLM raises errors of many kinds, and often only that its process has ended.
         except Exception as error:
@@ -206,11 +209,11 @@ class RolloutWorker:
         return await self.finish_weight_update(version)
 
     async def sleep(self, level: int) -> None:
-        """Free GPU memory until `wake_up`, see `cluster.sleep_level`. No call may be running."""
+        """Free GPU memory until `wake_up`, see `cluster.sleep_level`. Groups in flight wait."""
         await self._while_alive(self._engine.sleep(level))
 
     async def wake_up(self) -> None:
-        """Allocate the memory again. After a sleep of level 2 the weights must be sent again."""
+        """Allocate the memory of the weights again. Generation goes on after the next sync."""
         await self._while_alive(self._engine.wake_up())
 
     async def check_engine(self) -> None:

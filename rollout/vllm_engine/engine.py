@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.inputs import TokensPrompt
 from vllm.logprobs import FlatLogprobs
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind
@@ -30,8 +31,9 @@ class Engine:
         sync_backend: str,
         max_model_len: int,
         trust_remote_code: bool = False,
+        keep_cache: bool = False,
     ) -> None:
-        """Load the model. Blocks until the engine is ready (about 20 s on CPU)."""
+        """Load the model. Blocks until the engine is ready (about 20 s on CPU). `keep_cache`: see `pipeline.cache`."""
         fixed = fixed_arguments(
             model_path,
             config,
@@ -42,8 +44,9 @@ class Engine:
         )
         args = default_arguments(config, device=device, max_model_len=max_model_len) | config.engine_args | fixed
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**args))
-        self._config = config
+        self._config, self._keep_cache = config, keep_cache
         self.version: int | None = None
+        self._asleep = False
         self._sync: Literal["ready", "receiving"] | None = None
 
     async def generate(
@@ -86,8 +89,11 @@ class Engine:
             skip_special_tokens=False,  # a stop text may be or contain one
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
+        prompt = TokensPrompt(prompt_token_ids=token_ids)
+        if self._keep_cache:  # so that no request finds what other weights have cached
+            prompt["cache_salt"] = str(self.version)
         # FINAL_ONLY yields once, when all n completions have ended.
-        (result,) = [r async for r in self._llm.generate({"prompt_token_ids": token_ids}, params, request_id)]
+        (result,) = [r async for r in self._llm.generate(prompt, params, request_id)]
         return [_completion(output) for output in sorted(result.outputs, key=lambda output: output.index)]
 
     async def set_version(self, version: int) -> None:
@@ -108,7 +114,7 @@ class Engine:
             return
         # As `AsyncLLM.pause_generation`, without its sleep of 20 ms, which only gives time to outputs that are ready.
         await self._llm.renderer.clear_mm_cache_async()
-        await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
+        await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=not self._keep_cache)
         await self._llm.start_weight_update()
         self._sync = "ready"
 
@@ -125,6 +131,9 @@ class Engine:
         await self._llm.finish_weight_update(str(version))
         digests: list[dict[str, int]] = await self._llm.collective_rpc("received_digests")
         self.version = version
+        if self._asleep:
+            await self._llm.wake_up(["kv_cache"])
+            self._asleep = False
         await self._llm.resume_generation()
         self._sync = None
         return digests
@@ -135,12 +144,20 @@ class Engine:
         return self._sync != "receiving"
 
     async def sleep(self, level: int) -> None:
-        """Free the memory of KV cache and weights. Level 1 moves the weights to the host, level 2 drops them."""
-        await self._llm.sleep(level)
+        """Free the memory of KV cache and weights. Level 1 moves the weights to the host, level 2 drops them.
+
+        Running requests wait, and go on with the weights that arrive next.
+        """
+        await self._llm.sleep(level, mode="keep")
+        self._asleep = True
 
     async def wake_up(self) -> None:
-        """Allocate the memory again and resume generation."""
-        await self._llm.wake_up()
+        """Allocate the memory of the weights again. The cache follows with `finish_weight_update`.
+
+        vLLM goes on with running requests once all memory is there. After a sleep of level 2 the weights are garbage
+        until they have been sent, so the cache must come last.
+        """
+        await self._llm.wake_up(["weights"])
 
     @property
     def dead(self) -> bool:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,9 @@ def test_new_weights_reach_every_engine_and_change_what_it_says(stack: Stack, tm
             assert int(bytes_digest(exported[name].detach())) == digest, name
         for receiver in stack.rollouts.receivers():
             for prompt in stack.held_out[:4]:
-                group: Any = ray.get(receiver.actor.generate.remote(f"g{prompt.prompt_id}", prompt, 1, 0, greedy=True))
+                group: Any = ray.get(
+                    receiver.actor.generate.remote(f"g{prompt.prompt_id}", prompt, 1, 0, 60.0, greedy=True)
+                )
                 ids = torch.tensor([prompt.token_ids])
                 want = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=26, do_sample=False)[
                     0, ids.shape[1] :
@@ -187,12 +190,18 @@ def test_engines_that_rest_wake_up_for_the_next_weights(stack: Stack, monkeypatc
     rollouts.rest()  # nothing where they share nothing
     rollouts.generate(stack.train[:1], 2, "awake")
     monkeypatch.setattr(rollouts, "_sleep_level", 1)
-    rollouts.rest()
     actor = next(iter(rollouts._fleet.serving.values()))
-    asleep = actor.generate.remote("asleep", stack.train[0], 2, 0)
+    running = [actor.generate.remote(f"kept{i}", p, 48, i, 60.0) for i, p in enumerate(stack.train[:40])]
+    time.sleep(0.3)
+    rollouts.rest()
+    asleep = actor.generate.remote("asleep", stack.train[0], 2, 0, 60.0)
     assert not ray.wait([asleep], timeout=2.0)[0]
-    rollouts.confirm(stack.learner.publish(rollouts.receivers(), again=True))
+    rollouts.confirm(manifest := stack.learner.publish(rollouts.receivers()))
     assert len(ray.get(asleep, timeout=60).completions) == 2
+    kept = [c for group in ray.get(running, timeout=60) for c in group.completions]
+    assert {c.finish_reason for c in kept} <= {"stop", "length"}, "what was in flight goes on"
+    assert {c.max_weight_version for c in kept} <= {manifest.version - 1, manifest.version}
+    assert any(c.min_weight_version < c.max_weight_version for c in kept)
     after = [c.token_ids.tolist() for g in rollouts.generate(stack.train[:2], 4, "rest") for c in g.completions]
     assert after == before
 
@@ -200,7 +209,7 @@ def test_engines_that_rest_wake_up_for_the_next_weights(stack: Stack, monkeypatc
 def test_groups_sampled_during_a_sync_say_which_weights_made_them(stack: Stack) -> None:
     """A sync pauses what is running; its samples carry the versions before and after."""
     actor = stack.rollouts.receivers()[0].actor
-    running = [actor.generate.remote(f"span{i}", p, 48, i) for i, p in enumerate(stack.train[:40])]
+    running = [actor.generate.remote(f"span{i}", p, 48, i, 60.0) for i, p in enumerate(stack.train[:40])]
     manifest = stack.learner.publish(stack.rollouts.receivers())
     groups = ray.get(running)
     spans = {(c.min_weight_version, c.max_weight_version) for g in groups for c in g.completions}
@@ -220,7 +229,7 @@ def test_a_worker_that_is_late_is_named(stack: Stack) -> None:
     actors = {r.name: r.actor for r in stack.rollouts.receivers()}
     from maxpo.runtime.ray_calls import wait_for
 
-    refs = {name: actor.generate.remote(f"late-{name}", stack.train[0], 2, 0) for name, actor in actors.items()}
+    refs = {name: actor.generate.remote(f"late-{name}", stack.train[0], 2, 0, 60.0) for name, actor in actors.items()}
     with pytest.raises(RemoteError, match="rollout worker 0, rollout worker 1 did not finish sampling within 0 s"):
         wait_for(refs, timeout_s=0.0, doing="sampling")
     assert set(wait_for(refs, timeout_s=60.0, doing="sampling")) == set(refs)
