@@ -27,7 +27,7 @@ from tests.integration.conftest import Stack
 
 
 def tokens(groups: list[Group]) -> list[list[tuple[int, ...]]]:
-    return [[c.token_ids.tolist() for c in g.completions] for g in groups]
+    return [[tuple(c.token_ids.tolist()) for c in g.completions] for g in groups]
 
 
 def plain_logprobs(model: Any, group: Group, temperature: float) -> list[list[float]]:

@@ -83,7 +83,7 @@ def generate(
 
 
 def ids(groups: list[Group]) -> list[list[tuple[int, ...]]]:
-    return [[c.token_ids.tolist() for c in g.completions] for g in groups]
+    return [[tuple(c.token_ids.tolist()) for c in g.completions] for g in groups]
 
 
 def versions(groups: list[Group]) -> set[int]:
