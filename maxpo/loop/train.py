@@ -216,12 +216,26 @@ class Trainer:
                 figures = report(results, self.config.eval.k, greedy=self.config.eval.greedy)
             except ValueError as error:
                 raise RunError(f"evaluation at step {step}: {error}") from error
+        self._check_one_version(scored["eval"], step)
         timing |= self._eval_mismatch(scored["eval"], step)
         self.log.log(step, figures.metrics() | timing)
         for name, groups in scored.items():
             self.log.log_rollouts(step_name(step, name), groups)
         evaluations[step] = figures
         self.observer.evaluated(step, figures)
+
+    def _check_one_version(self, scored: Sequence[ScoredGroup], step: int) -> None:
+        """Raise unless all tokens of an evaluation were sampled by the current weights.
+
+        Raises:
+            RunError: They were not. Nothing sends weights during an evaluation, so it is a fault of the program.
+        """
+        versions = {version for g in scored for c in g.group.completions for version, _ in c.versions}
+        if versions - {int(self.version)}:
+            raise RunError(
+                f"evaluation {step}: tokens of the versions {sorted(versions)} of the weights, and only "
+                f"{self.version:.0f} is evaluated. This is a fault of maxpo: please report it"
+            )
 
     def _eval_mismatch(self, scored: Sequence[ScoredGroup], step: int) -> dict[str, float]:
         """Compare the first completion of a few prompts with the learner; return the metric.

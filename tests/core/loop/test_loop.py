@@ -469,6 +469,18 @@ def test_a_token_that_is_too_old_ends_the_run(tmp_path: Path) -> None:
         run(tmp_path, config(), Late())
 
 
+def test_an_evaluation_of_two_policies_ends_the_run(tmp_path: Path) -> None:
+    class Late(FakeRollouts):
+        def generate(self, *args: Any, **kwargs: Any) -> list[Any]:
+            now, self.version = self.version, 0 if args[2] == "eval" else self.version
+            groups = super().generate(*args, **kwargs)
+            self.version = now
+            return groups
+
+    with pytest.raises(RunError, match=r"evaluation 2: tokens of the versions \[0\] .* and only 2 is evaluated"):
+        run(tmp_path, config(), Late())
+
+
 class Cutting(FakeRollouts):
     """Cuts each completion that is right."""
 
