@@ -4,16 +4,20 @@
 
 The script uses Ray, vLLM, DeepSpeed and the demo model. It kills at random moments, on average every --mtbf seconds:
 rollout worker actors, processes of their engines, verifiers, and with --learner the learner. Some engines are stopped
-instead of killed, so they hang. Half way everything is killed at once and resumed. Then the first steps are run
+instead of killed, so they hang. --whole times everything is killed at once and resumed. Then the first steps are run
 undisturbed, and the two runs are compared. The script prints kills by kind and by stage of the step, groups lost and
 doubled, the time until all workers serve again, and the share of the time that the run would need without failures.
+
+Every group has a number, its position in the order of admission. Over all restarts and resumes each number below that
+of the next prompt must be in the samples of exactly one step, with its prompt and all its completions, or in the
+buffer of the last checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
+import math
 import os
 import random
 import signal
@@ -48,8 +52,6 @@ SETTINGS = [
     *("reward.workers=2", "reward.verifier=benchmarks.chaos:unhurried"),
     *("learner.cpu_threads=1", "learner.max_restarts=100", "sync.timeout_s=60"),
     *("checkpoint.every=5", "checkpoint.asynchronous=true", "checkpoint.keep_last=3"),
-    # With this setting the weights depend only on the sampled tokens, not on the last bit of their log-probabilities.
-    "algorithm.tis_cap=null",
 ]
 
 
@@ -65,6 +67,8 @@ def main() -> None:
     parser.add_argument("--mtbf", type=float, default=40, help="mean seconds between two kills")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
     parser.add_argument("--learner", action="store_true", help="kill the learner too, as often as any other kind")
+    parser.add_argument("--staleness", type=int, default=0, help="pipeline.max_staleness of both runs")
+    parser.add_argument("--whole", type=int, default=1, help="how often everything is killed at once, evenly spread")
     parser.add_argument(
         "--compare",
         type=int,
@@ -81,31 +85,19 @@ def main() -> None:
     disturbed, undisturbed = args.out / "disturbed", args.out / "undisturbed"
 
     begun = time.time()
-    half = args.minutes * 30
-    first = start(args, "train", begun + 1e9)
-    wait_for_step(disturbed, 1, first)
-    training_since = time.time()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        sys.exit(f"the disturbed run ended with {first.wait(half)}: see {args.out / 'output.txt'}")
-    killed_at = kill_everything(first)
-    second = start(args, "resume", time.time() + half)
-    code = second.wait()
+    training_since, whole_kills = run_disturbed(args, disturbed)
     ended = time.time()
-    if code != 75:
-        sys.exit(f"the disturbed run ended with {code} instead of 75: see {args.out / 'output.txt'}")
-    steps = rows(disturbed)[-1]["step"]
+    steps = max(int(folder.name.removeprefix("step_")) for folder in (disturbed / "checkpoints").glob("step_*"))
 
     if args.compare:
-        command = [sys.executable, "-m", "launch.cli", "train", "configs/presets/demo.yaml", *SETTINGS]
+        command = [sys.executable, "-m", "launch.cli", "train", "configs/presets/demo.yaml", *settings(args.staleness)]
         command += [f"run.dir={args.out}", "run.name=undisturbed", f"run.steps={min(steps, args.compare)}"]
         with (args.out / "undisturbed.txt").open("w") as output:
             subprocess.run(command, stdout=output, stderr=output, env=environment(), cwd=ROOT, check=True)
 
-    kills = [json.loads(line) for line in (args.out / "kills.jsonl").read_text().splitlines()]
-    kills.append(
-        {"time": killed_at, "kind": "whole run", "stage": "any", "step": last_step_before(disturbed, killed_at)}
-    )
+    kills = whole_kills + [json.loads(line) for line in (args.out / "kills.jsonl").read_text().splitlines()]
     report = account(disturbed, undisturbed, kills, steps, ended - training_since) | {
+        "max_staleness": args.staleness,
         "minutes": (ended - begun) / 60,
         "mtbf_s": args.mtbf,
         "seed": args.seed,
@@ -116,14 +108,45 @@ def main() -> None:
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
+def settings(staleness: int) -> list[str]:
+    if not staleness:
+        # With this setting the weights depend only on the sampled tokens, not on the last bit of their
+        # log-probabilities, so that the run without kills must have the same samples.
+        return [*SETTINGS, "algorithm.tis_cap=null"]
+    return [*SETTINGS, f"pipeline.max_staleness={staleness}", "rollout.overcommit=2"]
+
+
+def run_disturbed(args: argparse.Namespace, run: Path) -> tuple[float, list[dict[str, Any]]]:
+    """Return the time of the first step, and the kills of everything."""
+    part_s, since, kills = args.minutes * 60 / (args.whole + 1), 0.0, list[dict[str, Any]]()
+    for part in range(args.whole + 1):
+        last = part == args.whole
+        process = start(args, part, time.time() + part_s if last else time.time() + 1e9)
+        if not part:
+            wait_for_step(run, 1, process)
+            since = time.time()
+        try:
+            code = process.wait(None if last else part_s)
+        except subprocess.TimeoutExpired:
+            when = kill_everything(process)
+            step = last_step_before(run, when)
+            kills.append({"time": when, "kind": "whole run", "stage": "any", "step": step})
+        else:
+            if not last or code != 75:
+                sys.exit(f"the disturbed run ended with {code} instead of 75: see {args.out / 'output.txt'}")
+    return since, kills
+
+
 def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 
-def start(args: argparse.Namespace, mode: str, until: float) -> subprocess.Popen[bytes]:
-    """Make the disturbed run, in a process that also kills."""
+def start(args: argparse.Namespace, part: int, until: float) -> subprocess.Popen[bytes]:
+    """Make a part of the disturbed run, in a process that also kills."""
+    mode = "resume" if part else "train"
     command = [sys.executable, __file__, "--child", mode, "--out", str(args.out), "--mtbf", str(args.mtbf)]
-    command += ["--seed", str(args.seed + (mode == "resume")), *(["--learner"] if args.learner else [])]
+    command += ["--seed", str(args.seed + part), "--staleness", str(args.staleness)]
+    command += ["--learner"] if args.learner else []
     with (args.out / "output.txt").open("a") as output:
         env = environment() | {"MAXPO_CHAOS_UNTIL": str(until)}
         return subprocess.Popen(command, stdout=output, stderr=output, env=env, cwd=ROOT)
@@ -187,7 +210,7 @@ def child(args: argparse.Namespace) -> int:
             super().step_done(step, metrics)
 
     launch.run.training.Terminal = Telling
-    overrides = [*SETTINGS, f"run.dir={args.out}", "run.name=disturbed"]
+    overrides = [*settings(args.staleness), f"run.dir={args.out}", "run.name=disturbed"]
     overrides += [f"checkpoint.resume={'must' if args.child == 'resume' else 'never'}"]
     loaded = load_config([ROOT / "configs/presets/demo.yaml"], overrides)
     kinds = [*KINDS, *(["learner"] if args.learner else [])]
@@ -258,20 +281,10 @@ def command_of(process: psutil.Process) -> str:
 def account(
     disturbed: Path, undisturbed: Path, kills: list[dict[str, Any]], steps: int, seconds: float
 ) -> dict[str, Any]:
-    from launch.run.preflight import load_data
-    from maxpo.configure.loading import load_config
-    from maxpo.data.order import PromptStream
-
-    metrics, calm = rows(disturbed), rows(undisturbed)
-    config = load_config([ROOT / "configs/presets/demo.yaml"], SETTINGS).config
-    stream, size = PromptStream(load_data(config)[0], config.run.seed), config.algorithm.group_size
-    lost = doubled = masked = same = 0
+    metrics, calm = [row for row in rows(disturbed) if row["step"] <= steps], rows(undisturbed)
+    masked = same = 0
     for step in range(1, steps + 1):
         ours = samples(disturbed, step)
-        have = Counter(row["prompt_id"] for row in ours)
-        want = Counter(prompt.prompt_id for prompt in stream.next(PROMPTS) for _ in range(size))
-        lost += (want - have).total()
-        doubled += (have - want).total()
         masked += sum(row["reward"] is None for row in ours)
         same += step <= len(calm) and ours == samples(undisturbed, step)
     recovered: dict[str, list[float]] = {}
@@ -285,15 +298,15 @@ def account(
                 times.setdefault(kill["kind"], []).append(found[0]["time"] - kill["time"])
     intervals = [after["time"] - before["time"] for before, after in pairwise(calm)]
     need = median(intervals) * steps if intervals else 0.0
+    cost = (seconds - need) / len(kills)
     steps_lines = Counter(row["step"] for row in metrics)
     return {
         "steps": steps,
         "steps_missing_or_twice": sum(steps_lines[step] != 1 for step in range(1, steps + 1)),
         "kills": dict(Counter(kill["kind"] for kill in kills)),
         "kills_by_stage": dict(Counter(kill["stage"] for kill in kills)),
-        "groups": steps * PROMPTS,
-        "groups_lost": lost / size,
-        "groups_doubled": doubled / size,
+        **groups_of(disturbed, steps),
+        "staleness_max": max(row["staleness/max"] for row in metrics),
         "answers_masked": masked,
         "steps_compared_with_undisturbed": len(calm),
         "steps_with_the_same_samples": same,
@@ -301,7 +314,34 @@ def account(
         "until_whole_again_s": summary(recovered),
         "undisturbed_s": round(need, 1),
         "disturbed_s": round(seconds, 1),
+        "seconds_between_kills": round(seconds / len(kills), 1),
         "effective_training_time": round(need / seconds, 3),
+        # Each kill costs what it costs here. Kills that overlap in this run may cost more or less than alone.
+        "seconds_lost_by_a_kill": round(cost, 1),
+        "effective_training_time_at_a_kill_every_120_s": round(1 - cost / 120, 3),
+    }
+
+
+def groups_of(run: Path, steps: int) -> dict[str, int]:
+    """Count the groups that are lost or doubled, by their numbers."""
+    from launch.run.preflight import load_data
+    from maxpo.configure.loading import load_config
+    from maxpo.data.order import PromptStream
+
+    config = load_config([ROOT / "configs/presets/demo.yaml"], SETTINGS).config
+    stream, size = PromptStream(load_data(config)[0], config.run.seed), config.algorithm.group_size
+    found = Counter(row["group"] for step in range(1, steps + 1) for row in samples(run, step))
+    prompts = {row["group"]: row["prompt_id"] for step in range(1, steps + 1) for row in samples(run, step)}
+    state = json.loads((run / "checkpoints" / step_name(steps) / "state.json").read_text())
+    pending = [group["number"] for group in state["buffer"]]
+    admitted = range(state["stream"]["cursor"])
+    wrong = [n for n in found if n not in admitted or prompts[n] != stream.at(n).prompt_id]
+    whole = Counter(pending) + Counter({n: math.ceil(count / size) for n, count in found.items() if count >= size})
+    return {
+        "groups": len(found),
+        "groups_pending": len(pending),
+        "groups_lost": sum(whole[n] == 0 for n in admitted) + len(wrong),
+        "groups_doubled": sum(count > 1 for count in whole.values()),
     }
 
 

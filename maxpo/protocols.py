@@ -62,7 +62,7 @@ class Rollouts(Sampler, Protocol):
         ...
 
     def idle(self) -> bool:
-        """Return True if nothing that was submitted is unfinished."""
+        """Return True if nothing goes on: all that was submitted is finished, or waits for engines with weights."""
         ...
 
     def wake(self) -> None:

@@ -246,8 +246,8 @@ class RolloutPool:
         self._sampling.serve(until, may_send_weights=not learner_busy)
 
     def idle(self) -> bool:
-        """Return True if nothing that was submitted is unfinished."""
-        return self._sampling.idle and not self._unfinished
+        """Return True if nothing goes on: all that was submitted is finished, or waits for engines with weights."""
+        return self._sampling.idle and len(self._unfinished) == self._sampling.waiting
 
     def wake(self) -> None:
         """Make `serve` ask its condition again. Any thread may call this."""

@@ -98,8 +98,13 @@ class Sampling:
 
     @property
     def idle(self) -> bool:
-        """True if no request is unfinished."""
-        return not self._waiting and not self._running
+        """True if nothing is sampled: no request is unfinished, or no worker has the weights."""
+        return not self._running and not (self._waiting and self._fleet.serving)
+
+    @property
+    def waiting(self) -> int:
+        """Number of requests that no worker has yet."""
+        return len(self._waiting)
 
     def serve(self, until: Callable[[], bool], *, may_send_weights: bool) -> None:
         """Hand out requests and handle events until the condition holds. It is asked first, and after each event.
@@ -113,9 +118,12 @@ class Sampling:
             RunError: See `Fleet.lost`. Events may raise too.
         """
         with waiting("sampling", lambda: [call.slot.name for call in self._running.values()], self._limit_s):
+            behind = self._events.qsize()
             while not until():
-                if self._waiting:
+                # What has happened comes first: among it may be the loss of groups that go before those that wait.
+                if behind <= 0 and self._waiting:
                     self._hand_out(may_send_weights)
+                    behind = self._events.qsize()
                 try:
                     event = self._events.get(timeout=SIGNAL_S)
                 except Empty:
@@ -125,6 +133,7 @@ class Sampling:
                     self._fleet.check_health()
                     self._check_deadlines()
                 if event is not None:
+                    behind -= 1
                     event()
 
     def abandon(self) -> None:
@@ -184,7 +193,8 @@ class Sampling:
         if now - self._looked < SIGNAL_S:
             return
         self._looked = now
-        late = [call for call in self._running.values() if call.deadline <= now]
+        # An answer may have been on time and not yet seen, because the main thread was busy or this process paused.
+        late = [call for future, call in self._running.items() if call.deadline <= now and not future.done()]
         if late:
             names = ", ".join(sorted({call.slot.name for call in late}))
             raise RemoteError(f"{names} did not return a group within {min(c.limit_s for c in late):g} s")

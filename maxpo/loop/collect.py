@@ -70,7 +70,7 @@ class Collector:
             tickets, groups = tickets + taken, groups + assessed
             kept += [g for g in assessed if (g.has_signal if algorithm.drop_zero_signal else g.enough)]
         self.rates.observe(valid_successes([g.scored for g in groups]))
-        self.log.log_rollouts(step_name(step), [g.scored for g in groups])
+        self.log.log_rollouts(step_name(step), [g.scored for g in groups], [ticket.number for ticket in tickets])
         sampling_s = timing["time/generate_s"] + self._beside
         metrics = timing | sampling_metrics([g.scored for g in groups], algorithm.k, sampling_s)
         metrics |= staleness_metrics(tickets, step, version, self.config.pipeline.max_staleness)

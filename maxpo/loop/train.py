@@ -154,7 +154,8 @@ class Trainer:
         self.rollouts.serve(done, learner_busy=True)
         metrics = dict(update.result().metrics)
         if self.config.pipeline.update == "drained":
-            self.rollouts.serve(self.rollouts.idle)
+            # Still busy: engines that have no weights must not get the new ones as the current version.
+            self.rollouts.serve(self.rollouts.idle, learner_busy=True)
         self.collector.sampled_beside(beside - started)
         return metrics | {"time/overlap_s": beside - started}
 

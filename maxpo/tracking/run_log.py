@@ -68,20 +68,27 @@ class RunLog:
             file.write(line + "\n")
         self._feed()
 
-    def log_rollouts(self, name: str, groups: Sequence[ScoredGroup]) -> None:
-        """Write the completions of the first `save_rollouts` groups to `rollouts/<name>.jsonl`."""
-        if self._save_rollouts:
-            self.dump(name, groups[: self._save_rollouts])
+    def log_rollouts(self, name: str, groups: Sequence[ScoredGroup], numbers: Sequence[int] = ()) -> None:
+        """Write the completions of the first `save_rollouts` groups to `rollouts/<name>.jsonl`.
 
-    def dump(self, name: str, groups: Sequence[ScoredGroup]) -> Path:
-        """Write the completions of all groups, one per line, and return the path of the file."""
+        Args:
+            name: Name of the file.
+            groups: The groups.
+            numbers: For each group its position in the order of admission. Nothing: they have none.
+        """
+        if self._save_rollouts:
+            self.dump(name, groups[: self._save_rollouts], numbers)
+
+    def dump(self, name: str, groups: Sequence[ScoredGroup], numbers: Sequence[int] = ()) -> Path:
+        """Write the completions of all groups, one per line, and return the path. `numbers`: see `log_rollouts`."""
         path = self._rollouts / f"{name}.jsonl"
         with clear_errors(path):
             self._rollouts.mkdir(exist_ok=True)
         with clear_errors(path), path.open("w", encoding="utf-8") as file:
-            for scored in groups:
+            for i, scored in enumerate(groups):
+                number: dict[str, object] = {"group": numbers[i]} if numbers else {}
                 for row in _rows(scored):
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    file.write(json.dumps(number | row, ensure_ascii=False) + "\n")
         return path
 
     def close(self) -> None:

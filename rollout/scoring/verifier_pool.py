@@ -103,6 +103,7 @@ class RewardPool:
         find_scorer(config)  # so that an error is raised here, and not in every worker process
         self._pool = self._new_pool()
         self._stall_s = config.timeout_s + STALL_S
+        self._ended = False
         self._one_at_a_time = threading.Lock()
 
     def score(self, groups: Sequence[Group]) -> list[ScoredGroup]:
@@ -136,7 +137,8 @@ class RewardPool:
         ]
 
     def shutdown(self) -> None:
-        """Kill the processes."""
+        """Kill the processes. What another thread is scoring ends with an error."""
+        self._ended = True  # first, so that a pool that is made meanwhile is either stopped here or never used
         stop(self._pool).wait(10.0)
 
     def _known_score(self, completion: Completion, source: str) -> Result[Score] | None:
@@ -181,7 +183,7 @@ class RewardPool:
         A process may have been killed by somebody else than its answer, so the answer gets a second process.
 
         Raises:
-            VerifierError: The verifier processes broke down again and again.
+            VerifierError: The verifier processes broke down again and again, or `shutdown` ended them.
         """
         results: dict[_Task, Result[T]] = {}
         once: set[_Task] = set()
@@ -202,6 +204,8 @@ class RewardPool:
                 # An idle process was killed, or one that held a lock of the others: pebble gives up the entire pool.
                 old, self._pool = self._pool, self._new_pool()
                 stop(old)
+                if self._ended:
+                    raise VerifierError("the verifier processes were ended while they were at work")
         return results
 
     def _run_in_pool(
