@@ -13,7 +13,18 @@ import numpy as np
 from maxpo.batches.samples import Sample
 from maxpo.rewards.base import succeeds
 from maxpo.seeds import derive_seed
-from maxpo.types import Completion, Group, Prompt, Receiver, ScoredGroup, StepBatch, StepResult, Ticket, WeightManifest
+from maxpo.types import (
+    Completion,
+    Group,
+    Prompt,
+    Receiver,
+    ScoredGroup,
+    StepBatch,
+    StepResult,
+    Ticket,
+    WeightManifest,
+    WeightsState,
+)
 
 
 def completion(
@@ -216,5 +227,7 @@ class FakeLearner:
     def publish(self, receivers: Sequence[Receiver], *, again: bool = False) -> WeightManifest:
         self.version += not again
         for receiver in receivers:
-            receiver.actor.version = self.version
-        return WeightManifest(version=self.version, names=(), dtypes=(), shapes=(), digests=())
+            if isinstance(receiver.actor, FakeRollouts):
+                receiver.actor.version = self.version
+        received: dict[str, WeightsState] = {receiver.name: (self.version, [{}]) for receiver in receivers}
+        return WeightManifest(version=self.version, names=(), dtypes=(), shapes=(), digests=(), received=received)
