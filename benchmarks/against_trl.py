@@ -326,7 +326,7 @@ def serve_trl(task: dict[str, Any], turns: Turns) -> None:
     import datasets
     import torch
     import transformers
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(task["threads"])
     datasets.disable_progress_bars()

@@ -35,6 +35,9 @@ class TrainBatch:
     """Advantage of the sequence that each token belongs to."""
     token_weights: Float[Tensor, " T"]
     """Weight of each token in the loss of the step, computed from global counts (`maxpo.losses.aggregation`)."""
+    shared: tuple[tuple[int, int], ...]
+    """[B] For each sequence a sequence of the row, and the number of tokens at the beginning that both have in common:
+    an earlier sequence with the same prompt, or itself and 0."""
 
     def to(self, device: torch.device) -> TrainBatch:
         """Return this batch on `device`."""
@@ -46,6 +49,7 @@ class TrainBatch:
             rollout_logprobs=self.rollout_logprobs.to(device),
             advantages=self.advantages.to(device),
             token_weights=self.token_weights.to(device),
+            shared=self.shared,
         )
 
 
@@ -149,7 +153,19 @@ def pack(
         rollout_logprobs=_joined([s.rollout_logprobs for s in samples]),
         advantages=per_sample.repeat_interleave(repeats),
         token_weights=weights.repeat_interleave(repeats),
+        shared=_shared_prompts(samples),
     )
+
+
+def _shared_prompts(samples: Sequence[Sample]) -> tuple[tuple[int, int], ...]:
+    """Return `TrainBatch.shared`. A prompt is all tokens before the first one in the loss."""
+    first: dict[bytes, int] = {}
+    shared: list[tuple[int, int]] = []
+    for i, sample in enumerate(samples):
+        length = int(sample.loss_mask.argmax())
+        owner = first.setdefault(sample.token_ids[:length].tobytes(), i) if length else i
+        shared.append((owner, length if owner != i else 0))
+    return tuple(shared)
 
 
 def own_part(batch: TrainBatch, part: int, parts: int) -> TrainBatch:
