@@ -11,7 +11,8 @@ load on the machine meets all of them. Steps are measured from the end of one to
 script compares the numbers of sampled tokens, which must be equal (case smollm2, whose end of sequence is moved to a
 token that is never sampled) or equal up to chance (the toy cases, whose completions end by themselves).
 
-`maxpo` computes every sample, as TRL does. `maxpo, drop` leaves out samples without signal, its default.
+`maxpo` computes every sample, as TRL does. `maxpo, drop` leaves out samples without signal, its default. Two further
+sides are measured if `--sides` names them: two engines, and sampling of the next step during the update.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ WARM_UP = 3
 SIDES = {
     "maxpo": ["algorithm.drop_zero_signal=false"],
     "maxpo, drop": ["algorithm.drop_zero_signal=true"],
+    "maxpo, 2 engines": ["algorithm.drop_zero_signal=false", "rollout.workers=2"],
+    "maxpo, pipeline": ["algorithm.drop_zero_signal=false", "pipeline.max_staleness=1"],
     "trl": [],
 }
 """Settings of each side."""
@@ -58,7 +61,7 @@ class Case:
     micro_batch: int
     """Samples of TRL in memory at once."""
     settings: tuple[str, ...] = ()
-    sides: tuple[str, ...] = tuple(SIDES)
+    sides: tuple[str, ...] = ("maxpo", "maxpo, drop", "trl")
     exact: bool = False
     """True if every completion has the same length."""
 

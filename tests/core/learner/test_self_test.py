@@ -154,6 +154,28 @@ def test_a_large_model_is_tested_on_its_first_layers_of_every_kind() -> None:
     assert small_copy(AutoConfig.for_model("llama", **SIZES), torch.float32).config.num_hidden_layers == 2
 
 
+def test_a_layer_that_needs_each_prompt_before_its_completion_is_not_packed() -> None:
+    lm = model("llama")
+    layer, mlp = lm.model.layers[0], lm.model.layers[0].mlp
+
+    def add_previous_token(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        states, positions = args[0], kwargs["position_ids"]
+        previous = nn.functional.pad(states, (0, 0, 1, -1)) * (positions > 0)[..., None]
+        return (states + previous, *args[1:]), kwargs
+
+    layer.register_forward_pre_hook(add_previous_token, with_kwargs=True)
+    inputs: list[tuple[int, ...]] = []
+    mlp.register_forward_hook(lambda _, args, __: inputs.append(tuple(args[0].shape)))
+    report = layout_of(lm)
+    # Plain packed rows would be right, since a sequence begins at position 0.
+    tokens = sequences(9, 30, 14, 5)
+    logprobs, _ = Policy(lm)(row_of(tokens), temperature=1.0, chunk=16)
+    for part, each in zip(logprobs.split([9, 30, 14, 5]), tokens, strict=True):
+        use_attention(lm, "eager")
+        torch.testing.assert_close(part[1:], alone(lm, each), atol=1e-4, rtol=1e-4)
+    assert report.layout == "sdpa"
+
+
 def test_the_copy_of_a_large_model_has_a_small_vocabulary() -> None:
     words = SIZES | {"vocab_size": 150_000, "pad_token_id": 149_999, "eos_token_id": [149_998, 149_997]}
     small = small_copy(AutoConfig.for_model("llama", **words), torch.float32)
