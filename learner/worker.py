@@ -13,6 +13,7 @@ import ray
 from maxpo.batches.samples import Sample
 from maxpo.config import Config
 from maxpo.runtime.background import Background
+from maxpo.runtime.heap import freeze_heap
 from maxpo.runtime.network import use_interface
 from maxpo.runtime.output import write_output_to
 from maxpo.runtime.waits import print_stacks_on_signal
@@ -72,6 +73,7 @@ class LearnerWorker:
         self._engine = TrainEngine(self._policy, self._config.learner, device)
         self._updater = self._new_updater(reference_policy(self._config, self._engine, sequence))
         self._sender = self._new_sender()
+        freeze_heap()
         return os.getpid(), loaded.parameters
 
     def _claim_device(self) -> torch.device:

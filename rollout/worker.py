@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from maxpo.config import EnvironmentConfig, RolloutConfig
 from maxpo.errors import RunError
+from maxpo.runtime.heap import freeze_heap
 from maxpo.runtime.network import use_interface
 from maxpo.runtime.output import write_output_to
 from maxpo.runtime.waits import print_stacks_on_signal
@@ -101,6 +102,7 @@ class RolloutWorker:
             ) from error
         if version is not None:
             await self._engine.set_version(version)
+        freeze_heap()
         return os.getpid()
 
     async def process_id(self) -> int:

@@ -13,6 +13,7 @@ from launch.cluster.ray_cluster import cluster, own_logs
 from learner.group import LearnerGroup
 from maxpo.config import Config
 from maxpo.errors import RunError
+from maxpo.runtime.heap import freeze_heap
 from rollout.pool import RolloutPool
 
 
@@ -65,4 +66,5 @@ def system(config: Config, log_folder: Path) -> Iterator[System]:
             rollouts.finish_start()
             rollouts.logprobs = learner.logprobs
             rollouts.republish = lambda receivers: learner.publish(receivers, again=True)
+            freeze_heap()
             yield System(rollouts=rollouts, learner=learner, placement=placement, groups=groups, parameters=parameters)

@@ -19,6 +19,21 @@ if TYPE_CHECKING:  # it imports deepspeed, which must come after the environment
 PACKED_ATTENTION = "maxpo_packed"
 QUERIES = 1024
 """Number of queries of a sequence that are computed at once where a mask or scores must be in memory."""
+MASKED = 1 << 24
+"""Most elements of the mask of a block, so that a mask never needs much memory. In a larger block, the attention of
+shared prompts is computed for each sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Sequences that are computed in one call of the attention, padded to the longest. Indices point into the row."""
+
+    keys: Tensor
+    """[S, L] index of each token. Past the end of a sequence its last token repeats."""
+    queries: Tensor | None = None
+    """[S, Q] index of each token whose attention is computed. None: `keys`."""
+    positions: Tensor | None = None
+    """[S, Q] position of each query in its sequence. None: 0 to L - 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,36 +42,81 @@ class RowLayout:
 
     Sequences whose lengths round up to the same power of two are one block, padded to the longest of them. So padding
     at most doubles the work, whatever the mixture of lengths.
+
+    A row may hold the prompt of several sequences once. No token of it sees what follows, so its states are the same
+    for all of them.
     """
 
-    blocks: tuple[Tensor, ...]
-    """Index tensors [S, L] into the row. Past the end of a sequence its last token repeats."""
+    blocks: tuple[Block, ...]
     inverse: Tensor
-    """[T] index of each token of the row in the flattened and joined blocks."""
+    """[U] index of each token of the row in the flattened and joined queries of the blocks."""
+    places: Tensor | None = None
+    """[T] index in the row of each token of all sequences, one sequence after the other. None: T = U, in this order."""
+    kept: Tensor | None = None
+    """[U] index of each token of the row among the tokens of all sequences. None: T = U."""
 
     attended: list[nn.Module] = field(default_factory=list[nn.Module])
     """Layers that have computed attention over this row."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device, *, one_block: bool = False) -> RowLayout:
-        """Return the layout of a row of sequences of these lengths. `one_block`: pad all to the longest."""
-        starts = torch.tensor([0, *lengths]).cumsum(0)[:-1]
-        sizes = torch.tensor(lengths)
-        blocks: list[Tensor] = []
-        inverse = torch.empty(int(sizes.sum()), dtype=torch.long)
-        offset = 0
+    def of(
+        cls,
+        lengths: Sequence[int],
+        device: torch.device,
+        *,
+        shared: Sequence[tuple[int, int]] = (),
+        one_block: bool = False,
+    ) -> RowLayout:
+        """Return the layout of a row of sequences of these lengths.
+
+        Args:
+            lengths: [B] numbers of tokens.
+            device: device of the row.
+            shared: [B] prompts that are in the row once, see `TrainBatch.shared`. Empty: none.
+            one_block: True to pad all sequences to the longest.
+        """
         # Computed on the host, so that no step waits for the device. Only the finished index tensors are moved.
-        classes = torch.tensor([0 if one_block else int(n - 1).bit_length() for n in lengths])
-        for size_class in classes.unique().tolist():
-            members = (classes == size_class).nonzero().squeeze(1)
-            steps = torch.arange(int(sizes[members].max()))
+        sizes = torch.tensor(lengths)
+        owner, prompt = torch.tensor(shared).T if shared else (torch.arange(len(sizes)), torch.zeros_like(sizes))
+        ends = (sizes - prompt).cumsum(0)
+        # The place of a token is its position plus the start of its sequence, or of the sequence that has its prompt.
+        starts, prompt_starts = ends - sizes, (ends - sizes + prompt)[owner]
+
+        def place(sequences: Tensor, position: Tensor) -> Tensor:
+            before = position < prompt[sequences]
+            return position + torch.where(before, prompt_starts[sequences], starts[sequences])
+
+        blocks: list[Block] = []
+        inverse = torch.empty(int(ends[-1]), dtype=torch.long)
+        offset = 0
+        for members in _classes(sizes, prompt, one_block):
+            rows = members[:, None]
             # Padding may repeat any token: causal attention keeps it from the real tokens, and `inverse` leaves it out.
-            block = starts[members, None] + torch.minimum(steps, sizes[members, None] - 1)
-            real = steps < sizes[members, None]
-            inverse[block[real]] = offset + real.flatten().nonzero().squeeze(1)
-            offset += block.numel()
-            blocks.append(block.to(device))
-        return cls(tuple(blocks), inverse.to(device))
+            keys = torch.minimum(torch.arange(int(sizes[members].max())), sizes[rows] - 1)
+            own = torch.arange(int((sizes - prompt)[members].max()))
+            few = device.type == "cpu" and len(own) < keys.shape[1] and keys.numel() * len(own) <= MASKED
+            steps = own + prompt[rows] if few else torch.arange(keys.shape[1])
+            positions = torch.minimum(steps, sizes[rows] - 1) if few else keys
+            real = (steps < sizes[rows]) & (steps >= prompt[rows])
+            queries = place(rows, positions)
+            inverse[queries[real]] = offset + real.flatten().nonzero().squeeze(1)
+            offset += queries.numel()
+            block = [place(rows, keys), queries, positions] if few else [queries]
+            blocks.append(Block(*(part.to(device) for part in block)))
+        if not prompt.any():
+            return cls(tuple(blocks), inverse.to(device))
+        position = torch.cat([torch.arange(n) for n in lengths])
+        each = torch.arange(len(sizes)).repeat_interleave(sizes)
+        kept = (position >= prompt[each]).nonzero().squeeze(1)
+        return cls(tuple(blocks), inverse.to(device), place(each, position).to(device), kept.to(device))
+
+
+def _classes(sizes: Tensor, prompt: Tensor, one_block: bool) -> Iterator[Tensor]:
+    """Yield the sequences of each block: of similar length, and with or without a prompt that another one has."""
+    classes = torch.tensor([0 if one_block else 2 * int(n - 1).bit_length() for n in sizes.tolist()])
+    classes += prompt > 0
+    for each in classes.unique():
+        yield (classes == each).nonzero().squeeze(1)
 
 
 class PackedMask:
@@ -78,33 +138,44 @@ class PackedMask:
         """
         self.row, self.sequence = row, sequence
         self._visible, self._device = visible, row.inverse.device
+        self._zero = torch.zeros((), dtype=torch.long, device=self._device)
         self._pieces: dict[int, list[tuple[slice, slice, Tensor | None]]] = {}
 
-    def pieces(self, length: int) -> list[tuple[slice, slice, Tensor | None]]:
-        """Return pieces of the queries of a sequence: the queries, keys that hold all visible ones, and the mask.
+    def pieces(self, number: int) -> list[tuple[slice, slice, Tensor | None]]:
+        """Return pieces of the queries of a block: the queries, keys that hold all visible ones, and the mask.
 
-        The mask is [queries, keys], True where visible. None: the piece is plain causal attention.
+        The mask is [queries, keys] or [S, 1, queries, keys], True where visible. None: the piece is plain causal
+        attention.
         """
-        if length not in self._pieces:
-            self._pieces[length] = list(self._cut(length))
-        return self._pieces[length]
+        if number not in self._pieces:
+            block = self.row.blocks[number]
+            length = block.keys.shape[1]
+            if block.positions is None:
+                self._pieces[number] = list(self._cut(length))
+            else:
+                keys = torch.arange(length, device=self._device)
+                mask = self._visible(self._zero, self._zero, block.positions[:, None, :, None], keys)
+                mask = mask.expand(-1, 1, block.positions.shape[1], length)
+                self._pieces[number] = [(slice(None), slice(None), mask)]
+        return self._pieces[number]
 
-    def _cut(self, length: int) -> list[tuple[slice, slice, Tensor | None]]:
+    def _cut(self, length: int) -> Iterator[tuple[slice, slice, Tensor | None]]:
+        """Yield the pieces of sequences of this length whose queries are all tokens."""
         whole = slice(0, length)
         if self._visible is causal_mask_function:
-            return [(whole, whole, None)]
+            yield whole, whole, None
+            return
         keys = torch.arange(length, device=self._device)
-        zero = torch.zeros((), dtype=torch.long, device=self._device)
         pieces: list[tuple[slice, slice, Tensor | None]] = []
         causal = True
         for start in range(0, length, QUERIES):
             queries = slice(start, min(start + QUERIES, length))
-            mask = self._visible(zero, zero, keys[queries, None], keys[None, : queries.stop])
+            mask = self._visible(self._zero, self._zero, keys[queries, None], keys[None, : queries.stop])
             mask = mask.expand(queries.stop - start, queries.stop)
             causal = causal and torch.equal(mask, keys[queries, None] >= keys[None, : queries.stop])
             first = int(mask.any(0).nonzero()[0])
             pieces.append((queries, slice(first, queries.stop), mask[:, first:]))
-        return [(whole, whole, None)] if causal else pieces
+        yield from [(whole, whole, None)] if causal else pieces
 
 
 _current: ContextVar[tuple[RowLayout, SequenceGroup | None]] = ContextVar("row")
@@ -179,11 +250,12 @@ def packed_attention(
         s_aux = None if s_aux is None else s_aux.chunk(sequence.size)[sequence.rank]
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     outputs: list[Tensor] = []
-    for block in row.blocks:
-        queries, keys, values = (x[block].transpose(1, 2) for x in (q, k, v))
+    for number, block in enumerate(row.blocks):
+        queries = q[block.keys if block.queries is None else block.queries].transpose(1, 2)
+        keys, values = (x[block.keys].transpose(1, 2) for x in (k, v))
         parts = [
             _attend(queries[:, :, here], keys[:, :, seen], values[:, :, seen], mask, scaling, dropout, softcap, s_aux)
-            for here, seen, mask in attention_mask.pieces(block.shape[1])
+            for here, seen, mask in attention_mask.pieces(number)
         ]
         out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
@@ -207,7 +279,7 @@ def _attend(
         query: [S, heads, L, D]; `key` and `value` [S, kv_heads, K, D].
         key: see query.
         value: see query.
-        mask: [L, K] True where visible. None: L = K, plain causal attention.
+        mask: [L, K] or [S, 1, L, K], True where visible. None: L = K, plain causal attention.
         scaling: see `packed_attention`.
         dropout: see `packed_attention`.
         softcap: see `packed_attention`.
@@ -216,6 +288,10 @@ def _attend(
     # In grouped-query attention, several query heads share one head of keys and values.
     groups = query.shape[1] // key.shape[1]
     if softcap is None and sinks is None:
+        if query.device.type == "cpu" and query.dtype != torch.float32:
+            # Torch's kernel for CPU takes half the time in float32, conversions included.
+            wide = _attend(query.float(), key.float(), value.float(), mask, scaling, dropout, softcap, sinks)
+            return wide.to(query.dtype)
         return F.scaled_dot_product_attention(
             query,
             key,

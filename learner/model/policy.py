@@ -61,7 +61,10 @@ class Policy(nn.Module):
         """
         tokens = batch.token_ids.shape[0]
         start, end = (0, tokens) if self._sequence is None else self._sequence.span(tokens)
-        hidden = self._packed(batch, start, end) if self.layout == "packed" else self._padded(batch)
+        if self.layout == "packed":
+            hidden, places = self._packed(batch, start, end)
+        else:
+            hidden, places = self._padded(batch), None
         weight, bias = self._head.weight()
         judged = slice(start, min(end + 1, tokens))  # the last state predicts the first token of the next rank's part
         logprobs, entropy = token_logprobs(
@@ -69,6 +72,7 @@ class Policy(nn.Module):
             lambda states: self._head(states, weight, bias),
             batch.token_ids[judged],
             batch.loss_mask[judged],
+            places=places,
             temperature=temperature,
             chunk=chunk,
             entropy_grad=entropy_grad,
@@ -76,16 +80,22 @@ class Policy(nn.Module):
         around = (start, tokens - judged.stop)
         return F.pad(logprobs, around), F.pad(entropy, around)
 
-    def _packed(self, batch: TrainBatch, start: int, end: int) -> Tensor:
-        """Return the last hidden states [end - start, H] of a part of the row."""
-        row = RowLayout.of(batch.lengths, batch.token_ids.device)
-        tokens = batch.token_ids[None, start:end]
+    def _packed(self, batch: TrainBatch, start: int, end: int) -> tuple[Tensor, Tensor | None]:
+        """Return the last hidden states of a part of the row, and the place of each token among them.
+
+        A prompt of several sequences goes through the layers once. If ranks share the row, it does not: a rank's part
+        is cut from the whole row.
+        """
+        row = RowLayout.of(batch.lengths, batch.token_ids.device, shared=batch.shared if self._sequence is None else ())
+        tokens, positions = batch.token_ids[None, start:end], batch.position_ids[None, start:end]
+        if row.kept is not None:
+            tokens, positions = tokens[:, row.kept], positions[:, row.kept]
         with laid_out(row, self._sequence):
             hidden = self._head.layers(
                 input_ids=tokens,
                 # All tokens are real. Without it, transformers would look for sequences by itself.
                 attention_mask=tokens.new_ones(tokens.shape),
-                position_ids=batch.position_ids[None, start:end],
+                position_ids=positions,
                 use_cache=False,
             ).last_hidden_state[0]
         layers: int = self.lm.config.num_hidden_layers
@@ -95,7 +105,7 @@ class Policy(nn.Module):
                 f"learner.sequence_parallel = {self._sequence.size}: {attended} of the model's {layers} "
                 "layers are attention; all must be: set it to 1"
             )
-        return hidden
+        return hidden, row.places
 
     def _padded(self, batch: TrainBatch) -> Tensor:
         """Return the last hidden states [T, H], with one sequence a row in a single call of the layers.
@@ -105,7 +115,7 @@ class Policy(nn.Module):
         """
         row = RowLayout.of(batch.lengths, batch.token_ids.device, one_block=True)
         (block,) = row.blocks
-        hidden = self._head.layers(input_ids=batch.token_ids[block], use_cache=False).last_hidden_state
+        hidden = self._head.layers(input_ids=batch.token_ids[block.keys], use_cache=False).last_hidden_state
         return hidden.flatten(0, 1)[row.inverse]
 
 

@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from maxpo.errors import InputError
 
 LENGTHS = (9, 30, 14, 5)
 """Tokens of the test's sequences."""
+PROMPT = 6
+"""Number of tokens at the beginning of the third sequence that are those of the second. They are in the row once."""
 VOCABULARY = 2048
 """Largest vocabulary of a random copy."""
 LARGE = 300_000_000
@@ -132,7 +134,9 @@ def _sequences(lm: PreTrainedModel) -> list[Tensor]:
     flat = {i for x in special for i in (x if isinstance(x, list) else [x])}
     allowed = torch.tensor([i for i in range(min(size, 50_000)) if i not in flat])
     device = next(lm.parameters()).device
-    return [allowed[torch.randint(len(allowed), (n,), generator=generator)].to(device) for n in LENGTHS]
+    sequences = [allowed[torch.randint(len(allowed), (n,), generator=generator)] for n in LENGTHS]
+    sequences[2][:PROMPT] = sequences[1][:PROMPT]
+    return [tokens.to(device) for tokens in sequences]
 
 
 def _alone(lm: PreTrainedModel, sequences: Sequence[Tensor]) -> list[Tensor]:
@@ -167,7 +171,8 @@ def _measure(
     The sequences are repeated `rounds` times in the row, and the last of them are compared.
     """
     try:
-        row = row_of(list(sequences) * rounds)
+        shared = [(i, 0) if i % len(LENGTHS) != 2 else (i - 1, PROMPT) for i in range(len(LENGTHS) * rounds)]
+        row = replace(row_of(list(sequences) * rounds), shared=tuple(shared))
         logprobs, _ = Policy(lm, layout=layout)(row, temperature=1.0, chunk=1024)
         logprobs = logprobs[-sum(LENGTHS) :]
     # Models raise whatever their code happens to raise on a row that they do not understand.
@@ -201,7 +206,7 @@ def _culprit(lm: PreTrainedModel, layout: Layout, sequences: Sequence[Tensor], r
         for name, output in outputs.items():
             alone.setdefault(name, []).append(output)
     total = len(sequences) * max(LENGTHS) if layout != "packed" else sum(LENGTHS)
-    policy, row = Policy(lm, layout=layout), row_of(sequences)
+    policy, row = Policy(lm, layout=layout), replace(row_of(sequences), shared=())
     with _outputs(lm, total) as outputs:
         policy(row, temperature=1.0, chunk=16)
     for name, output in outputs.items():

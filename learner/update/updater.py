@@ -158,11 +158,13 @@ class Updater:
             constant=self._constant,
         )
         shared = self._learner.sequence_parallel
+        packed = self._engine.module.layout == "packed"
         plan = plan_microbatches(
             [len(s.token_ids) for s in samples],
             self._learner.token_budget,
             self._engine.world_size // shared,
-            padded=self._engine.module.layout != "packed",
+            padded=not packed,
+            prompts=[(s.group, s.prompt_tokens) for s in samples] if packed and shared == 1 else None,
         )
         mine, part = divmod(self._rank, shared)
         rows = [

@@ -18,6 +18,12 @@ from torch import Tensor
 
 from maxpo.batches.samples import Sample
 
+REPEATED = 1 / 8
+"""Share of the tokens of a prompt that a further sequence with it counts. Attention copies keys and values of the
+prompt for each sequence, and nothing else."""
+SETS = 8
+"""Least number of sets of sequences with one prompt for each rank, so that ranks have about the same load."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainBatch:
@@ -35,6 +41,9 @@ class TrainBatch:
     """Advantage of the sequence that each token belongs to."""
     token_weights: Float[Tensor, " T"]
     """Weight of each token in the loss of the step, computed from global counts (`maxpo.losses.aggregation`)."""
+    shared: tuple[tuple[int, int], ...]
+    """[B] For each sequence a sequence of the row, and the number of tokens at the beginning that both have in common:
+    an earlier sequence with the same prompt, or itself and 0."""
 
     def to(self, device: torch.device) -> TrainBatch:
         """Return this batch on `device`."""
@@ -46,16 +55,22 @@ class TrainBatch:
             rollout_logprobs=self.rollout_logprobs.to(device),
             advantages=self.advantages.to(device),
             token_weights=self.token_weights.to(device),
+            shared=self.shared,
         )
 
 
 def plan_microbatches(
-    lengths: Sequence[int], token_budget: int, ranks: int, *, padded: bool = False
+    lengths: Sequence[int],
+    token_budget: int,
+    ranks: int,
+    *,
+    padded: bool = False,
+    prompts: Sequence[tuple[int, int]] | None = None,
 ) -> list[list[list[int]]]:
     """Assign sequences to microbatches. plan[rank][microbatch] is a list of indices into `lengths`.
 
-    Every rank gets the same number of microbatches. A microbatch may be empty. The longest sequence goes first, to the
-    least loaded rank and within the rank to the least loaded microbatch.
+    Every rank gets the same number of microbatches. A microbatch may be empty. The longest sequence, or set of
+    sequences with one prompt, goes first, to the least loaded rank and within the rank to the least loaded microbatch.
 
     Args:
         lengths: Numbers of tokens of the sequences.
@@ -63,6 +78,8 @@ def plan_microbatches(
         ranks: Number of ranks.
         padded: True if each sequence of a microbatch is padded to the longest. Sequences of similar lengths then share
             a microbatch.
+        prompts: Identity and length of the prompt of each sequence, if a row holds a prompt once. Its further
+            sequences count `REPEATED` of its tokens. None: rows hold whole sequences.
 
     Raises:
         ValueError: A sequence is longer than the budget.
@@ -72,24 +89,48 @@ def plan_microbatches(
         raise ValueError(
             f"a sequence of {too_long} tokens does not fit learner.token_budget = {token_budget}. Raise the budget."
         )
+    together = [[i] for i in range(len(lengths))]
+    if prompts is not None:
+        most = min(token_budget, max(too_long, sum(lengths) // (SETS * ranks)))
+        together = _sets(lengths, prompts, most)
+    sizes = [_size(members, lengths, prompts) for members in together]
     # The index breaks ties, so that the plan depends on the lengths only.
-    longest_first = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    longest_first = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
     shares: list[list[int]] = [[] for _ in range(ranks)]
     load = [0] * ranks
     for i in longest_first:
         rank = min(range(ranks), key=lambda r: (load[r], r))
         shares[rank].append(i)
-        load[rank] += lengths[i]
+        load[rank] += sizes[i]
 
     # All ranks take the same count of rows, since ZeRO-3 gathers parameters on all ranks together. The count starts at
     # the lower bound of the fullest rank and grows while the rows of some rank overflow.
     count = max(1, *(-(-rank_load // token_budget) for rank_load in load))
     fill = _fill_padded if padded else _fill
     while True:
-        plan = [fill(share, lengths, token_budget, count) for share in shares]
+        plan = [fill(share, sizes, token_budget, count) for share in shares]
         if all(bins is not None for bins in plan):
-            return [bins for bins in plan if bins is not None]
+            return [[[i for j in row for i in together[j]] for row in bins] for bins in plan if bins is not None]
         count += 1
+
+
+def _sets(lengths: Sequence[int], prompts: Sequence[tuple[int, int]], most: int) -> list[list[int]]:
+    """Return sets of sequences with one prompt, whose size is at most `most`."""
+    sets: list[list[int]] = []
+    last: dict[int, list[int]] = {}
+    for i, (prompt, _) in enumerate(prompts):
+        members = last.get(prompt)
+        if members is None or _size([*members, i], lengths, prompts) > most:
+            members = last[prompt] = []
+            sets.append(members)
+        members.append(i)
+    return sets
+
+
+def _size(members: Sequence[int], lengths: Sequence[int], prompts: Sequence[tuple[int, int]] | None) -> int:
+    """Return the number of tokens that sequences with one prompt count for."""
+    total = sum(lengths[i] for i in members)
+    return total if prompts is None else total - int((len(members) - 1) * prompts[members[0]][1] * (1 - REPEATED))
 
 
 def _fill(share: Sequence[int], lengths: Sequence[int], token_budget: int, count: int) -> list[list[int]] | None:
@@ -148,7 +189,19 @@ def pack(
         rollout_logprobs=_tensor(np.concatenate([s.rollout_logprobs for s in samples])),
         advantages=_tensor(np.repeat(per_sample.numpy(), lengths)),
         token_weights=_tensor(np.repeat(weights, lengths)),
+        shared=_shared_prompts(samples),
     )
+
+
+def _shared_prompts(samples: Sequence[Sample]) -> tuple[tuple[int, int], ...]:
+    """Return `TrainBatch.shared`. A prompt is all tokens before the first one in the loss."""
+    first: dict[bytes, int] = {}
+    shared: list[tuple[int, int]] = []
+    for i, sample in enumerate(samples):
+        length = sample.prompt_tokens
+        owner = first.setdefault(sample.token_ids[:length].tobytes(), i) if length else i
+        shared.append((owner, length if owner != i else 0))
+    return tuple(shared)
 
 
 def own_part(batch: TrainBatch, part: int, parts: int) -> TrainBatch:

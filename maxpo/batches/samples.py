@@ -39,6 +39,11 @@ class Sample:
     """Log-probability of each token at sampling, in nats. 0 where `loss_mask` is False."""
 
     @property
+    def prompt_tokens(self) -> int:
+        """Number of tokens before the first one that contributes to the loss. 0 if none does."""
+        return int(self.loss_mask.argmax())
+
+    @property
     def loss_tokens(self) -> int:
         """Number of tokens that contribute to the loss."""
         return int(np.count_nonzero(self.loss_mask))

@@ -52,7 +52,8 @@ class LearnerConfig:
     """Reaction to a loss or gradient that is not finite. The optimizer step is never taken. stop: the run stops. skip:
     the run goes on. In float16, a gradient that overflows while the loss scale can still be lowered does not count."""
     token_budget: Annotated[int, COUNT] = 16384
-    """Largest number of tokens of one packed microbatch. A longer single sequence is an error before the start."""
+    """Largest number of tokens of one packed microbatch. A longer single sequence is an error before the start. A row
+    holds the prompt of several completions once. For each further completion an eighth of the prompt counts."""
     logprob_chunk: Annotated[int, COUNT] = 2048
     """Number of tokens whose logits are in memory at once. Memory grows with chunk x vocabulary."""
     gradient_checkpointing: bool = False

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from maxpo.batches.packing import pack, plan_microbatches
 from maxpo.batches.samples import reward_matrix, valid_samples
-from tests.fakes import completion, prompt, scored
+from tests.fakes import completion, prompt, sample, scored
 
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(50, 200), st.integers(1, 4))
@@ -33,6 +33,30 @@ def test_padding_counts_where_each_sequence_has_a_row(lengths: list[int], budget
     assert all(len(row) * max(lengths[i] for i in row) <= budget for rows in plan for row in rows if row)
 
 
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 40)), max_size=60), st.integers(60, 200), st.integers(1, 4))
+@settings(max_examples=200, deadline=None)
+def test_a_repeated_prompt_counts_an_eighth(sequences: list[tuple[int, int]], budget: int, ranks: int) -> None:
+    prompts = [(group, 3 * group) for group, _ in sequences]
+    lengths = [3 * group + n for group, n in sequences]
+    plan = plan_microbatches(lengths, budget, ranks, prompts=prompts)
+    assert len({len(rows) for rows in plan}) == 1
+    assert sorted(i for rows in plan for row in rows for i in row) == list(range(len(lengths)))
+    for row in (row for rows in plan for row in rows):
+        once = sum({group: 3 * group for group in (prompts[i][0] for i in row)}.values())
+        further = sum(prompts[i][1] for i in row) - once
+        assert sum(lengths[i] - prompts[i][1] for i in row) + once + further // 8 <= budget
+
+
+def test_completions_of_one_prompt_are_computed_together() -> None:
+    # 8 groups of 4: a prompt of 40 tokens and completions of 10.
+    prompts = [(i // 4, 40) for i in range(32)]
+    (plan,) = plan_microbatches([50] * 32, 200, 1, prompts=prompts)
+    assert [len({prompts[i][0] for i in row}) for row in plan] == [2, 2, 2, 2]
+    # Ranks have about the same work, even if there is one group only.
+    shares = plan_microbatches([50] * 32, 2000, 4, prompts=[(0, 40)] * 32)
+    assert [len(row) for (row,) in shares] == [8, 8, 8, 8]
+
+
 def test_sequences_of_similar_lengths_share_a_padded_microbatch() -> None:
     assert plan_microbatches([2, 30, 2, 28, 2, 2], 60, 1, padded=True) == [[[1, 3], [0, 2, 4, 5]]]
     assert plan_microbatches([2, 30, 2, 28, 2, 2], 66, 1) == [[[1, 3, 0, 2, 4, 5]]]
@@ -48,6 +72,12 @@ def test_no_more_rows_than_the_longest_first_rule_needs() -> None:
 def test_a_sequence_over_the_budget_is_an_error_that_names_the_setting() -> None:
     with pytest.raises(ValueError, match=r"12 tokens.*token_budget = 10"):
         plan_microbatches([3, 12], 10, 1)
+
+
+def test_a_prompt_is_shared_with_the_first_sequence_that_has_it() -> None:
+    rows = [([7, 8, 1], 2), ([7, 8, 2, 2], 2), ([7, 8, 1], 1), ([9], 1), ([7, 8, 3], 2), ([9, 9], 1), ([3], 0)]
+    row = pack([sample(ids, prompt=length) for ids, length in rows], torch.ones(1, 1), lambda sample: 1.0)
+    assert row.shared == ((0, 0), (0, 2), (2, 0), (3, 0), (0, 2), (5, 0), (6, 0))
 
 
 def test_a_row_by_hand() -> None:

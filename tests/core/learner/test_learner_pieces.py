@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.run.preflight import check_model
@@ -58,7 +60,40 @@ def test_packed_attention_is_attention_of_each_sequence_alone() -> None:
     assert float(grad[:, :, 1:8].abs().sum()) > 0
     assert float(grad[:, :, 8:].abs().sum()) == float(grad[:, :, :1].abs().sum()) == 0
     # Padding at most doubles the work, whatever the mixture.
-    assert sum(block.numel() for block in row.blocks) <= 2 * total
+    assert sum(block.keys.numel() for block in row.blocks) <= 2 * total
+
+
+@pytest.mark.parametrize("masked", [1 << 24, 0])
+@pytest.mark.parametrize("window", [None, 5])
+def test_completions_see_the_prompt_that_they_share(
+    masked: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("learner.model.packed_attention.MASKED", masked)
+    lengths, shared = [9, 12, 3, 10, 30, 8], [(0, 0), (0, 7), (2, 0), (0, 7), (4, 0), (0, 7)]
+    row = RowLayout.of(lengths, torch.device("cpu"), shared=shared)
+    assert row.kept is not None and row.places is not None
+    assert len(row.kept) == 9 + 5 + 3 + 3 + 30 + 1
+    q, k, v = torch.randn(3, 1, 2, len(row.kept), 8, generator=torch.Generator().manual_seed(0))
+
+    def visible(_: Tensor, __: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query - key < (window or 1000))
+
+    out, _ = packed_attention(torch.nn.Identity(), q, k, v, PackedMask(row, visible))
+    for places in row.places.split(lengths):
+        position = torch.arange(len(places))
+        mask = visible(position, position, position[:, None], position)
+        alone = F.scaled_dot_product_attention(q[:, :, places], k[:, :, places], v[:, :, places], mask)
+        torch.testing.assert_close(out[:, places], alone.transpose(1, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_attention_in_16_bits_loses_nothing_but_the_rounding_of_its_output(dtype: torch.dtype) -> None:
+    q, k, v = (4 * torch.randn(3, 1, 2, 20, 8, generator=torch.Generator().manual_seed(0))).to(dtype)
+    mask = PackedMask(RowLayout.of([20], torch.device("cpu")))
+    out, _ = packed_attention(torch.nn.Identity(), q, k, v, mask)
+    exact, _ = packed_attention(torch.nn.Identity(), q.float(), k.float(), v.float(), mask)
+    assert out.dtype == dtype
+    assert torch.equal(out, exact.to(dtype))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
@@ -73,13 +108,23 @@ def test_log_probabilities_of_packed_rows_are_those_of_each_sequence_alone(famil
     names = " ".join(name for name, _ in model.named_parameters())
     assert ("q_proj.bias" in names, "q_norm.weight" in names) == (family == "qwen2", family == "qwen3")
 
+    prompts = torch.randint(50, (2, 6)).tolist()
     samples = [
-        sample(torch.randint(50, (length,)).tolist(), prompt=2, index=index)
-        for index, length in enumerate([5, 17, 3, 9])
+        sample(prompts[which] + torch.randint(50, (length,)).tolist(), prompt=6, index=index)
+        for index, (which, length) in enumerate([(0, 5), (1, 17), (1, 3), (0, 9), (1, 1), (1, 12)])
     ]
-    row = pack(samples, torch.ones(1, 4), lambda sample: 1.0)
+    row = pack(samples, torch.ones(1, 6), lambda sample: 1.0)
+    assert [length for _, length in row.shared] == [0, 0, 6, 6, 6, 6]
     packed = Policy(load_language_model(str(tmp_path), torch.float32, trust_remote_code=False))
+    computed: list[int] = []
+    layer = packed.lm.get_submodule("model.layers.0.mlp")
+    layer.register_forward_hook(lambda _, __, output: computed.append(output.shape[1]))
     got, _ = packed(row, temperature=0.7, chunk=8)
+    assert computed == [12 + 5 + 17 + 3 + 9 + 1 + 12], "each prompt goes through the layers once"
+    gradients = torch.autograd.grad(got.square().sum(), list(packed.parameters()))
+    apart, _ = packed(replace(row, shared=()), temperature=0.7, chunk=8)
+    for one, other in zip(gradients, torch.autograd.grad(apart.square().sum(), list(packed.parameters())), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
     alone: list[torch.Tensor] = []
     for each in samples:
         tokens = torch.tensor(each.token_ids).long()

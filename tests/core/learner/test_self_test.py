@@ -154,6 +154,28 @@ def test_a_large_model_is_tested_on_its_first_layers_of_every_kind() -> None:
     assert small_copy(AutoConfig.for_model("llama", **SIZES), torch.float32).config.num_hidden_layers == 2
 
 
+def test_a_layer_that_needs_each_prompt_before_its_completion_is_not_packed() -> None:
+    lm = model("llama")
+    layer, mlp = lm.model.layers[0], lm.model.layers[0].mlp
+
+    def add_previous_token(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        states, positions = args[0], kwargs["position_ids"]
+        previous = nn.functional.pad(states, (0, 0, 1, -1)) * (positions > 0)[..., None]
+        return (states + previous, *args[1:]), kwargs
+
+    layer.register_forward_pre_hook(add_previous_token, with_kwargs=True)
+    inputs: list[tuple[int, ...]] = []
+    mlp.register_forward_hook(lambda _, args, __: inputs.append(tuple(args[0].shape)))
+    report = layout_of(lm)
+    # Plain packed rows would be right, since a sequence begins at position 0.
+    tokens = sequences(9, 30, 14, 5)
+    logprobs, _ = Policy(lm)(row_of(tokens), temperature=1.0, chunk=16)
+    for part, each in zip(logprobs.split([9, 30, 14, 5]), tokens, strict=True):
+        use_attention(lm, "eager")
+        torch.testing.assert_close(part[1:], alone(lm, each), atol=1e-4, rtol=1e-4)
+    assert report.layout == "sdpa"
+
+
 def test_the_copy_of_a_large_model_has_a_small_vocabulary() -> None:
     words = SIZES | {"vocab_size": 150_000, "pad_token_id": 149_999, "eos_token_id": [149_998, 149_997]}
     small = small_copy(AutoConfig.for_model("llama", **words), torch.float32)
@@ -178,9 +200,10 @@ def test_a_window_is_kept_over_pieces_of_the_queries(window: int, monkeypatch: p
         mask = visible(where, where, where[:, None], where[None])
         expected = nn.functional.scaled_dot_product_attention(q[:, :, part], k[:, :, part], v[:, :, part], mask)
         torch.testing.assert_close(out[:, part], expected.transpose(1, 2))
-    assert (keys.pieces(37)[0][2] is None) == (window == 2000), "a window that never bites costs nothing"
+    first = next(i for i, block in enumerate(row.blocks) if block.keys.shape[1] == 37)
+    assert (keys.pieces(first)[0][2] is None) == (window == 2000), "a window that never bites costs nothing"
     if window == 5:
-        assert [piece[1] for piece in keys.pieces(37)] == [slice(0, 16), slice(12, 32), slice(28, 37)]
+        assert [piece[1] for piece in keys.pieces(first)] == [slice(0, 16), slice(12, 32), slice(28, 37)]
 
 
 @pytest.mark.parametrize("asked", [{"position_bias": torch.zeros(1)}, {"is_causal": False}, {"cache": object()}])
