@@ -133,6 +133,7 @@ class LearnerWorker:
             temperature=rollout.temperature,
             aggregation_constant=algorithm.aggregation_constant or rollout.max_new_tokens,
             total_steps=self._config.run.steps,
+            max_staleness=self._config.pipeline.max_staleness,
         )
 
     def _new_sender(self) -> WeightSender:

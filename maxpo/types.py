@@ -197,6 +197,8 @@ class StepBatch:
     """[G] K of each group, fixed before the group was sampled."""
     mix_weight: float = 0.0
     """Weight of `algorithm.mix_with` in this step."""
+    version: int = 0
+    """Version of the weights at the start of this step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,11 @@ SUMS = (
 """Quantities that are summed over the loss tokens of a microbatch and over ranks."""
 
 
+def lag_sums(lags: int) -> tuple[str, ...]:
+    """Return the names of the sums over tokens of each age: first the mismatch, then the numbers of tokens."""
+    return (*(f"mismatch_kl_lag_{lag}" for lag in range(lags)), *(f"tokens_lag_{lag}" for lag in range(lags)))
+
+
 def microbatch_loss(
     logprobs: Tensor,
     entropy: Tensor,
@@ -34,6 +39,7 @@ def microbatch_loss(
     *,
     old_logprobs: Tensor | None,
     ref_logprobs: Tensor | None,
+    lags: int = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the microbatch's share of the step's loss, and the sums of `SUMS` for the log.
 
@@ -45,6 +51,7 @@ def microbatch_loss(
         old_logprobs: [T] of the policy at the start of the step; None if they equal `logprobs`, as in the first
             optimizer step of a training step.
         ref_logprobs: [T] of the frozen reference; None without a KL term.
+        lags: number of different ages of tokens, for the sums of `lag_sums`.
     """
     mask = batch.loss_mask
     current = logprobs.detach()
@@ -68,6 +75,8 @@ def microbatch_loss(
         per_token = per_token - algorithm.entropy_coef * entropy
     loss = weighted_sum(per_token, batch.token_weights, mask)
 
+    # Bounded, so that a token that one side thinks impossible raises the alarm instead of an infinite metric.
+    mismatch = torch.expm1(gap.clamp(-50, 50)) - gap.clamp(-50, 50)
     moved = current - old
     ratio = moved.exp()
     sums |= {
@@ -77,8 +86,13 @@ def microbatch_loss(
         "clipped_low": ((ratio < 1 - algorithm.clip_low) & (batch.advantages < 0) & mask).sum(),
         "clipped_high": ((ratio > 1 + algorithm.clip_high) & (batch.advantages > 0) & mask).sum(),
         "approx_kl": (torch.expm1(moved) - moved)[mask].sum(),
-        # Bounded, so that a token that one side thinks impossible raises the alarm instead of an infinite metric.
-        "mismatch_kl": (torch.expm1(gap.clamp(-50, 50)) - gap.clamp(-50, 50))[mask].sum(),
+        "mismatch_kl": mismatch[mask].sum(),
         "mismatch_abs": gap.abs()[mask].sum(),
     }
+    if lags:
+        assert batch.lags is not None
+        of_loss = batch.lags[mask]
+        kl_sums = mismatch.new_zeros(lags).index_add_(0, of_loss, mismatch[mask])
+        token_sums = mismatch.new_zeros(lags).index_add_(0, of_loss, torch.ones_like(mismatch[mask]))
+        sums |= dict(zip(lag_sums(lags), [*kl_sums, *token_sums], strict=True))
     return loss, sums

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from learner.deepspeed_engine import TrainEngine
-from learner.update.loss import SUMS, microbatch_loss
+from learner.update.loss import SUMS, lag_sums, microbatch_loss
 from learner.update.schedule import learning_rate
 from maxpo.batches.packing import TrainBatch, own_part, pack, plan_microbatches
 from maxpo.batches.samples import Sample, reward_matrix, valid_samples
@@ -36,6 +36,7 @@ class Updater:
         temperature: float,
         aggregation_constant: float,
         total_steps: int,
+        max_staleness: int = 0,
     ) -> None:
         """Keep the parts that all updates share.
 
@@ -48,6 +49,7 @@ class Updater:
             temperature: Sampling temperature of the rollouts.
             aggregation_constant: Divisor of the sum over tokens with `aggregation: constant`.
             total_steps: Number of training steps of the run, for the learning rate.
+            max_staleness: Age of the oldest tokens, in updates. Above 0 the mismatch is summed by age too.
         """
         self._engine = engine
         self._reference = reference
@@ -57,6 +59,8 @@ class Updater:
         self._constant = aggregation_constant
         self._forward_args = {"temperature": temperature, "chunk": learner.logprob_chunk}
         self._total = total_steps * algorithm.minibatches
+        self._lags = max_staleness + 1 if max_staleness else 0
+        self._sums = (*SUMS, *lag_sums(self._lags))
         self.optimizer_steps = 0
 
     def update(self, batch: StepBatch) -> dict[str, float]:
@@ -103,7 +107,7 @@ class Updater:
         Raises:
             FloatingPointError: As in `update`.
         """
-        totals = torch.zeros(len(SUMS), dtype=torch.float64)
+        totals = torch.zeros(len(self._sums), dtype=torch.float64)
         norms: list[float] = []
         overflows = 0
         scale = self._engine.loss_scale
@@ -167,8 +171,11 @@ class Updater:
             prompts=[(s.group, s.prompt_tokens) for s in samples] if packed and shared == 1 else None,
         )
         mine, part = divmod(self._rank, shared)
+        version = batch.version if self._lags else None
         rows = [
-            pack([samples[i] for i in row], advantages, lambda s: weight(s.loss_tokens), multiple=shared)
+            pack(
+                [samples[i] for i in row], advantages, lambda s: weight(s.loss_tokens), multiple=shared, version=version
+            )
             for row in plan[mine]
         ]
         return [own_part(row, part, shared).to(self._engine.device) for row in rows]
@@ -185,7 +192,7 @@ class Updater:
 
         If the loss is not finite, the gradient is made non-finite too.
         """
-        totals = torch.zeros(len(SUMS), dtype=torch.float64, device=self._engine.device)
+        totals = torch.zeros(len(self._sums), dtype=torch.float64, device=self._engine.device)
         for i, (row, old) in enumerate(zip(microbatches, old_logprobs, strict=True)):
             ref = None
             # The reference runs first. It may share modules with the policy, and no other forward pass may come between
@@ -196,17 +203,19 @@ class Updater:
             logprobs, entropy = self._engine.forward(
                 row, entropy_grad=bool(self._algorithm.entropy_coef), **self._forward_args
             )
-            loss, sums = microbatch_loss(logprobs, entropy, row, self._algorithm, old_logprobs=old, ref_logprobs=ref)
+            loss, sums = microbatch_loss(
+                logprobs, entropy, row, self._algorithm, old_logprobs=old, ref_logprobs=ref, lags=self._lags
+            )
             # The engine refuses a step by the gradient alone, and an infinite loss can have a finite gradient.
             loss = loss + logprobs.sum() * torch.where(loss.isfinite(), 0.0, math.nan)
             self._engine.backward(loss, last=i == len(microbatches) - 1)
-            totals += torch.stack([sums.get(name, totals.new_zeros(())).double() for name in SUMS])
+            totals += torch.stack([sums.get(name, totals.new_zeros(())).double() for name in self._sums])
         dist.all_reduce(totals)
         return totals.cpu()
 
     def _summary(self, totals: Tensor, steps: int) -> dict[str, float]:
         """Return the finite metrics of the sums over `steps` optimizer steps."""
-        sums = dict(zip(SUMS, totals.tolist(), strict=True))
+        sums = dict(zip(self._sums, totals.tolist(), strict=True))
         tokens = max(sums["tokens"], 1.0)
         mean = {name: total / tokens for name, total in sums.items()}
         metrics = {
@@ -222,6 +231,9 @@ class Updater:
             metrics |= {"mismatch/tis_mean": mean["tis_weight"], "mismatch/tis_capped": mean["tis_capped"]}
         if self._reference is not None:
             metrics["policy/reference_kl"] = mean["reference_kl"]
+        for lag in range(self._lags):
+            if of_lag := sums[f"tokens_lag_{lag}"]:
+                metrics[f"mismatch/kl_lag_{lag}"] = sums[f"mismatch_kl_lag_{lag}"] / of_lag
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 

@@ -44,6 +44,8 @@ class TrainBatch:
     shared: tuple[tuple[int, int], ...]
     """[B] For each sequence a sequence of the row, and the number of tokens at the beginning that both have in common:
     an earlier sequence with the same prompt, or itself and 0."""
+    lags: Int[Tensor, " T"] | None = None
+    """Updates of the weights since each token was sampled. None: not asked for."""
 
     def to(self, device: torch.device) -> TrainBatch:
         """Return this batch on `device`."""
@@ -56,6 +58,7 @@ class TrainBatch:
             advantages=self.advantages.to(device),
             token_weights=self.token_weights.to(device),
             shared=self.shared,
+            lags=None if self.lags is None else self.lags.to(device),
         )
 
 
@@ -162,6 +165,7 @@ def pack(
     advantages: Float[Tensor, "G N"],
     weight_of: Callable[[Sample], float],
     multiple: int = 1,
+    version: int | None = None,
 ) -> TrainBatch:
     """Pack the samples into one row on the CPU.
 
@@ -172,6 +176,7 @@ def pack(
         advantages: Advantages of all groups. Each sample takes the entry at its group and index.
         weight_of: Function that gives the weight of each loss token of a sample.
         multiple: Divisor of T. Tokens without loss fill the row up to the next multiple.
+        version: Version of the weights now, for `TrainBatch.lags`. None: without lags.
     """
     # A rank without samples must still run forward and backward, since ZeRO-3 waits for all ranks.
     samples = list(samples) or [_filler(2)]
@@ -190,7 +195,15 @@ def pack(
         advantages=_tensor(np.repeat(per_sample.numpy(), lengths)),
         token_weights=_tensor(np.repeat(weights, lengths)),
         shared=_shared_prompts(samples),
+        lags=None if version is None else _tensor(np.concatenate([_lags(s, version) for s in samples])),
     )
+
+
+def _lags(sample: Sample, version: int) -> NDArray[np.int64]:
+    lags = np.zeros(len(sample.token_ids), np.int64)
+    for sampled, start in sample.versions:
+        lags[start:] = version - sampled
+    return lags
 
 
 def _shared_prompts(samples: Sequence[Sample]) -> tuple[tuple[int, int], ...]:

@@ -37,6 +37,8 @@ class Sample:
     loss_mask: NDArray[np.bool_]
     rollout_logprobs: NDArray[np.float32]
     """Log-probability of each token at sampling, in nats. 0 where `loss_mask` is False."""
+    versions: tuple[tuple[int, int], ...] = ()
+    """Versions of the weights that sampled the tokens, as in `Completion.versions`."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -108,4 +110,5 @@ def samples_of(g: int, group: Group) -> Iterator[Sample]:
             token_ids=np.concatenate([prompt, completion.token_ids]),
             loss_mask=mask,
             rollout_logprobs=logprobs,
+            versions=tuple((version, len(prompt) + start) for version, start in completion.versions),
         )

@@ -24,7 +24,8 @@ class RolloutConfig:
     max_mismatch_kl: Annotated[float | None, FACTOR] = 0.1
     """Largest `mismatch/kl`, the mean of exp(d) - 1 - d over tokens, d the difference of log-probabilities between
     learner and sampler in nats. The run stops above it, in training and in evaluation. bfloat16 gives about 0.002, a
-    mixture of experts several times as much. null: no limit."""
+    mixture of experts several times as much. With `pipeline.max_staleness` above 0 the limit is for tokens of the
+    current weights: older ones differ because the policy has moved on. null: no limit."""
     max_new_tokens: Annotated[int, COUNT] = MISSING
     """Longest completion in tokens."""
     temperature: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from maxpo.batches.samples import treat_truncated
 from maxpo.config import AlgorithmConfig, Config
@@ -81,7 +81,7 @@ class Collector:
         if algorithm.truncated != "train":
             treated = sum(g.scored.outcomes.count("truncated") for g in groups)
             metrics[f"completions/truncated_{algorithm.truncated}"] = float(treated)
-        return step_batch(step, groups, kept, weight), metrics
+        return replace(step_batch(step, groups, kept, weight), version=version), metrics
 
     def _take(self, step: int, refills: int, missing: int, timing: dict[str, float]) -> list[Ticket]:
         """Admit prompts, and take the next groups. Adds the seconds of waiting to `timing`."""

@@ -109,6 +109,10 @@ METRICS: dict[str, tuple[str, str]] = {
         "(limit: rollout.max_mismatch_kl)",
         "nats",
     ),
+    "mismatch/kl_lag_{n}": (
+        "The same over tokens that are n updates old, with max_staleness above 0. The limit holds for n = 0 then",
+        "nats",
+    ),
     "mismatch/logprob_abs": ("Mean absolute difference of log-probabilities, sampler against learner", "nats"),
     "mismatch/tis_mean": ("Mean truncated importance weight", "ratio"),
     "mismatch/tis_capped": ("Tokens with an importance weight capped at algorithm.tis_cap", "fraction"),

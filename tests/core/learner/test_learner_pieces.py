@@ -20,7 +20,7 @@ from learner.deepspeed_engine import deepspeed_config
 from learner.model.loading import load_language_model
 from learner.model.packed_attention import PackedMask, RowLayout, packed_attention
 from learner.model.policy import Policy
-from learner.update.loss import microbatch_loss
+from learner.update.loss import lag_sums, microbatch_loss
 from learner.update.schedule import learning_rate
 from maxpo.batches.packing import own_part, pack
 from maxpo.config import AlgorithmConfig, LearnerConfig
@@ -211,3 +211,22 @@ def test_a_token_that_one_side_thinks_impossible_gives_a_large_finite_mismatch(i
         logprobs, torch.zeros(3), row, AlgorithmConfig(tis_cap=None), old_logprobs=None, ref_logprobs=None
     )
     assert 40 < float(sums["mismatch_kl"]) < 1e30
+
+
+def test_the_mismatch_by_age_of_the_tokens() -> None:
+    """Two sequences after prompts of two tokens: versions 5 and 7 in the first one, 6 in the second; now it is 7."""
+    first = replace(sample([1, 2, 3, 4, 5], prompt=2, logprobs=[0, 0, -1.0, -1.0, -1.0]), versions=((5, 2), (7, 4)))
+    second = replace(sample([1, 2, 3], prompt=2, logprobs=[0, 0, -2.0]), versions=((6, 2),))
+    row = pack([first, second], torch.ones(1, 1), lambda sample: 1.0, version=7)
+    assert row.lags is not None
+    assert row.lags.tolist() == [0, 0, 2, 2, 0, 0, 0, 1]
+    logprobs = torch.tensor([0, 0, -1.1, -1.2, -1.3, 0, 0, -2.4], requires_grad=True)
+    _, sums = microbatch_loss(
+        logprobs, torch.zeros(8), row, AlgorithmConfig(), old_logprobs=None, ref_logprobs=None, lags=3
+    )
+    k3 = {gap: math.expm1(-gap) + gap for gap in (0.1, 0.2, 0.3, 0.4)}
+    found = {name: float(sums[name]) for name in lag_sums(3)}
+    assert [found[f"tokens_lag_{lag}"] for lag in range(3)] == [1, 1, 2]
+    wanted = [k3[0.3], k3[0.4], k3[0.1] + k3[0.2]]
+    assert [found[f"mismatch_kl_lag_{lag}"] for lag in range(3)] == pytest.approx(wanted, rel=1e-4)
+    assert sum(wanted) == pytest.approx(float(sums["mismatch_kl"]), rel=1e-4)

@@ -123,6 +123,20 @@ def test_a_sampler_that_is_not_the_policy_stops_the_training(tmp_path: Path) -> 
     run(tmp_path / "off", settings, FakeRollouts(), Off(3.0, step=2))
 
 
+def test_with_staleness_the_limit_is_for_tokens_of_the_current_weights(tmp_path: Path) -> None:
+    """Older ones differ because the policy has moved on."""
+
+    class Stale(FakeLearner):
+        def update(self, batch: StepBatch) -> StepResult:
+            metrics = {**super().update(batch).metrics, "mismatch/kl": 0.5, "mismatch/kl_lag_1": 0.6}
+            return StepResult(metrics=metrics | {"mismatch/kl_lag_0": 0.2 if batch.step == 3 else 0.01})
+
+    settings = config()
+    settings.pipeline.max_staleness = 2
+    with pytest.raises(RunError, match=r"step 3: mismatch/kl_lag_0 = 0\.2 nats a token"):
+        run(tmp_path, settings, FakeRollouts(), Stale())
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("where", ["step 3: mismatch/kl", "evaluation 3: eval/mismatch_kl"])
 def test_the_checkpoint_before_the_alarm_stays_and_the_run_goes_on_from_it(

@@ -180,7 +180,7 @@ def synchronous_batches(settings: Config, rollouts: FakeRollouts, seed: int) -> 
             kept += [g for g in assessed if (g.has_signal if algorithm.drop_zero_signal else g.enough)]
         rates.observe(valid_successes([g.scored for g in groups]))
         if kept:
-            yield step_batch(step, groups, kept, weight)
+            yield replace(step_batch(step, groups, kept, weight), version=rollouts.version)
             rollouts.version += 1
 
 
