@@ -29,8 +29,9 @@ from learner.model.policy import Policy, use_attention
 from learner.model.rotary import fix_rotary_length
 from learner.weight_sync.parameter_source import ParameterSource
 from maxpo.config import RolloutConfig
-from maxpo.weights.buckets import packed_size
+from maxpo.weights.buckets import cut_into_buckets, packed_size
 from maxpo.weights.buffers import Buffers
+from maxpo.weights.shared_memory import SharedMemory, SharedView
 from rollout.vllm_engine.process_env import environment_variables
 
 BUCKET_BYTES = 20_000
@@ -129,7 +130,7 @@ def run_engine(pipe: Connection, folder: str) -> None:
         pipe.send(answer(llm))
         for seed in SYNCS:
             change(lm, seed)
-            sync(llm, lm)
+            sync(llm, lm, share=seed == SYNCS[-1])
             pipe.send(answer(llm))
     # Models of vLLM raise whatever their code happens to raise.
     except BaseException as error:
@@ -171,38 +172,40 @@ def answer(llm: Any) -> list[Answer]:
 
 
 class Local:
-    """A process group whose broadcasts give prepared buffers."""
+    """A process group whose broadcasts give prepared buffers, or only say that shared memory is ready."""
 
     def __init__(self, buffers: list[Any]) -> None:
         self._buffers = iter(buffers)
 
     def broadcast(self, buffer: Any, root: int) -> Any:
-        buffer.copy_(next(self._buffers))
+        if len(buffer) > 1:
+            buffer.copy_(next(self._buffers))
         return SimpleNamespace(wait=lambda: None)
 
 
-def receive(worker: Any, info: Any, buffers: list[Any]) -> dict[str, int]:
-    """Let the worker's receiver take these buckets, and return the checksums of what it took."""
+def receive(worker: Any, info: Any, buffers: list[Any], path: str | None) -> dict[str, int]:
+    """Let the worker's receiver take these buckets, or the shared memory at `path`, and return the checksums."""
     from rollout.vllm_engine.weight_receiver import BUFFERS, GlooUpdate
 
     receiver = worker.weight_transfer_engine
     receiver.group, receiver.bucket_bytes = Local(buffers), BUCKET_BYTES
-    receiver.memory = Buffers(BUCKET_BYTES, BUFFERS)
+    receiver.memory = SharedView(path) if path else Buffers(BUCKET_BYTES, BUFFERS)
     receiver.start_weight_update()
     receiver.receive_weights(GlooUpdate(**info))
     receiver.finish_weight_update()
     return {name: int(digest) for name, digest in receiver.digests.items()}
 
 
-def sync(llm: Any, lm: Any) -> None:
+def sync(llm: Any, lm: Any, *, share: bool) -> None:
     """Send the weights of the model as the learner does."""
     engine: Any = SimpleNamespace(module=Policy(lm), full_parameters=lambda _: nullcontext())
     source = ParameterSource(engine, torch.float32, BUCKET_BYTES, keep=True)
-    buffers: list[Any] = []
-    for bucket in source.buckets():
-        buffers.append(torch.empty(packed_size([meta for meta, _ in bucket]), dtype=torch.uint8))
-        source.pack(bucket, buffers[-1])
-    (taken,) = llm.collective_rpc(receive, args=(source.update_info(), buffers))
+    sizes = [packed_size(bucket) for bucket in cut_into_buckets(source.metas, BUCKET_BYTES)]
+    memory = SharedMemory(sum(sizes))
+    buffers = [memory.take(size) for size in sizes]
+    for bucket, buffer in zip(source.buckets(), buffers, strict=True):
+        source.pack(bucket, buffer)
+    (taken,) = llm.collective_rpc(receive, args=(source.update_info(), buffers, memory.path if share else None))
     assert taken == {name: int(digest) for name, digest in source.digests.items()}
 
 

@@ -232,3 +232,22 @@ def test_an_engine_that_dies_in_the_comparison_is_replaced_and_its_replacement_i
     engines.start_again()
     assert engines.confirm() is not None
     assert engines.probed == ["rollout worker 0"]
+
+
+@pytest.mark.parametrize("can_receive", [True, False])
+def test_after_a_loss_only_engines_that_stopped_midway_are_started_again(
+    monkeypatch: pytest.MonkeyPatch, can_receive: bool
+) -> None:
+    monkeypatch.setattr("rollout.pool.time.sleep", lambda seconds: None)
+    rollouts = pool(monkeypatch, lambda *_: None)
+    fleet = rollouts._fleet
+
+    def ask(method: str, doing: str) -> dict[str, bool]:
+        assert method == "can_receive"
+        fleet.lost("rollout worker 0", fleet.serving["rollout worker 0"], RayActorError())
+        return {"rollout worker 1": can_receive}
+
+    monkeypatch.setattr(rollouts, "_ask", ask)
+    assert rollouts.replace_lost()
+    assert fleet.restarts == (1 if can_receive else 2)
+    assert list(fleet.started) == (["rollout worker 1"] if can_receive else [])
