@@ -3,6 +3,7 @@
 # make check      set up, lint, check types and run the fast tests
 # make lint       ruff and pyright
 # make setup-all  set up with what all tests need, so that `make test` skips tests for a GPU only
+# make setup-trl  set up TRL in an environment of its own, for benchmarks/against_trl.py
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -12,11 +13,14 @@ LOCK := requirements/cpu.lock
 EXTRAS := requirements/extras.lock
 READY := $(VENV)/.ready
 READY_ALL := $(VENV)/.ready-all
+TRL := .venv-trl
+READY_TRL := $(TRL)/.ready
 PYTEST := $(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 
-.PHONY: setup setup-all demo test check lint clean
+.PHONY: setup setup-all setup-trl demo test check lint clean
 setup: $(READY)
 setup-all: $(READY_ALL)
+setup-trl: $(READY_TRL)
 
 # torch's CPU build first: pip may know it already, otherwise PyTorch's own index has it.
 $(READY): $(LOCK) pyproject.toml
@@ -29,6 +33,14 @@ $(READY): $(LOCK) pyproject.toml
 
 $(READY_ALL): $(READY) $(EXTRAS)
 	$(VENV)/bin/pip install -q --no-deps -r $(EXTRAS)
+	touch $@
+
+# torch and transformers of the same versions as MaxPO's.
+$(READY_TRL): $(LOCK) $(EXTRAS)
+	$(PYTHON) -m venv $(TRL)
+	$(TRL)/bin/pip install -q "$$(grep '^torch==' $(LOCK))" \
+	  || $(TRL)/bin/pip install -q --index-url $(TORCH_INDEX) "$$(grep '^torch==' $(LOCK))"
+	$(TRL)/bin/pip install -q trl==1.16.0 psutil $$(grep -hE '^(transformers|accelerate|datasets)==' $(LOCK) $(EXTRAS))
 	touch $@
 
 demo: setup
@@ -46,4 +58,4 @@ lint: setup
 	$(VENV)/bin/pyright
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(TRL) runs .pytest_cache .ruff_cache .hypothesis *.egg-info

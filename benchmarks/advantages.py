@@ -2,7 +2,7 @@
 
     python benchmarks/advantages.py [--device cuda]
 
-- batched: `maxpo.estimators.advantages.maxpo`.
+- batched: `maxpo.estimators.mixing.mixed`, called as a training step does: with a K for each group and a mask.
 - pairs: the definition, the increment of each j without each i, vectorised over all pairs with sorted rewards: O(N^2).
 - loop: one group after the other, samples collected by prompt and written back one by one, as in common trainers.
 - sort: `torch.sort` of the same rewards, the part that every method needs.
@@ -28,7 +28,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 from evidence.common import machine
 
-from maxpo.estimators.advantages import maxpo
+from maxpo.estimators.mixing import mixed
 from maxpo.estimators.order_statistics import include_one_weights
 
 SIZES = ((64, 8), (1024, 16), (1024, 64), (256, 1024))
@@ -90,6 +90,11 @@ def by_loop(rewards: Tensor, k: int) -> Tensor:
     return result.view(groups, n)
 
 
+def every_group(rewards: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the K of each group, and the mask of valid samples."""
+    return torch.full((len(rewards),), k, device=rewards.device), torch.ones_like(rewards, dtype=torch.bool)
+
+
 def seconds(call: Callable[[], object], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
@@ -128,12 +133,13 @@ def main() -> None:
     print(f"{'G x N':>12}" + "".join(f"{column:>14}" for column in columns))
     for groups, n in SIZES:
         rewards = torch.rand(groups, n, generator=generator).to(device)
-        want = maxpo(rewards, k).double()
+        batched = partial(mixed, "maxpo", rewards, *every_group(rewards, k))
+        want = batched().double()
         for other in (by_pairs, by_loop):
             torch.testing.assert_close(other(rewards, k), want, rtol=1e-5, atol=1e-6)
         ms = compare(
             {
-                "batched": partial(maxpo, rewards, k),
+                "batched": batched,
                 "pairs": partial(by_pairs, rewards, k),
                 "loop": partial(by_loop, rewards, k),
                 "sort": partial(torch.sort, rewards, 1),
@@ -149,7 +155,8 @@ def main() -> None:
     for n in (4, 16, 64, 256, 1024, 4096):
         groups = (1 << 18) // n
         rewards = torch.rand(groups, n, generator=generator).to(device)
-        ms = compare({"batched": partial(maxpo, rewards, n // 2), "sort": partial(torch.sort, rewards, 1)}, device, 2.0)
+        batched = partial(mixed, "maxpo", rewards, *every_group(rewards, n // 2))
+        ms = compare({"batched": batched, "sort": partial(torch.sort, rewards, 1)}, device, 2.0)
         print(
             f"{groups:>6} x {n:<4}{ms['batched']:9.3f} {ms['sort']:8.3f}   {ms['batched'] / ms['sort']:12.1f}"
             f"   {1e6 * ms['batched'] / (1 << 18):13.1f}"

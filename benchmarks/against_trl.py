@@ -38,8 +38,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 NEVER_SAMPLED = "<reponame>"
 """A token of SmolLM2's vocabulary for pre-training, which ends no completion of these prompts."""
-WARM_UP = 3
-"""Steps of each side that are not counted."""
 SIDES = {
     "maxpo": ["algorithm.drop_zero_signal=false"],
     "maxpo, drop": ["algorithm.drop_zero_signal=true"],
@@ -62,6 +60,8 @@ class Case:
     """Samples of TRL in memory at once."""
     settings: tuple[str, ...] = ()
     sides: tuple[str, ...] = ("maxpo", "maxpo, drop", "trl")
+    warm_up: int = 3
+    """Steps of each side that are not counted."""
     exact: bool = False
     """True if every completion has the same length."""
 
@@ -77,6 +77,7 @@ CASES = {
         micro_batch=32,
         settings=("rollout.workers=1",),
         sides=("maxpo", "trl"),  # a further MaxPO would not fit into the memory beside them
+        warm_up=1,
         exact=True,
     ),
 }
@@ -117,7 +118,7 @@ def main() -> None:
 def run_case(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     """Let the sides take turns; return their blocks."""
     sides = args.sides or case.sides
-    total = WARM_UP + args.blocks * args.steps
+    total = case.warm_up + args.blocks * args.steps
     with tempfile.TemporaryDirectory(prefix="maxpo-trl-") as temporary, ExitStack() as ending:
         folder = Path(temporary)
         model = ROOT / "configs/models/countdown-0.5m"
@@ -133,7 +134,7 @@ def run_case(case: Case, args: argparse.Namespace) -> dict[str, Any]:
             running[side] = ending.enter_context(Side(side, python, folder, task | {"overrides": own}))
         blocks: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
         for side in running.values():
-            side.turn(WARM_UP)
+            side.turn(case.warm_up)
         for _ in range(args.blocks):
             for name, side in running.items():
                 blocks[name].append(side.turn(args.steps))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -216,6 +217,14 @@ def test_groups_sampled_during_a_sync_say_which_weights_made_them(stack: Stack) 
     assert spans <= {(v, w) for v in (manifest.version - 1, manifest.version) for w in (v, manifest.version)}
     assert max(w for _, w in spans) == manifest.version
     assert min(v for v, _ in spans) == manifest.version - 1
+
+
+def test_no_full_garbage_collection_looks_at_what_libraries_have_made(stack: Stack) -> None:
+    running: Any = stack.system
+    actors = [*running.rollouts._fleet.started.values(), *running.learner._actors.values()]
+    frozen = ray.get([actor.__ray_call__.remote(lambda _: gc.get_freeze_count()) for actor in actors])
+    assert len(frozen) == 4
+    assert min(*frozen, gc.get_freeze_count()) > 100_000
 
 
 def test_verifiers_score_what_the_engines_say(stack: Stack) -> None:

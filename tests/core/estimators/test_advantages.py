@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from maxpo.estimators.advantages import ADVANTAGES, maxpo
-from maxpo.estimators.arguments import min_valid
+from maxpo.estimators.arguments import min_valid, prepare
 from maxpo.estimators.mixing import mixed, nonzero
 from maxpo.estimators.names import ADVANTAGE_NAMES, BEYOND_K
 from tests.devices import on_each_device
@@ -98,6 +98,18 @@ def test_groups_with_too_few_valid_samples_get_zero_and_the_others_their_own_siz
     a = ADVANTAGES["maxpo"](r, 2, valid)
     torch.testing.assert_close(a[0], torch.cat([ADVANTAGES["maxpo"](rows([1, 0, 0]), 2)[0], torch.zeros(2)]))
     assert a[1].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", sorted(ADVANTAGES))
+def test_valid_groups_with_one_k_take_the_arithmetic_without_a_mask(name: str) -> None:
+    r = rows([1, 0, 0, 1, 0], [0, 0, 1, 0, 0])
+    groups = prepare(name, r, torch.tensor([2, 2]), torch.ones(2, 5, dtype=torch.bool))
+    assert groups.valid is None and isinstance(groups.k_index, int) and isinstance(groups.ranked().sizes, int)
+    # Another group with an invalid sample does not change the values of these two.
+    more, valid = torch.cat([r, r[:1]]), torch.ones(3, 5, dtype=torch.bool)
+    valid[2, 4] = False
+    masked = ADVANTAGES[name](more, torch.tensor([2, 2, 3]), valid)
+    torch.testing.assert_close(ADVANTAGES[name](r, torch.tensor([2, 2]), valid[:2]), masked[:2], atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("k", [0, 4, 5])
