@@ -1,4 +1,4 @@
-"""Losses, errors and late answers while groups are in flight, with fake actors whose calls end on command."""
+"""Losses, errors and late answers while groups are in flight, with fake actors whose calls the test ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from maxpo.config import AlgorithmConfig, Config, RewardConfig, RolloutConfig
 from maxpo.errors import LearnerLostError, RemoteError
 from maxpo.loop.observer import Observer
 from maxpo.loop.publish import publish
-from maxpo.types import Group, Prompt, Receiver, ScoredGroup, Ticket, WeightManifest, WeightsState
+from maxpo.types import Group, Prompt, Receiver, ScoredGroup, Ticket, WeightManifest
 from rollout.pool import RolloutPool
 from rollout.scoring.verifier_pool import VerifierError
 from tests.fakes import FakeLearner, completion, prompt, scored
@@ -88,8 +88,7 @@ class Desk:
         for name in sorted(self.dying & set(self.fleet.started)):
             self.fleet.lost(name, self.fleet.started[name], RayActorError())
         self.dying = set()
-        # The engines that are left stopped in the middle of the sync.
-        return dict.fromkeys(self.fleet.started, False) if method == "can_receive" else {}
+        return {name: (0, [{}]) for name in self.fleet.started} if method == "weights_state" else {}
 
     def submit(self, *numbers: int) -> list[Ticket]:
         tickets = [Ticket(number=n, prompt=prompt(f"p{n}"), k=2, draw=f"group{n}", step=1) for n in numbers]
@@ -268,8 +267,7 @@ class Republished:
 
     def __call__(self, receivers: Sequence[Receiver]) -> WeightManifest:
         self.times += 1
-        received: dict[str, WeightsState] = {receiver.name: (0, [{}]) for receiver in receivers}
-        return WeightManifest(version=0, names=(), dtypes=(), shapes=(), digests=(), received=received)
+        return WeightManifest(version=0, names=(), dtypes=(), shapes=(), digests=())
 
 
 def all_die(desk: Desk) -> tuple[list[Ticket], Republished]:
