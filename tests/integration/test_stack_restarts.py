@@ -195,14 +195,12 @@ def test_killed_during_a_publish(running: System, undisturbed: list[Group]) -> N
 def in_engine(running: System, doing: Callable[[Any], Coroutine[Any, Any, Any]]) -> list[Any]:
     """Run a coroutine over vLLM in each worker; return the results."""
 
-    def begin(worker: Any) -> None:
-        worker._asked = asyncio.ensure_future(doing(worker._engine._llm))
+    def run(worker: Any) -> Any:  # in a thread beside the one of vLLM's event loop
+        llm = worker._engine._llm
+        return asyncio.run_coroutine_threadsafe(doing(llm), llm.output_handler.get_loop()).result(30)
 
     actors: list[Any] = list(running.rollouts._fleet.serving.values())
-    ray.get([actor.__ray_call__.remote(begin) for actor in actors])
-    while not all(ray.get([actor.__ray_call__.remote(lambda worker: worker._asked.done()) for actor in actors])):
-        time.sleep(0.05)
-    return ray.get([actor.__ray_call__.remote(lambda worker: worker._asked.result()) for actor in actors])
+    return ray.get([actor.__ray_call__.remote(run) for actor in actors], timeout=60)
 
 
 async def pause(llm: Any) -> None:
