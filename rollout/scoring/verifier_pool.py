@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from typing import Generic, NamedTuple, TypeVar
@@ -246,7 +246,7 @@ def _result(future: Future[Result[T]], timeout_s: float) -> Result[T] | None:
         return Result[T]("timeout") if future.done() else None
     except ProcessExpired:
         return Result[T]("died")
-    except BrokenProcessPool:
+    except (BrokenProcessPool, CancelledError):  # a pool that is stopped cancels what waits
         return None
 
 

@@ -1,4 +1,4 @@
-"""A short real run under random kills of workers, engines, verifiers and the learner, and once of everything."""
+"""A short real run, with groups in flight, under random kills of all its processes, and once of everything."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tests.integration.commands import environment
 
 def test_random_kills_lose_and_double_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/chaos.py", "--minutes", "0.5", "--mtbf", "6", "--seed", "1", "--learner"]
-    command += ["--compare", "0", "--out", str(tmp_path / "runs"), "--json", str(tmp_path / "report.json")]
+    command += ["--staleness", "2", "--compare", "0"]
+    command += ["--out", str(tmp_path / "runs"), "--json", str(tmp_path / "report.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=560, env=environment())
     output = tmp_path / "runs" / "output.txt"
     said = output.read_text() if output.exists() else ""
@@ -24,3 +25,4 @@ def test_random_kills_lose_and_double_nothing(tmp_path: Path) -> None:
     assert report["kills"]["whole run"] == 1
     assert (report["groups_lost"], report["groups_doubled"], report["steps_missing_or_twice"]) == (0, 0, 0)
     assert report["answers_masked"] == 0
+    assert report["staleness_max"] <= 2

@@ -20,7 +20,7 @@ from maxpo.loop.step_metrics import sampling_metrics
 from maxpo.rewards.checks import check_some_scored
 from maxpo.tracking.metrics import check_names
 from maxpo.types import Group, Prompt
-from rollout.scoring.verifier_pool import RewardPool
+from rollout.scoring.verifier_pool import RewardPool, VerifierError
 from tests.fakes import completion, prompt
 
 
@@ -240,3 +240,28 @@ def test_a_reward_that_always_fails_stops_the_run_with_its_prompt() -> None:
         pool.shutdown()
     with pytest.raises(ValueError, match=r"no verifier is called 'nope': use one of \['choice', 'code', .*'countdown'"):
         RewardPool(RewardConfig(verifier="nope"), 64)
+
+
+def test_no_process_is_started_after_the_end() -> None:
+    """A run may end while its scoring thread is at work."""
+    config = RewardConfig(verifier="tests.verifiers:moody", workers=1, timeout_s=60.0)
+    mine = set(psutil.Process().children(recursive=True))
+    pool = RewardPool(config, 64)
+    pool.score([group("yes")])
+    pool._stall_s = 2.0  # pebble may never tell the end of a task whose pool is stopped
+    errors: list[BaseException] = []
+
+    def score() -> None:
+        try:
+            pool.score([group(*["hang"] * 4)])
+        except VerifierError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=score)
+    thread.start()
+    time.sleep(0.5)
+    pool.shutdown()
+    thread.join(30)
+    assert [str(error) for error in errors] == ["the verifier processes were ended while they were at work"]
+    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - mine, timeout=10)
+    assert [p for p in alive if "spawn_main" in " ".join(p.cmdline())] == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from launch.run.restarts import with_restarts
+from learner.group import LearnerGroup, StepInProgress
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.data.order import PromptStream
 from maxpo.errors import LearnerLostError, RemoteError
@@ -18,6 +21,7 @@ from maxpo.loop.observer import Observer
 from maxpo.loop.publish import publish
 from maxpo.loop.state import RunResult
 from maxpo.loop.train import Trainer
+from maxpo.runtime.waits import who_waits
 from maxpo.tracking.run_log import RunLog
 from maxpo.types import StepResult
 from tests.core.checkpoints.test_checkpoint import STEPS, lines, settings
@@ -124,3 +128,71 @@ def test_a_start_that_fails_is_tried_again(tmp_path: Path) -> None:
     assert steps == [None, -1]
     assert learner.restarts == 2
     assert "failed while starting: out of memory\nstarting the learner again; 1 restarts" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def step_in_progress(
+    monkeypatch: pytest.MonkeyPatch, calls: dict[str, Future[Any]], limit_s: float = 600.0
+) -> tuple[StepInProgress, list[float], list[str]]:
+    """A step whose calls end as these futures do; the timeouts of Ray's waits, and the wake-ups."""
+    waited: list[float] = []
+    woken: list[str] = []
+
+    def wait(refs: list[Any], *, num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        waited.append(timeout)
+        done = [ref for ref in refs if calls[ref].done()][:num_returns]
+        return done, [ref for ref in refs if ref not in done]
+
+    class Ref(str):
+        """Name of a rank, in place of Ray's reference."""
+
+        def future(self) -> Future[Any]:
+            return calls[self]
+
+    monkeypatch.setattr("ray.wait", wait)
+    monkeypatch.setattr("ray.get", lambda ref: calls[ref].result())
+    group: Any = SimpleNamespace(_dead=dict)
+    group.results = partial(LearnerGroup.results, group)
+    refs: Any = {name: Ref(name) for name in calls}
+    return StepInProgress(group, refs, "step 3", limit_s, lambda: woken.append("now")), waited, woken
+
+
+def test_a_learner_that_hangs_is_lost_at_its_deadline_and_not_waited_for_beyond(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: dict[str, Future[Any]] = {"learner rank 0": Future(), "learner rank 1": Future()}
+    clock = [1000.0]
+    monkeypatch.setattr("learner.group.time.monotonic", lambda: clock[0])
+    update, waited, _ = step_in_progress(monkeypatch, calls, 50.0)
+    calls["learner rank 0"].set_result({})
+    clock[0] += 49
+    assert not update.done()
+    clock[0] += 1
+    assert update.done()
+    clock[0] += 7
+    with pytest.raises(LearnerLostError, match=r"^learner rank 1 did not finish step 3 within 50 s"):
+        update.result()
+    assert set(waited) == {0.0}
+    assert not who_waits()
+
+
+def test_a_step_ends_with_the_first_rank_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other ranks may hang in a collective operation with it."""
+    calls: dict[str, Future[Any]] = {"learner rank 0": Future(), "learner rank 1": Future()}
+    update, _, woken = step_in_progress(monkeypatch, calls)
+    assert not update.done()
+    calls["learner rank 1"].set_exception(ValueError("no such token"))
+    assert woken == ["now"]
+    assert update.done()
+    with pytest.raises(RemoteError, match="learner rank 1 failed while step 3: no such token"):
+        update.result()
+
+
+def test_a_step_has_the_metrics_of_rank_0_once_all_ranks_have_ended_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: dict[str, Future[Any]] = {"learner rank 0": Future(), "learner rank 1": Future()}
+    update, _, woken = step_in_progress(monkeypatch, calls)
+    calls["learner rank 0"].set_result({"loss/policy": 1.0})
+    assert not update.done()
+    calls["learner rank 1"].set_result({"loss/policy": 2.0})
+    assert update.done()
+    assert woken == ["now", "now"]
+    assert update.result().metrics == {"loss/policy": 1.0}

@@ -16,7 +16,7 @@ from maxpo.batches.samples import treat_truncated
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.config import AlgorithmConfig, CheckpointConfig, Config, EvalConfig, PipelineConfig, RunConfig
 from maxpo.data.order import PromptStream
-from maxpo.errors import CheckpointError, LearnerLostError, RunError
+from maxpo.errors import CheckpointError, LearnerLostError, RemoteError, RunError
 from maxpo.estimators.k_schedule import PassRates, adapted_k, mix_weight
 from maxpo.loop.buffer import k_of
 from maxpo.loop.collect import step_batch
@@ -26,7 +26,7 @@ from maxpo.loop.step_metrics import valid_successes
 from maxpo.loop.train import Trainer
 from maxpo.seeds import derive_seed
 from maxpo.tracking.run_log import RunLog
-from maxpo.types import Group, Prompt, StepBatch, StepResult, Ticket
+from maxpo.types import Group, Prompt, StepBatch, StepResult, Ticket, WeightManifest
 from tests.fakes import FakeLearner, FakeRollouts, completion, prompt
 
 PROMPTS = [prompt(f"p{i}") for i in range(300)]
@@ -334,3 +334,94 @@ def test_an_error_of_every_answer_ends_the_run(tmp_path: Path) -> None:
     settings.eval.at_start = settings.eval.at_end = False
     with pytest.raises(RunError, match=r"reward\.verifier failed on every answer; first error: prompt p: Oh"):
         go(tmp_path, settings, Failing(), SlowLearner())
+
+
+class Recorded(Slow):
+    """Keeps the order of what the loop asks for. A tick is one moment of sampling."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.said: list[str] = []
+
+    def tick(self) -> None:
+        self.said.append("tick")
+        super().tick()
+
+    def confirm(self, manifest: WeightManifest) -> str | None:
+        self.said.append("publish")
+        return super().confirm(manifest)
+
+
+@pytest.mark.parametrize("bound", [(2, 2), (4, 2)], ids=str)
+def test_a_stop_during_an_update_ends_with_that_step_and_keeps_what_is_in_flight(
+    tmp_path: Path, bound: tuple[int, int]
+) -> None:
+    """As Ctrl-C does: the step ends, its weights go out, and nothing is waited for after that."""
+    settings, rollouts, learner = config(*bound, drop_zero_signal=False), Recorded(seed=1), SlowLearner()
+    settings.checkpoint.every = 100
+    begin, asked = learner.begin_update, list[bool]()
+
+    def begin_update(batch: StepBatch, wake: Callable[[], None]) -> Any:
+        asked.extend([True] * (batch.step == 3))
+        return begin(batch, wake)
+
+    learner.begin_update = begin_update  # type: ignore[method-assign]
+    store = Checkpoints(tmp_path / "checkpoints")
+    trainer, _ = go(tmp_path, settings, rollouts, learner, checkpoints=store, should_stop=lambda: bool(asked))
+    assert (trainer.result.steps, trainer.result.stopped) == (3, True)
+    assert rollouts.said[-1] == "publish", "nothing is sampled after the last publish"
+    assert not rollouts.idle()
+    newest, _ = store.newest_good()
+    assert newest is not None
+    state = json.loads((newest / "state.json").read_text())
+    pending = [group["number"] for group in state["buffer"]]
+    assert pending == [ticket.number for ticket in trainer.collector.buffer.pending]
+    assert len(pending) == 4 * bound[1]
+    assert state["stream"]["cursor"] == 3 * 4 + len(pending)
+
+
+def test_an_update_that_fails_beside_sampling_keeps_its_groups(tmp_path: Path) -> None:
+    class Failing(SlowLearner):
+        def update(self, batch: StepBatch) -> StepResult:
+            if batch.step == 3:
+                raise RemoteError("learner rank 0 failed while step 3: no such token")
+            return super().update(batch)
+
+    rollouts = Recorded(places=1)
+    with pytest.raises(RunError, match=r"(?s)no such token.*The groups of step 3 are in .*failed_step_000003.jsonl"):
+        go(tmp_path, config(2, drop_zero_signal=False), rollouts, Failing())
+    assert len((tmp_path / "rollouts" / "failed_step_000003.jsonl").read_text().splitlines()) == 4 * 8
+    assert not rollouts.idle()
+    assert rollouts.said.count("publish") == 1 + 2
+
+
+def test_samples_of_a_step_have_the_numbers_of_their_groups(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, tensorboard=False, save_rollouts=3)
+    rollouts = Slow(1)
+    stream = PromptStream(PROMPTS, 0)
+    settings = config(4, 2, steps=6, drop_zero_signal=False)
+    Trainer(settings, stream, HELD_OUT, rollouts, SlowLearner(), log, Observer()).run()
+    for step in range(1, 7):
+        lines = (tmp_path / "rollouts" / f"step_{step:06}.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert [stream.at(row["group"]).prompt_id for row in rows] == [row["prompt_id"] for row in rows]
+        assert len({row["group"] for row in rows}) == 3
+    evaluation = (tmp_path / "rollouts" / "eval_000005.jsonl").read_text().splitlines()
+    assert "group" not in json.loads(evaluation[0])
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_the_update_is_drained_while_the_learner_cannot_send_weights(tmp_path: Path, staleness: int) -> None:
+    """Weights that would go to a new engine before the publish would have the version of the old ones."""
+
+    class Asked(Slow):
+        def serve(self, until: Callable[[], bool], *, learner_busy: bool = False) -> None:
+            asked.append((until == self.idle, learner_busy))
+            super().serve(until, learner_busy=learner_busy)
+
+    asked: list[tuple[bool, bool]] = []
+    settings = config(staleness, steps=3)
+    settings.pipeline.update = "drained"
+    go(tmp_path, settings, Asked(), SlowLearner())
+    assert asked.count((True, True)) == 3
+    assert (True, False) not in asked

@@ -1,11 +1,11 @@
-"""Losses, errors and late answers while groups are in flight, with fake actors whose calls end on command."""
+"""Losses, errors and late answers while groups are in flight, with fake actors whose calls the test ends."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from maxpo.config import AlgorithmConfig, Config, RewardConfig, RolloutConfig
 from maxpo.errors import LearnerLostError, RemoteError
 from maxpo.loop.observer import Observer
 from maxpo.loop.publish import publish
-from maxpo.types import Group, Prompt, Receiver, ScoredGroup, Ticket, WeightManifest, WeightsState
+from maxpo.types import Group, Prompt, Receiver, ScoredGroup, Ticket, WeightManifest
 from rollout.pool import RolloutPool
 from rollout.scoring.verifier_pool import VerifierError
 from tests.fakes import FakeLearner, completion, prompt, scored
@@ -52,6 +52,8 @@ class Desk:
         self.asked: list[str] = []
         self.dying: set[str] = set()
         """Workers that die when they are asked for something."""
+        self.can_receive = False
+        """Answer of engines after a failed publish."""
         monkeypatch.setattr("ray.kill", lambda actor: None)
         monkeypatch.setattr("ray.cancel", self.cancelled.append)
         monkeypatch.setattr("ray.wait", lambda refs, **_: ([], refs))
@@ -88,8 +90,7 @@ class Desk:
         for name in sorted(self.dying & set(self.fleet.started)):
             self.fleet.lost(name, self.fleet.started[name], RayActorError())
         self.dying = set()
-        # The engines that are left stopped in the middle of the sync.
-        return dict.fromkeys(self.fleet.started, False) if method == "can_receive" else {}
+        return {name: self.can_receive for name in self.fleet.started} if method == "can_receive" else {}
 
     def submit(self, *numbers: int) -> list[Ticket]:
         tickets = [Ticket(number=n, prompt=prompt(f"p{n}"), k=2, draw=f"group{n}", step=1) for n in numbers]
@@ -259,59 +260,61 @@ def test_an_error_in_the_scoring_thread_is_raised_by_serve(desk: Desk, error: Ba
     assert raised.value is error
 
 
-@dataclass
-class Republished:
-    """Calls of `RolloutPool.republish`."""
+class Sender(FakeLearner):
+    """A learner whose weights arrive at every engine."""
 
-    desk: Desk
-    times: int = 0
+    republished = 0
 
-    def __call__(self, receivers: Sequence[Receiver]) -> WeightManifest:
-        self.times += 1
-        received: dict[str, WeightsState] = {receiver.name: (0, [{}]) for receiver in receivers}
-        return WeightManifest(version=0, names=(), dtypes=(), shapes=(), digests=(), received=received)
+    def publish(self, receivers: Sequence[Receiver], *, again: bool = False) -> WeightManifest:
+        received = {receiver.name: (self.version + (not again), [{}]) for receiver in receivers}
+        return replace(super().publish(receivers, again=again), received=received)
+
+    def republish(self, receivers: Sequence[Receiver]) -> WeightManifest:
+        """Send the weights again to the replacements of engines that were lost."""
+        self.republished += 1
+        return self.publish(receivers, again=True)
 
 
-def all_die(desk: Desk) -> tuple[list[Ticket], Republished]:
+def all_die(desk: Desk) -> tuple[list[Ticket], Sender]:
     """Lose both workers with four groups in flight. Their replacements start at once."""
-    desk.pool.republish = republished = Republished(desk)
+    learner = Sender()
+    desk.pool.republish = learner.republish
     tickets = desk.submit(*range(6))
     desk.until_asked(4)
     desk.lose(0)
     desk.lose(1)
     desk.fleet.poll = lambda timeout_s=0.0: desk.start_again()  # type: ignore[method-assign]
-    return tickets, republished
+    return tickets, learner
 
 
 def test_all_workers_die_while_the_learner_works(desk: Desk) -> None:
     """A republish would send the new weights under the old version. The next publish admits the replacements."""
-    tickets, republished = all_die(desk)
+    tickets, learner = all_die(desk)
     desk.pool.serve(desk.after(12), learner_busy=True)
-    assert (len(desk.calls), republished.times) == (4, 0)
+    assert (len(desk.calls), learner.republished) == (4, 0)
     assert desk.fleet.ready
     assert not desk.fleet.serving
-    learner = FakeLearner()
     publish(desk.pool, learner, Observer())
     assert desk.until_asked(8) == [0, 1, 2, 3]
     desk.end_all(tickets)
-    assert (republished.times, desk.pool._sampling.resampled) == (0, 4)
+    assert (learner.republished, desk.pool._sampling.resampled) == (0, 4)
 
 
 def test_all_workers_die_while_the_loop_waits_for_groups(desk: Desk) -> None:
-    tickets, republished = all_die(desk)
+    tickets, learner = all_die(desk)
     desk.end_all(tickets)
-    assert (republished.times, desk.pool._sampling.resampled) == (1, 4)
+    assert (learner.republished, desk.pool._sampling.resampled) == (1, 4)
 
 
 def test_all_workers_die_while_an_update_is_drained(desk: Desk) -> None:
     """Nobody can finish the groups before the publish, so the wait ends, without a republish of the new weights."""
-    tickets, republished = all_die(desk)
+    tickets, learner = all_die(desk)
     assert not desk.pool.idle()
     enough = desk.after(12)
     desk.pool.serve(lambda: desk.pool.idle() or enough(), learner_busy=True)
     assert desk.pool.idle()
-    assert (len(desk.calls), republished.times) == (4, 0)
-    publish(desk.pool, FakeLearner(), Observer())
+    assert (len(desk.calls), learner.republished) == (4, 0)
+    publish(desk.pool, learner, Observer())
     assert not desk.pool.idle()
     desk.end_all(tickets)
     assert desk.pool.idle()
@@ -331,27 +334,30 @@ def test_what_is_being_scored_is_not_idle(desk: Desk) -> None:
     assert ticket.scored
 
 
-def test_a_worker_dies_during_a_publish_with_groups_in_flight(desk: Desk) -> None:
-    """Over gloo the other engine is restarted too, which is no loss. Everything in flight is sampled again."""
+@pytest.mark.parametrize("can_receive", [False, True])
+def test_a_worker_dies_during_a_publish_with_groups_in_flight(desk: Desk, can_receive: bool) -> None:
+    """If the other engine stopped in the middle, it is restarted too, which is no loss, and its groups begin again."""
 
-    class Failing(FakeLearner):
+    class Failing(Sender):
         def publish(self, receivers: Sequence[Receiver], *, again: bool = False) -> WeightManifest:
             if not again:
+                self.version += 1
                 desk.dying = {"rollout worker 0"}
                 raise RemoteError("rollout worker 0 died while receiving weights")
-            self.version += 1
             return super().publish(receivers, again=True)
 
+    desk.can_receive = can_receive
     tickets = desk.submit(*range(6))
     desk.until_asked(4)
     desk.fleet.wait_for_one = desk.start_again  # type: ignore[method-assign]
     publish(desk.pool, Failing(), Observer())
-    assert desk.lose(0) + desk.lose(1) == [0, 2, 1, 3], "Ray tells it when their processes are gone"
-    assert len(desk.fleet._losses) == 1
-    desk.pool.serve(lambda: desk.pool._sampling.resampled == 4)
-    assert desk.until_asked(8) == [0, 1, 2, 3]
+    desk.start_again()
+    desk.fleet.admit()
+    lost = desk.lose(0) + ([] if can_receive else desk.lose(1))  # Ray tells it when their processes are gone
+    desk.pool.serve(lambda: desk.pool._sampling.resampled == len(lost))
+    assert desk.until_asked(4 + len(lost)) == sorted(lost)
     desk.end_all(tickets)
-    assert (len(desk.fleet._losses), desk.fleet.restarts) == (1, 2)
+    assert (len(desk.fleet._losses), desk.fleet.restarts) == (1, 1 if can_receive else 2)
 
 
 def test_a_worker_dies_in_a_transfer_that_the_learner_cannot_give_up(desk: Desk) -> None:
