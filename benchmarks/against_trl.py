@@ -6,10 +6,11 @@
 
 Both sides train the same model on the same prompts in the same order, in the same number format, with as many samples,
 the same reward, temperature 1 and a learning rate that moves nothing, so both sample from one distribution. Each side
-is a process that is started once. The sides take turns, some steps at a time, while the others wait, so that other
-load on the machine meets all of them. Steps are measured from the end of one to the end of the next, logs included. The
-script compares the numbers of sampled tokens, which must be equal (case smollm2, whose end of sequence is moved to a
-token that is never sampled) or equal up to chance (the toy cases, whose completions end by themselves).
+is a process that is started once. The sides take turns, some steps at a time, while the others wait, so that other load
+on the machine meets all of them. In the case smollm2 they run one after the other, for lack of memory. Steps are
+measured from the end of one to the end of the next, logs included. The script compares the numbers of sampled tokens,
+which must be equal (case smollm2, whose end of sequence is moved to a token that is never sampled) or equal up to
+chance (the toy cases, whose completions end by themselves).
 
 `maxpo` computes every sample, as TRL does. `maxpo, drop` leaves out samples without signal, its default. Two further
 sides are measured if `--sides` names them: two engines, and sampling of the next step during the update.
@@ -62,6 +63,8 @@ class Case:
     sides: tuple[str, ...] = ("maxpo", "maxpo, drop", "trl")
     warm_up: int = 3
     """Steps of each side that are not counted."""
+    apart: bool = False
+    """True if one side runs after the other, because they do not fit into the memory of a small machine together."""
     exact: bool = False
     """True if every completion has the same length."""
 
@@ -76,7 +79,7 @@ CASES = {
         dtype="bfloat16",
         micro_batch=32,
         settings=("rollout.workers=1",),
-        sides=("maxpo", "trl"),  # a further MaxPO would not fit into the memory beside them
+        apart=True,
         warm_up=1,
         exact=True,
     ),
@@ -119,7 +122,7 @@ def run_case(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     """Let the sides take turns; return their blocks."""
     sides = args.sides or case.sides
     total = case.warm_up + args.blocks * args.steps
-    with tempfile.TemporaryDirectory(prefix="maxpo-trl-") as temporary, ExitStack() as ending:
+    with tempfile.TemporaryDirectory(prefix="maxpo-trl-") as temporary:
         folder = Path(temporary)
         model = ROOT / "configs/models/countdown-0.5m"
         if case.preset == "smollm2":
@@ -127,17 +130,20 @@ def run_case(case: Case, args: argparse.Namespace) -> dict[str, Any]:
         overrides = settings_of(case, model, args, total)
         task = asdict(case) | {"model": str(model), "threads": args.threads, "total": total}
         task |= work(case, overrides, total)
-        running: dict[str, Side] = {}
-        for side in sides:
-            own = [*overrides, *SIDES[side], f"run.dir={folder / 'runs'}", f"run.name={side.replace(', ', '-')}"]
-            python = args.trl_python if side == "trl" else Path(sys.executable)
-            running[side] = ending.enter_context(Side(side, python, folder, task | {"overrides": own}))
         blocks: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-        for side in running.values():
-            side.turn(case.warm_up)
-        for _ in range(args.blocks):
-            for name, side in running.items():
-                blocks[name].append(side.turn(args.steps))
+        for together in [[side] for side in sides] if case.apart else [sides]:
+            with ExitStack() as ending:
+                running: dict[str, Side] = {}
+                for side in together:
+                    name = side.replace(", ", "-").replace(" ", "-")
+                    own = [*overrides, *SIDES[side], f"run.dir={folder / 'runs'}", f"run.name={name}"]
+                    python = args.trl_python if side == "trl" else Path(sys.executable)
+                    running[side] = ending.enter_context(Side(side, python, folder, task | {"overrides": own}))
+                for side in running.values():
+                    side.turn(case.warm_up)
+                for _ in range(args.blocks):
+                    for side, process in running.items():
+                        blocks[side].append(process.turn(args.steps))
     return {"case": asdict(case), "threads": args.threads, "blocks": blocks} | summary(case, blocks)
 
 
