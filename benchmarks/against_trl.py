@@ -138,7 +138,9 @@ def run_case(case: Case, args: argparse.Namespace) -> dict[str, Any]:
                     name = side.replace(", ", "-").replace(" ", "-")
                     own = [*overrides, *SIDES[side], f"run.dir={folder / 'runs'}", f"run.name={name}"]
                     python = args.trl_python if side == "trl" else Path(sys.executable)
-                    running[side] = ending.enter_context(Side(side, python, folder, task | {"overrides": own}))
+                    running[side] = ending.enter_context(
+                        Side(side, python, folder, task | {"overrides": own, "folder": str(folder)})
+                    )
                 for side in running.values():
                     side.turn(case.warm_up)
                 for _ in range(args.blocks):
@@ -351,7 +353,7 @@ def serve_trl(task: dict[str, Any], turns: Turns) -> None:
 
     samples = task["prompts"] * task["group_size"]
     config = GRPOConfig(
-        output_dir=str(Path(tempfile.mkdtemp(prefix="maxpo-trl-"))),
+        output_dir=task["folder"],
         use_cpu=True,
         bf16=False,  # no autocast: the weights have the number format already
         model_init_kwargs={"dtype": task["dtype"]},
