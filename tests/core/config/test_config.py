@@ -739,6 +739,9 @@ class TestChecks:
                 ["data.task=null", "data.train=[{task: countdown}]", "data.eval_file=rows.jsonl"],
                 ["sync.backend=gloo"],
                 ["reward.verifier=code", "reward.timeout_s=100"],
+                ["pipeline.max_staleness=2", "pipeline.lookahead=1"],
+                ["pipeline.max_staleness=1", "pipeline.update=drained"],
+                ["pipeline.max_staleness=1", "pipeline.cache=keep"],
             )
         ]
         for involved, holds, _ in COMBINATIONS:
@@ -746,6 +749,24 @@ class TestChecks:
             for config in variants:
                 holds(_Spy(config, "", seen))  # type: ignore[arg-type]
             assert seen == set(involved)
+
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            (["pipeline.lookahead=1"], "pipeline.lookahead must be at most pipeline.max_staleness"),
+            (["pipeline.max_staleness=2", "pipeline.lookahead=3"], "pipeline.lookahead must be at most"),
+            (["pipeline.max_staleness=1", "algorithm.tis_cap=null"], "algorithm.tis_cap must be a number"),
+            (["pipeline.max_staleness=2", "pipeline.update=drained"], "pipeline.max_staleness must be 1"),
+            (["pipeline.cache=keep"], "needs pipeline.max_staleness above 0"),
+            (
+                ["pipeline.max_staleness=1", "pipeline.update=drained", "pipeline.cache=keep"],
+                "and pipeline.update in_flight",
+            ),
+        ],
+    )
+    def test_combinations_of_the_pipeline(self, overrides: list[str], message: str) -> None:
+        assert message in only_problem(*overrides).message
+        load("pipeline.max_staleness=4", "pipeline.lookahead=2", "pipeline.cache=keep")
 
     def test_check_does_not_edit_and_names_the_origin(self) -> None:
         config = load().config
