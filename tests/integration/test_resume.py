@@ -27,7 +27,7 @@ from tests.integration.conftest import Run
 def figures(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what the clock and the memory say."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timed = ("time", "throughput", "memory")
+    timed = ("time", "throughput", "memory", "pipeline")
     plain = [{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows]
     return [row for row in plain if set(row) != {"step"}]
 
