@@ -86,6 +86,9 @@ class LearnerWorker:
             torch.cuda.set_device(device)
         else:
             torch.set_num_threads(self._config.learner.cpu_threads)
+            # The gradients of a prompt that several completions share are added up. Threads would add in any order.
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
         torch.manual_seed(self._config.run.seed)
         return device
 
