@@ -90,6 +90,9 @@ class Sampling:
     def submit(self, request: Request) -> None:
         """Add a request."""
         self._urgent += request.urgent
+        self._queue(request)
+
+    def _queue(self, request: Request) -> None:
         heappush(self._waiting, (not request.urgent, request.number, request))
 
     def post(self, event: Callable[[], None]) -> None:
@@ -167,7 +170,7 @@ class Sampling:
             future = ref.future()
             deadline = time.monotonic() + limit_s + GRACE_S
             self._running[future] = _Call(request, ref, slot, limit_s + GRACE_S, deadline)
-            future.add_done_callback(lambda future: self._events.put(partial(self._ended, future)))
+            future.add_done_callback(lambda future: self.post(partial(self._ended, future)))
 
     def _ended(self, future: Future[Group]) -> None:
         """Take the group of a call. If its worker was lost, the request waits again."""
@@ -181,7 +184,7 @@ class Sampling:
             if not is_loss(error):
                 raise failure(call.slot.name, "generating", error) from error
             self._fleet.lost(call.slot.name, call.slot.actor, error)
-            heappush(self._waiting, (not call.request.urgent, call.request.number, call.request))
+            self._queue(call.request)
             self.resampled += 1
         else:
             self._urgent -= call.request.urgent
