@@ -19,7 +19,7 @@ class Probe:
         return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
 
 
-def gpus_of(colocated: bool, ranks: int, engines: int, each: int) -> dict[str, Any]:
+def gpus_of(colocated: bool, ranks: int, engines: int, each: int, timeout_s: float = 60.0) -> dict[str, Any]:
     places = Placement(
         learner_device="cuda",
         rollout_device="cuda",
@@ -31,7 +31,7 @@ def gpus_of(colocated: bool, ranks: int, engines: int, each: int) -> dict[str, A
         learner_env={"WHO": "rank"},
         rollout_env={"WHO": "engine"},
     )
-    room = PlacementGroups(places, ClusterConfig(node_timeout_s=3.0))
+    room = PlacementGroups(places, ClusterConfig(node_timeout_s=timeout_s))
     try:
         room.wait()
         remote: Any = ray.remote(Probe)
@@ -60,7 +60,7 @@ print(
         {
             "colocated": gpus_of(True, ranks=4, engines=2, each=2),
             "disaggregated": gpus_of(False, ranks=2, engines=1, each=2),
-            "too large": gpus_of(False, ranks=1, engines=1, each=8),
+            "too large": gpus_of(False, ranks=1, engines=1, each=8, timeout_s=3.0),
         }
     )
 )

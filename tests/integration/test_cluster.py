@@ -77,6 +77,7 @@ def test_every_actor_gets_the_gpus_of_its_bundle(cluster: Cluster) -> None:
     assert probe.returncode == 0, probe.stderr
     found = json.loads(probe.stdout.splitlines()[-1])
     shared = found["colocated"]
+    assert "error" not in shared | found["disaggregated"], found
     assert sorted(gpu for gpus in shared["engines"] for gpu in gpus) == ["0", "1", "2", "3"]
     assert [gpu for (gpu,) in shared["ranks"]] == [gpu for gpus in shared["engines"] for gpu in gpus]
     apart = found["disaggregated"]
