@@ -5,10 +5,13 @@ They belong to the system of `test_stack.py`, which comes first.
 
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,10 +19,15 @@ import pytest
 import ray
 
 from launch.cluster.system import System
+from maxpo.checkpoints.local import Checkpoints
+from maxpo.config import PipelineConfig
+from maxpo.data.order import PromptStream
 from maxpo.errors import LearnerLostError, RemoteError, RunError
 from maxpo.loop.observer import Observer
 from maxpo.loop.publish import publish
-from maxpo.types import Group, Prompt
+from maxpo.loop.train import Trainer
+from maxpo.tracking.run_log import RunLog
+from maxpo.types import Group, Prompt, Ticket
 from tests.integration.conftest import Stack
 
 PROMPTS = 60
@@ -180,6 +188,129 @@ def test_killed_during_a_publish(running: System, undisturbed: list[Group]) -> N
     assert publish(running.rollouts, running.learner, Observer())["weights/version"] == version + 1
     assert ids(generate(running)) == ids(undisturbed)
     assert versions(generate(running)) == {version + 1}
+    both_back(running)
+
+
+def in_engine(running: System, doing: Callable[[Any], Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Run a coroutine over vLLM in each worker; return the results."""
+
+    def run(worker: Any) -> Any:  # in a thread beside the one of vLLM's event loop
+        llm = worker._engine._llm
+        return asyncio.run_coroutine_threadsafe(doing(llm), llm.output_handler.get_loop()).result(30)
+
+    actors: list[Any] = list(running.rollouts._fleet.serving.values())
+    return ray.get([actor.__ray_call__.remote(run) for actor in actors], timeout=60)
+
+
+async def pause(llm: Any) -> None:
+    await llm.pause_generation(mode="keep", clear_cache=False)
+
+
+async def requests(llm: Any) -> int:
+    """Return the number of requests that have not ended."""
+    return llm.output_processor.get_num_unfinished_requests()
+
+
+async def resumed(llm: Any) -> bool:
+    """Resume, and return True if no request has blocks of the KV cache a moment later."""
+    await llm.resume_generation()
+    await asyncio.sleep(0.1)
+    return await llm.reset_prefix_cache()
+
+
+def test_engines_stop_working_on_what_is_abandoned(running: System, undisturbed: list[Group]) -> None:
+    """Engines are paused meanwhile, so no request ends by itself. After the pause there is nothing to go on with."""
+    pool = running.rollouts
+    in_engine(running, pause)
+    tickets = [Ticket(number=n, prompt=p, k=4, draw="abandoned", step=1) for n, p in enumerate(prompts)]
+    for ticket in tickets:
+        pool.submit(ticket)
+    pool.serve(lambda: all(count > 0 for count in in_engine(running, requests)))
+    pool.abandon()
+    assert pool.idle()
+    for _ in range(200):
+        if sum(in_engine(running, requests)) == 0:
+            break
+        time.sleep(0.05)
+    assert in_engine(running, requests) == [0, 0]
+    assert in_engine(running, resumed) == [True, True]
+    assert ids(generate(running)) == ids(undisturbed)
+    assert not any(ticket.scored for ticket in tickets)
+
+
+class Killing(Observer):
+    """Kills something at the begin of the updates of some steps."""
+
+    def __init__(self, kills: dict[int, Callable[[], None]]) -> None:
+        self.step, self.kills = 1, kills
+
+    def stage(self, name: str, total: int = 0) -> None:
+        if name == "update" and self.step in self.kills:
+            self.kills.pop(self.step)()
+
+    def step_done(self, step: int, metrics: dict[str, float]) -> None:
+        self.step = step + 1
+
+
+def train(stack: Stack, folder: Path, observer: Observer, until: int, resume_from: Path | None = None) -> list[Any]:
+    """Train with groups of at most two steps ago; return (version, tickets) of each step, after checks of the bound."""
+    algorithm = replace(stack.config.algorithm, prompts_per_step=8, drop_zero_signal=False)
+    config = replace(
+        stack.config,
+        run=replace(stack.config.run, steps=7),
+        algorithm=algorithm,
+        eval=replace(stack.config.eval, every=0, at_start=False, at_end=False),
+        pipeline=PipelineConfig(max_staleness=2),
+    )
+    log = RunLog(folder, tensorboard=False, save_rollouts=0, resumed_step=until if resume_from else None)
+    stream, store = PromptStream(stack.train, 0), Checkpoints(folder / "checkpoints", keep_last=2)
+    trainer = Trainer(config, stream, [], stack.rollouts, stack.learner, log, observer, checkpoints=store)
+    trainer.should_stop = lambda: trainer.result.steps >= until
+    steps: list[Any] = []
+    versions, take = dict[int, int](), trainer.collector.buffer.take
+
+    def remember(step: int, *args: Any) -> list[Ticket]:
+        steps.append((int(trainer.version), take(step, *args)))
+        return steps[-1][1]
+
+    admit = trainer.collector.buffer.admit
+
+    def admitting(step: int, *args: Any) -> None:
+        versions[step] = int(trainer.version)
+        admit(step, *args)
+
+    trainer.collector.buffer.take, trainer.collector.buffer.admit = remember, admitting  # type: ignore[method-assign]
+    trainer.run(resume_from)
+    for version, tickets in steps:
+        for ticket in tickets:
+            assert ticket.group
+            for completion in ticket.group.completions:
+                sampled = [span for span, _ in completion.versions]
+                assert sampled == sorted(set(sampled))
+                assert versions[ticket.step] <= sampled[0]
+                assert sampled[-1] <= version <= sampled[0] + 2
+    return steps
+
+
+def test_engine_and_worker_die_while_the_learner_works_and_groups_are_in_flight(
+    running: System, stack: Stack, tmp_path: Path
+) -> None:
+    """Then the run stops and goes on. Every group is trained once, and none is older than the bound."""
+    resampled = running.rollouts.metrics()["rollout/groups_resampled"]
+    kills = {2: core_of(running, 0).kill, 4: actor_of(running, 1).kill}
+    first = train(stack, tmp_path, Killing(kills), 5)
+    assert not kills
+    assert running.rollouts.metrics()["rollout/groups_resampled"] > resampled
+    state = json.loads((tmp_path / "checkpoints" / "step_000005" / "state.json").read_text())
+    pending = [group["number"] for group in state["buffer"]]
+    assert pending == list(range(40, 56)), "two steps ahead"
+    both_back(running)
+    second = train(stack, tmp_path, Observer(), 7, tmp_path / "checkpoints" / "step_000005")
+    numbers = [ticket.number for _, tickets in [*first, *second] for ticket in tickets]
+    assert numbers == list(range(56))
+    of = {ticket.number: ticket for _, tickets in [*first, *second] for ticket in tickets}
+    assert [of[n].prompt for n in range(56)] == PromptStream(stack.train, 0).next(56)
+    assert running.rollouts.idle()
     both_back(running)
 
 
