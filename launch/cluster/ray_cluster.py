@@ -68,11 +68,10 @@ def cluster(config: Config, log_folder: Path) -> Iterator[float]:
                 _node_ip_address="127.0.0.1",
                 _temp_dir=str(scratch / "ray"),
             )
-        try:
-            yield wait_for_nodes(config)
-        finally:
-            ray.shutdown()
+        yield wait_for_nodes(config)
     finally:
+        ray.shutdown()
+        _end_processes(scratch)
         _keep_logs(scratch, log_folder)
 
 
@@ -136,6 +135,14 @@ def _pid_namespace() -> str:
     return f"{socket.gethostname()} {link.readlink() if link.is_symlink() else ''}"
 
 
+def _end_processes(scratch: Path) -> None:
+    """End what is left of a cluster whose start was interrupted. Ray itself does not know these processes yet."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if any(str(scratch) in word for word in process.cmdline()):
+                process.kill()
+
+
 @contextmanager
 def _sockets_of_engines(folder: Path) -> Iterator[None]:
     """Let the workers of the cluster that starts here keep vLLM's sockets in a folder, instead of in /tmp."""
@@ -153,9 +160,9 @@ def _sockets_of_engines(folder: Path) -> Iterator[None]:
 def _keep_logs(scratch: Path, log_folder: Path) -> None:
     """Copy what Ray has logged about workers to the run folder, and remove the folder of the cluster."""
     with suppress(OSError):  # on a full disk, the error that ended the run matters more
-        log_folder.mkdir(parents=True, exist_ok=True)
         for file in scratch.glob("ray/session_latest/logs/worker-*"):
             if stat.S_ISREG(file.lstat().st_mode) and _has_output(file):  # never the target of a link
+                log_folder.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, log_folder)
     shutil.rmtree(scratch, ignore_errors=True)
 
