@@ -58,7 +58,7 @@ def cluster(config: Config, log_folder: Path) -> Iterator[float]:
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH))
     (scratch / OWNER).write_text(f"{_pid_namespace()} {os.getpid()}", encoding="utf-8")
     try:
-        with own_sigterm(), _sockets_of_engines(scratch / "vllm"):
+        with own_sigterm(), _sockets_of_engines(scratch / "vllm"), _whole_or_nothing(scratch):
             ray.init(
                 num_cpus=config.ray.num_cpus,
                 object_store_memory=config.ray.object_store_mib << 20,
@@ -68,10 +68,11 @@ def cluster(config: Config, log_folder: Path) -> Iterator[float]:
                 _node_ip_address="127.0.0.1",
                 _temp_dir=str(scratch / "ray"),
             )
-        yield wait_for_nodes(config)
+        try:
+            yield wait_for_nodes(config)
+        finally:
+            ray.shutdown()
     finally:
-        ray.shutdown()
-        _end_processes(scratch)
         _keep_logs(scratch, log_folder)
 
 
@@ -135,12 +136,18 @@ def _pid_namespace() -> str:
     return f"{socket.gethostname()} {link.readlink() if link.is_symlink() else ''}"
 
 
-def _end_processes(scratch: Path) -> None:
-    """End what is left of a cluster whose start was interrupted. Ray itself does not know these processes yet."""
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            if any(str(scratch) in word for word in process.cmdline()):
-                process.kill()
+@contextmanager
+def _whole_or_nothing(scratch: Path) -> Iterator[None]:
+    """End the processes of a cluster whose start fails or is interrupted. Ray itself may not know them yet."""
+    try:
+        yield
+    except BaseException:
+        ray.shutdown()
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if any(str(scratch) in word for word in process.cmdline()):
+                    process.kill()
+        raise
 
 
 @contextmanager
