@@ -15,7 +15,7 @@ from launch.cluster.paths import with_absolute_paths
 from launch.cluster.ray_cluster import cluster
 from launch.cluster.ray_environment import cluster_address
 from launch.run.date import with_date
-from launch.run.signals import stop_on_signal
+from launch.run.signals import PreemptedError, stop_on_signal
 from launch.terminal.printing import say
 from maxpo.config import Config
 from maxpo.configure.loading import LoadedConfig
@@ -58,6 +58,8 @@ def _cluster_beside(checks: Background[Ready], config: Config) -> Iterator[float
     with ExitStack() as ending:
         try:
             gpus = ending.enter_context(cluster(config, Path(config.run.dir, config.run.name, "log")))
+        except PreemptedError:
+            raise  # at once
         except Exception:
             checks.result()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import launch.cluster.ray_cluster
 import launch.run.beginning
 from launch.cluster.ray_cluster import SCRATCH, cluster
 from launch.run.beginning import run_training
+from launch.run.signals import PreemptedError
 from maxpo.configure.loading import LoadedConfig, load_config
 from maxpo.errors import InputError
 
@@ -78,6 +80,18 @@ def test_wrong_settings_are_told_before_an_error_of_the_cluster(
         run_training(loaded, Console())
     monkeypatch.setattr(launch.run.beginning, "_check", lambda loaded, console: None)
     with pytest.raises(InputError, match="there is no room for Ray"):
+        run_training(loaded, Console())
+
+
+def test_a_signal_does_not_wait_for_the_checks(loaded: LoadedConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    never = threading.Event()
+
+    def interrupted(config: Any, log_folder: Path) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(launch.run.beginning, "cluster", interrupted)
+    monkeypatch.setattr(launch.run.beginning, "_check", lambda loaded, console: never.wait())
+    with pytest.raises(PreemptedError, match="before the first step"):
         run_training(loaded, Console())
 
 
