@@ -84,15 +84,21 @@ def test_wrong_settings_are_told_before_an_error_of_the_cluster(
 
 
 def test_a_signal_does_not_wait_for_the_checks(loaded: LoadedConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    never = threading.Event()
+    end, checked = threading.Event(), threading.Event()
+
+    def check(loaded: LoadedConfig, console: Console) -> None:
+        end.wait(10)
+        checked.set()
 
     def interrupted(config: Any, log_folder: Path) -> Any:
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(launch.run.beginning, "cluster", interrupted)
-    monkeypatch.setattr(launch.run.beginning, "_check", lambda loaded, console: never.wait())
+    monkeypatch.setattr(launch.run.beginning, "_check", check)
     with pytest.raises(PreemptedError, match="before the first step"):
         run_training(loaded, Console())
+    assert not checked.is_set()
+    end.set()
 
 
 def test_a_running_cluster_hears_of_no_run_with_wrong_settings(
