@@ -58,7 +58,7 @@ def cluster(config: Config, log_folder: Path) -> Iterator[float]:
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH))
     (scratch / OWNER).write_text(f"{_pid_namespace()} {os.getpid()}", encoding="utf-8")
     try:
-        with own_sigterm(), _sockets_of_engines(scratch / "vllm"):
+        with own_sigterm(), _sockets_of_engines(scratch / "vllm"), _whole_or_nothing(scratch):
             ray.init(
                 num_cpus=config.ray.num_cpus,
                 object_store_memory=config.ray.object_store_mib << 20,
@@ -137,6 +137,20 @@ def _pid_namespace() -> str:
 
 
 @contextmanager
+def _whole_or_nothing(scratch: Path) -> Iterator[None]:
+    """End the processes of a cluster whose start fails or is interrupted. Ray itself may not know them yet."""
+    try:
+        yield
+    except BaseException:
+        ray.shutdown()
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if any(str(scratch) in word for word in process.cmdline()):
+                    process.kill()
+        raise
+
+
+@contextmanager
 def _sockets_of_engines(folder: Path) -> Iterator[None]:
     """Let the workers of the cluster that starts here keep vLLM's sockets in a folder, instead of in /tmp."""
     folder.mkdir()
@@ -153,9 +167,9 @@ def _sockets_of_engines(folder: Path) -> Iterator[None]:
 def _keep_logs(scratch: Path, log_folder: Path) -> None:
     """Copy what Ray has logged about workers to the run folder, and remove the folder of the cluster."""
     with suppress(OSError):  # on a full disk, the error that ended the run matters more
-        log_folder.mkdir(parents=True, exist_ok=True)
         for file in scratch.glob("ray/session_latest/logs/worker-*"):
             if stat.S_ISREG(file.lstat().st_mode) and _has_output(file):  # never the target of a link
+                log_folder.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, log_folder)
     shutil.rmtree(scratch, ignore_errors=True)
 

@@ -22,6 +22,8 @@ NEEDS_NO_TOKEN = (
 EVERY_CLUSTER = {
     MODE: "token",
     "RAY_worker_niceness": "0",  # Ray's default of 15 starves its workers beside any other busy process
+    "RAY_enable_worker_prestart": "0",  # an actor with environment variables of its own cannot use such a worker
+    "RAY_prestart_worker_first_driver": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
