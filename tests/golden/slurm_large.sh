@@ -22,6 +22,8 @@ log_dir=jobs/Large_1
 resume=checkpoint.resume=auto
 export RAY_AUTH_MODE=token
 export RAY_worker_niceness=0
+export RAY_enable_worker_prestart=0
+export RAY_prestart_worker_first_driver=0
 export RAY_USAGE_STATS_ENABLED=0
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
 export MAXPO_INTERFACE=ib0
