@@ -159,7 +159,7 @@ class TrainEngine:
             lr=config.lr,
             betas=(config.betas[0], config.betas[1]),
             weight_decay=config.weight_decay,
-            fused=device.type == "cuda",
+            fused=True,
         )
         self._ds = deepspeed
         self.world_size = dist.get_world_size()
