@@ -69,7 +69,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if measured is None:
         return code
     if place(config, gpus=gpus).colocated:
-        say(console, "learner and engines share the GPUs, so nothing overlaps: pipeline.max_staleness stays 0")
+        say(
+            console,
+            "learner and engines share the GPUs and take turns, so nothing overlaps and --lengths has no table. "
+            "pipeline.max_staleness = 1 or 2 helps where few completions are long: they go on after the update",
+        )
         return code
     show_gain(config, measured, console)
     return code

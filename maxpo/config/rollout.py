@@ -35,10 +35,10 @@ class RolloutConfig:
     draws from the full distribution, without top-p or top-k, because the learner's ratio is over all tokens."""
     max_concurrent_sequences: Annotated[int, between(1, 10**6)] = 256
     """Largest number of sequences that one engine decodes at once."""
-    overcommit: Annotated[float, between(1, 64)] = 1.0
+    overcommit: Annotated[float, between(1, 64)] = 4.0
     """Sequences that a worker holds, as a multiple of `max_concurrent_sequences`. With 1 a group keeps its places until
     its longest completion ends. 3 to 4 fills them, where lengths vary and a step has more sequences than the engines
-    have places. The time limit of a group grows with what it waits for."""
+    have places (`benchmarks/pipeline.py`). The time limit of a group grows with what it waits for."""
     gpu_memory_utilization: Annotated[float, Must(lambda v: 0 < v <= 1, "Must be more than 0 and at most 1.")] = 0.85
     """Share of GPU memory that an engine may use. No effect on CPU."""
     cpu_kv_cache_gib: Annotated[int, between(1, 10**5)] = 1

@@ -339,4 +339,4 @@ def test_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_command_for_gpus_that_learner_and_engines_share(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["rollout.gpu_memory_utilization=0.4", "--gpus", "1"]
     assert main(["plan", str(DEMO), *words, "--lengths", str(run)]) == 0
-    assert "share the GPUs, so nothing overlaps" in capsys.readouterr().out
+    assert "share the GPUs and take turns, so nothing overlaps" in capsys.readouterr().out

@@ -58,7 +58,7 @@ class Desk:
         monkeypatch.setattr("ray.wait", lambda refs, **_: ([], refs))
         monkeypatch.setattr("rollout.pool._actor_factory", lambda *_: self._actor)
         monkeypatch.setattr("rollout.pool.time.sleep", lambda seconds: None)
-        settings = {"workers": 2, "max_new_tokens": 1, "max_concurrent_sequences": N} | rollout
+        settings = {"workers": 2, "max_new_tokens": 1, "max_concurrent_sequences": N, "overcommit": 1.0} | rollout
         config = Config(
             algorithm=AlgorithmConfig(group_size=N, k=2),
             rollout=RolloutConfig(**settings),

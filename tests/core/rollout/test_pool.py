@@ -41,7 +41,7 @@ def pool(
     monkeypatch.setattr("ray.cancel", lambda ref: None)
     monkeypatch.setattr("ray.wait", lambda refs, **_: ([], refs))
     monkeypatch.setattr("rollout.pool._actor_factory", lambda *_: lambda number: FakeActor(number, answer))
-    settings = {"workers": 2, "max_new_tokens": 1, "max_concurrent_sequences": 4} | settings
+    settings = {"workers": 2, "max_new_tokens": 1, "max_concurrent_sequences": 4, "overcommit": 1.0} | settings
     config = Config(rollout=RolloutConfig(**settings), reward=RewardConfig(verifier="exact"))
     return RolloutPool(config, "cpu", "gloo", lambda number: {})
 
