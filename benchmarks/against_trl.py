@@ -9,8 +9,8 @@ the same reward, temperature 1 and a learning rate that moves nothing, so both s
 is a process that is started once. The sides take turns, some steps at a time, while the others wait, so that other load
 on the machine meets all of them. In the case smollm2 they run one after the other, for lack of memory. Steps are
 measured from the end of one to the end of the next, logs included. The script compares the numbers of sampled tokens,
-which must be equal (case smollm2, whose end of sequence is moved to a token that is never sampled) or equal up to
-chance (the toy cases, whose completions end by themselves).
+which must be equal up to a thousandth (case smollm2, whose end of sequence is moved to a token that is next to never
+sampled) or up to chance (the toy cases, whose completions end by themselves).
 
 `maxpo` computes every sample, as TRL does. `maxpo, drop` leaves out samples without signal, its default. Two further
 sides are measured if `--sides` names them: two engines, and sampling of the next step during the update.
@@ -38,7 +38,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 NEVER_SAMPLED = "<reponame>"
-"""A token of SmolLM2's vocabulary for pre-training, which ends no completion of these prompts."""
+"""A token of SmolLM2's vocabulary for pre-training, which ends next to no completion of these prompts."""
 SIDES = {
     "maxpo": ["algorithm.drop_zero_signal=false"],
     "maxpo, drop": ["algorithm.drop_zero_signal=true"],
@@ -421,7 +421,7 @@ def summary(case: Case, blocks: dict[str, list[dict[str, Any]]]) -> dict[str, An
         medians[side]["tokens_per_s"] = medians[side]["tokens"] / medians[side]["step_s"]
     numbers = [each["tokens"] for each in medians.values()]
     apart = max(numbers) / min(numbers) - 1
-    limit = 1e-9 if case.exact else 0.03
+    limit = 1e-3 if case.exact else 0.03
     if apart > limit:
         raise SystemExit(f"the sides sampled {numbers} tokens a step, which are not equal: the speeds say nothing")
     return {"medians": medians, "tokens_apart": apart}
