@@ -12,6 +12,7 @@ import ray
 
 from maxpo.batches.samples import Sample
 from maxpo.config import Config
+from maxpo.estimators.probe import ProbePart, ProbeRequest
 from maxpo.runtime.background import Background
 from maxpo.runtime.heap import freeze_heap
 from maxpo.runtime.network import use_interface
@@ -173,6 +174,19 @@ class LearnerWorker:
         from learner.update.scoring import score_samples
 
         return score_samples(self._engine, samples, self._config.learner, self._config.rollout.temperature)
+
+    def probe(self, request: ProbeRequest) -> ProbePart:
+        """Measure the gradients of estimators on scored groups. Changes nothing. Each rank returns its prompts."""
+        from learner.update.probe import probe
+
+        config = self._config
+        return probe(
+            self._engine,
+            request,
+            config.algorithm,
+            temperature=config.rollout.temperature,
+            chunk=config.learner.logprob_chunk,
+        )
 
     def publish(self, version: int, receivers: Sequence[Receiver]) -> WeightManifest | None:
         """Send the weights to the engines as `version`. Rank 0 returns the manifest."""

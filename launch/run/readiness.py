@@ -97,6 +97,7 @@ def get_ready(
     *,
     say: Callable[[str], None] = lambda line: None,
     evaluation: bool = False,
+    run_folder: bool = True,
     dry_run: bool = False,
 ) -> Ready:
     """Make all checks that start nothing.
@@ -106,14 +107,16 @@ def get_ready(
         settings: Problems of the settings.
         say: Called with a line about each source of data.
         evaluation: Nothing is trained.
+        run_folder: False if nothing is written to the folder of the run.
         dry_run: True to check too what a run itself checks with its folder locked: the checkpoint to continue from.
 
     Raises:
         InputError: With all problems.
     """
     config, found = loaded.config, _Findings(settings)
-    if not evaluation:
+    if run_folder and not evaluation:
         found.check("the run folder", _PLACE, lambda: destination_problems(config))
+    if not evaluation:
         found.check("the DeepSpeed file", _DEEPSPEED, lambda: file_problems(config.learner))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found.check("the arguments of vLLM", ("rollout.engine_args",), lambda: argument_problems(config.rollout, device))

@@ -142,15 +142,7 @@ class Updater:
 
         Every rank computes the whole matrix, so the advantages do not depend on how sequences are sharded.
         """
-        return mixed(
-            self._algorithm.advantage,
-            rewards,
-            torch.tensor(batch.k, device=rewards.device),
-            valid,
-            objective=self._algorithm.objective,
-            mix_with=self._algorithm.mix_with,
-            mix_weight=batch.mix_weight,
-        )
+        return mixed(self._algorithm, batch.mix, rewards, torch.tensor(batch.k, device=rewards.device), valid)
 
     def _microbatches(self, samples: list[Sample], advantages: Tensor, batch: StepBatch) -> list[TrainBatch]:
         """Return this rank's packed rows of one optimizer step."""

@@ -13,13 +13,19 @@ class AlgorithmConfig:
     advantage: str = "maxpo"
     """Advantage estimator, one of `maxpo.estimators.advantages.ADVANTAGES`."""
     objective: str = "max"
-    """Objective of `maxpo`, a statistic of K samples: max, min, mean, median, top_m:M, bottom_m:M, quantile:Q or
-    lower_tail:Q (see `maxpo.estimators.objectives`). `mix_with` and `shadow` use the same objective. Estimators other
-    than `maxpo` support `max` only."""
+    """Objective of `maxpo`, `pkpo_loo_minus_one` and `interpolated`, a statistic of K samples: max, min, mean, median,
+    top_m:M, bottom_m:M, quantile:Q or lower_tail:Q (see `maxpo.estimators.objectives`). `mix_with` and `shadow` use the
+    same objective. The other estimators support `max` only."""
+    lam: str = "v"
+    """Weight of `maxpo` in the estimator `interpolated`: (1 - lam) pkpo_loo_minus_one + lam maxpo. v: (n - K) / (n - 1)
+    in a group of n valid samples. No effect with other estimators."""
+    kappa: Annotated[float, FACTOR] = 3.0
+    """Squared score of a failure divided by that of a success, for the estimator `kappa`: `maxpo probe` measures it. No
+    effect with other estimators."""
     k: Annotated[int, COUNT] = 4
-    """K of max@K, 1 <= k < group_size (`pkpo` and `pkpo_loo_minus_one`: k <= group_size). The estimators `rloo`,
-    `grpo`, `dr_grpo`, `maxrl` and `top1_gap` do not use K, and a k_schedule other than constant replaces this value.
-    The metric reward/max@K always uses this value."""
+    """K of max@K, 1 <= k < group_size (`pkpo`, `pkpo_loo_minus_one`, `interpolated` and `kappa`: k <= group_size). The
+    estimators `rloo`, `grpo`, `dr_grpo`, `maxrl` and `top1_gap` do not use K, and a k_schedule other than constant
+    replaces this value. The metric reward/max@K always uses this value."""
     k_schedule: Literal["constant", "linear", "stepwise", "adaptive"] = "constant"
     """Schedule of K. constant: always `k`. linear: a straight line over the run. stepwise: changes at given steps.
     adaptive: K of each prompt from the pass rate p observed in earlier steps, K = ceil(1 / p) - 1, where the gradient

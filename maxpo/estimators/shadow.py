@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from maxpo.estimators.arguments import GroupK, min_valid
-from maxpo.estimators.mixing import estimator, nonzero
+from maxpo.estimators.mixing import DEFAULTS, Parameters, estimator, nonzero
 
 
 def advantage_metrics(
@@ -31,7 +31,7 @@ def shadow_metrics(
     rewards: Float[Tensor, "G N"],
     k: GroupK,
     valid: Bool[Tensor, "G N"],
-    objective: str = "max",
+    parameters: Parameters = DEFAULTS,
 ) -> dict[str, float]:
     """Return `advantage_metrics` of each named estimator and its correlation with the advantages in use.
 
@@ -42,7 +42,7 @@ def shadow_metrics(
     metrics: dict[str, float] = {}
     for name in names:
         try:
-            other = estimator(name, objective)(rewards, k, valid)
+            other = estimator(name, parameters)(rewards, k, valid)
         except ValueError:
             metrics[f"shadow/{name}/refused"] = 1.0
             continue

@@ -20,7 +20,7 @@ from maxpo.batches.samples import valid_samples
 from maxpo.config import AlgorithmConfig
 from maxpo.estimators.advantages import ADVANTAGES, maxpo
 from maxpo.loop.selection import assess
-from maxpo.types import Group, Prompt, ScoredGroup, StepBatch
+from maxpo.types import Group, Mix, Prompt, ScoredGroup, StepBatch
 from tests.fakes import completion
 from tests.integration.conftest import MODEL, Learned, RankResult, Rounds
 from tests.integration.learner_ranks import job
@@ -30,11 +30,11 @@ KS = (1, 2, 3, 2, 1)
 
 def with_signal(batch: StepBatch, estimator: str) -> StepBatch:
     """The batch with the samples that this estimator learns from, as the loop selects them."""
-    groups = assess(batch.groups, AlgorithmConfig(advantage=estimator), list(batch.k), 0.0)
+    groups = assess(batch.groups, AlgorithmConfig(advantage=estimator), list(batch.k), Mix())
     return replace(batch, signal=tuple(group.signal for group in groups))
 
 
-def make_batch(seed: int, groups: int = 5, n: int = 4, k: tuple[int, ...] = (), mix_weight: float = 0.0) -> StepBatch:
+def make_batch(seed: int, groups: int = 5, n: int = 4, k: tuple[int, ...] = (), mix: Mix | None = None) -> StepBatch:
     """Groups of very different lengths; one sample is invalid."""
     rng = random.Random(seed)
     made: list[ScoredGroup] = []
@@ -72,7 +72,7 @@ def make_batch(seed: int, groups: int = 5, n: int = 4, k: tuple[int, ...] = (), 
         sampled_tokens=sum(c.loss_tokens for c in sequences) + 11,
         step=1,
         k=k or (2,) * groups,
-        mix_weight=mix_weight,
+        mix=mix or Mix(),
     )
 
 
@@ -203,7 +203,7 @@ def one_rank_jobs() -> list[dict[str, Any]]:
         job([positive], aggregation="constant", advantage="pkpo_loo_minus_one", drop_zero_signal=False),
         job([positive], aggregation="constant", advantage="pkpo_loo_minus_one", kl_coef=0.5),
         job([positive], aggregation="constant", advantage="pkpo_loo_minus_one", entropy_coef=0.3),
-        job([make_batch(0, k=KS, mix_weight=0.25)], aggregation="constant", mix_with="rloo", objective="min"),
+        job([make_batch(0, k=KS, mix=Mix(weight=0.25))], aggregation="constant", mix_with="rloo", objective="min"),
         job([batch], aggregation="constant", budget=150) | {"layout": "sdpa"},
     ]
 

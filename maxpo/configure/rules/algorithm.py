@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from maxpo.config import AlgorithmConfig
 from maxpo.configure.rules import Combination
-from maxpo.estimators.names import BEYOND_K
+from maxpo.estimators.names import BEYOND_K, WITH_OBJECTIVE, fixed_lam
 from maxpo.estimators.objectives import parse
 
 
@@ -12,6 +12,15 @@ def is_objective(value: str) -> bool:
     """Return True if the objective exists and its argument is valid."""
     try:
         parse(value)
+    except ValueError:
+        return False
+    return True
+
+
+def is_lam(value: str) -> bool:
+    """Return True if the weight of `interpolated` is known or a number."""
+    try:
+        fixed_lam(value)
     except ValueError:
         return False
     return True
@@ -104,8 +113,11 @@ ESTIMATOR_COMBINATIONS: tuple[Combination, ...] = (
     ),
     (
         ("algorithm.objective", "algorithm.advantage", "algorithm.mix_with"),
-        lambda c: c.algorithm.objective == "max" or "maxpo" in (c.algorithm.advantage, c.algorithm.mix_with),
-        "Only the advantage maxpo supports objectives other than max.",
+        lambda c: (
+            c.algorithm.objective == "max"
+            or not {c.algorithm.advantage, c.algorithm.mix_with}.isdisjoint(WITH_OBJECTIVE)
+        ),
+        f"Objectives other than max are for the advantages {', '.join(WITH_OBJECTIVE)}.",
     ),
     (
         ("algorithm.objective", "algorithm.k", "algorithm.k_values", "algorithm.k_schedule"),

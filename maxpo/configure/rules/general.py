@@ -9,7 +9,7 @@ from maxpo.checkpoints.manifest import MANIFEST
 from maxpo.config.ranges import Must
 from maxpo.configure.fields import schema
 from maxpo.configure.rules import Combination
-from maxpo.configure.rules.algorithm import ESTIMATOR_COMBINATIONS, is_objective
+from maxpo.configure.rules.algorithm import ESTIMATOR_COMBINATIONS, is_lam, is_objective
 from maxpo.configure.rules.cluster import CLUSTER_COMBINATIONS
 from maxpo.configure.rules.code import CODE_COMBINATIONS
 from maxpo.configure.rules.data import DATA_COMBINATIONS, PATH_HELP
@@ -72,6 +72,7 @@ _REGISTRIES: dict[str, tuple[Must, ...]] = {
     "algorithm.objective": (
         Must(is_objective, f"Must be one of {', '.join(OBJECTIVES)}, with a number for the capital."),
     ),
+    "algorithm.lam": (Must(is_lam, "Must be v or a number."),),
     "environment.name": (
         Must(
             lambda v: v in ENVIRONMENTS or is_address(v),

@@ -24,7 +24,7 @@ from maxpo.loop.selection import assess
 from maxpo.loop.step_metrics import usable_metrics
 from maxpo.loop.train import Trainer
 from maxpo.tracking.run_log import RunLog
-from maxpo.types import Group, Prompt, Receiver, StepBatch, StepResult, WeightManifest
+from maxpo.types import Group, Mix, Prompt, Receiver, StepBatch, StepResult, WeightManifest
 from tests.fakes import FakeLearner, FakeRollouts, prompt, scored
 
 
@@ -310,16 +310,16 @@ def test_an_undocumented_metric_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_signal_is_a_matter_of_the_advantages(name: str, k: int, rewards: list[float], signal: bool) -> None:
-    (judged,) = assess([scored(rewards)], AlgorithmConfig(advantage=name, k=k, group_size=4), [k], 0.0)
+    (judged,) = assess([scored(rewards)], AlgorithmConfig(advantage=name, k=k, group_size=4), [k], Mix())
     assert (judged.enough, judged.has_signal) == (True, signal)
 
 
 def test_groups_with_too_few_valid_samples_are_counted_apart() -> None:
     group = scored([1, 0, 0, 1], valid=[True, True, False, False])
-    (judged,) = assess([group], AlgorithmConfig(k=2, group_size=4), [2], 0.0)
+    (judged,) = assess([group], AlgorithmConfig(k=2, group_size=4), [2], Mix())
     assert (judged.enough, judged.has_signal) == (False, False)
     # Each group needs what its own K asks for, and what the estimator that is mixed in asks for.
-    first, second = assess([group, group], AlgorithmConfig(k=2, group_size=4), [1, 2], 0.0)
+    first, second = assess([group, group], AlgorithmConfig(k=2, group_size=4), [1, 2], Mix())
     assert (first.enough, second.enough) == (True, False)
     mixing = AlgorithmConfig(advantage="grpo", mix_with="maxpo", k=2, group_size=4)
     assert not assess([group], mixing, [2], 0.5)[0].enough
@@ -403,8 +403,8 @@ def test_judged_advantages_are_those_of_the_settings(tmp_path: Path) -> None:
         want = 0.75 * maxpo(rewards, k, valid, objective="min") + 0.25 * ADVANTAGES["grpo"](rewards, k, valid)
         torch.testing.assert_close(torch.tensor([found.advantages], dtype=torch.float64), want)
     # The shadow takes each group's own K and the objective too.
-    alone = assess(groups, AlgorithmConfig(objective="min", k=2, group_size=5), [3, 2], 0.0)
-    metrics = usable_metrics(alone, settings)
+    alone = assess(groups, AlgorithmConfig(objective="min", k=2, group_size=5), [3, 2], Mix())
+    metrics = usable_metrics(alone, settings, Mix())
     assert metrics["shadow/maxpo/correlation"] == pytest.approx(1.0)
     assert metrics["shadow/maxpo/second_moment"] == pytest.approx(metrics["advantage/second_moment"])
 
@@ -412,14 +412,14 @@ def test_judged_advantages_are_those_of_the_settings(tmp_path: Path) -> None:
 def test_a_shadow_counts_only_groups_that_are_large_enough_for_it() -> None:
     groups = [scored([1, 0, 0, 1], [True, True, False, False]), scored([1, 0, 0, 0])]
     settings = AlgorithmConfig(advantage="grpo", k=2, group_size=4, shadow=["maxpo"])
-    metrics = usable_metrics(assess(groups, settings, [2, 2], 0.0), settings)
+    metrics = usable_metrics(assess(groups, settings, [2, 2], Mix()), settings, Mix())
     assert metrics["shadow/maxpo/nonzero"] == 1.0
     assert metrics["advantage/nonzero"] == 1.0
 
 
 def test_no_correlation_where_nothing_varies() -> None:
     settings = AlgorithmConfig(k=2, group_size=6, shadow=["pkpo_loo", "rloo"])
-    metrics = usable_metrics(assess([scored([0.1] * 6), scored([0.7] * 6)], settings, [2, 2], 0.0), settings)
+    metrics = usable_metrics(assess([scored([0.1] * 6), scored([0.7] * 6)], settings, [2, 2], Mix()), settings, Mix())
     assert not any("correlation" in name for name in metrics)
     assert metrics["shadow/rloo/nonzero"] == 0.0
 
@@ -428,7 +428,7 @@ def test_a_second_estimator_is_mixed_in_by_schedule(tmp_path: Path) -> None:
     settings = config(mix_with="grpo", mix_weight=[0.0, 1.0])
     _, learner, lines = run(tmp_path, settings, FakeRollouts())
     assert [line["algorithm/mix_weight"] for line in steps_of(lines)] == [0.0, 0.5, 1.0]
-    assert [b.mix_weight for b in learner.batches] == [0.0, 0.5, 1.0]
+    assert [b.mix.weight for b in learner.batches] == [0.0, 0.5, 1.0]
 
 
 def test_shadow_estimators_are_logged_and_change_nothing(tmp_path: Path) -> None:
