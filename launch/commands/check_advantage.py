@@ -98,7 +98,7 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"--objective {objective}: known to {', '.join(WITH_OBJECTIVE)}, not to {name}")
     if args.kappa is not None and not 0 < args.kappa < 1e6:
         raise InputError(f"--kappa {args.kappa:g}: allowed is more than 0 and less than 1e6")
-    if not is_lam(args.lam):
+    if args.lam == "adaptive" or not is_lam(args.lam):
         raise InputError(f"--lam {args.lam}: must be v or a number")
     try:
         rank_coefficients(objective, k)

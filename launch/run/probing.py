@@ -126,7 +126,7 @@ def _request(
 ) -> tuple[ProbeRequest, dict[str, str]]:
     """Return what to measure, and the estimators that do not accept the rewards."""
     rewards, valid = reward_matrix([group for pair in pairs for group in pair], torch.device("cpu"))
-    parameters = parameters_of(algorithm, Mix(lam=fixed_lam(algorithm.lam)))
+    parameters = parameters_of(algorithm, Mix(lam=None if algorithm.lam == "adaptive" else fixed_lam(algorithm.lam)))
     refused = dict(refusals(ADVANTAGE_NAMES, rewards, algorithm.k, valid, parameters))
     if wrong := [refused[name] for name in SIZED if name in refused]:
         raise RunError(wrong[0])
@@ -135,7 +135,7 @@ def _request(
     request = ProbeRequest(
         prompts=tuple(pairs),
         names=tuple(name for name in ADVANTAGE_NAMES if name not in refused),
-        k=k,
+        ks=(k,) * len(pairs),
         parameters=parameters,
         sizes=tuple(sizes),
         seed=seed,

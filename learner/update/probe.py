@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,8 +16,19 @@ from learner.deepspeed_engine import TrainEngine
 from maxpo.batches.packing import pack
 from maxpo.batches.samples import Sample, reward_matrix, samples_of
 from maxpo.config import AlgorithmConfig
-from maxpo.estimators.probe import ProbePart, ProbeRequest, PromptFigures, PromptScores, add_sum, measure_prompt
-from maxpo.types import ScoredGroup
+from maxpo.estimators.mixing import parameters_of
+from maxpo.estimators.probe import (
+    SIZED,
+    ProbePart,
+    ProbeRequest,
+    PromptFigures,
+    PromptScores,
+    add_sum,
+    measure_prompt,
+    probe_metrics,
+    refusals,
+)
+from maxpo.types import ScoredGroup, StepBatch
 
 MEMORY = 2**30
 """Bytes that vectors of full length may take. Beyond that, gradients are projected."""
@@ -39,8 +52,8 @@ def probe(
     vectors = _Vectors(engine, request, algorithm, temperature, chunk)
     figures: list[PromptFigures] = []
     means: list[Tensor] = []
-    for groups in request.prompts[rank::ranks]:
-        own, mean = measure_prompt(_scores(groups, vectors), request)
+    for groups, k in list(zip(request.prompts, request.ks, strict=True))[rank::ranks]:
+        own, mean = measure_prompt(_scores(groups, vectors), k, request)
         figures.append(own)
         means.append(mean)
     rows = len(request.names) + (len(request.prompts[0]) == 2)
@@ -51,6 +64,31 @@ def probe(
     dist.all_reduce(total)
     add_sum(figures, means, total.cpu())
     return ProbePart(figures=tuple(figures), dimensions=vectors.dimensions, parameters=vectors.parameters)
+
+
+def probe_step(
+    engine: TrainEngine, batch: StepBatch, algorithm: AlgorithmConfig, *, temperature: float, chunk: int
+) -> dict[str, float]:
+    """Probe the first groups of a batch; return the metrics, equal on all ranks. See `probe`.
+
+    There are none if no group has more than K valid samples.
+    """
+    started = time.perf_counter()
+    usable = [(g, k) for g, k in zip(batch.groups, batch.k, strict=True) if sum(g.valid) > k][: algorithm.probe_groups]
+    if not usable:
+        return {}
+    groups, ks = zip(*usable, strict=True)
+    rewards, valid = reward_matrix(groups, torch.device("cpu"))
+    parameters = parameters_of(algorithm, batch.mix)
+    wanted = (*SIZED, algorithm.advantage, algorithm.mix_with or algorithm.advantage, *algorithm.shadow)
+    refused = refusals(wanted, rewards, torch.tensor(ks), valid, parameters)
+    names = tuple(name for name in dict.fromkeys(wanted) if name not in refused)
+    request = ProbeRequest(prompts=tuple((g,) for g in groups), names=names, ks=ks, parameters=parameters)
+    part = probe(engine, request, algorithm, temperature=temperature, chunk=chunk)
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, part.figures)
+    metrics = probe_metrics([figures for own in parts for figures in own], names)
+    return metrics | {"time/probe_s": time.perf_counter() - started}
 
 
 def _scores(groups: Sequence[ScoredGroup], vectors: _Vectors) -> PromptScores:

@@ -17,8 +17,9 @@ class AlgorithmConfig:
     top_m:M, bottom_m:M, quantile:Q or lower_tail:Q (see `maxpo.estimators.objectives`). `mix_with` and `shadow` use the
     same objective. The other estimators support `max` only."""
     lam: str = "v"
-    """Weight of `maxpo` in the estimator `interpolated`: (1 - lam) pkpo_loo_minus_one + lam maxpo. v: (n - K) / (n - 1)
-    in a group of n valid samples. No effect with other estimators."""
+    """Weight of `maxpo` in the estimator `interpolated`: (1 - lam) pkpo_loo_minus_one + lam maxpo. A number; v: (n - K)
+    / (n - 1) in a group of n valid samples; adaptive: the weight of lowest variance in the probes of earlier steps
+    (`probe_every`), v before the first. No effect with other estimators."""
     kappa: Annotated[float, FACTOR] = 3.0
     """Squared score of a failure divided by that of a success, for the estimator `kappa`: `maxpo probe` measures it. No
     effect with other estimators."""
@@ -47,6 +48,11 @@ class AlgorithmConfig:
     `mix_with`."""
     shadow: list[str] = field(default_factory=list[str])
     """Estimators to log on the same groups, beside the one in use. Shadow estimators do not change the training."""
+    probe_every: Annotated[int, COUNT_OR_NONE] = 0
+    """Steps between two probes of the estimators' gradients (`probe/*` metrics). 0: none. A probe takes one backward
+    pass for each sample of `probe_groups` groups of the step, before the update. Needs learner.zero_stage 0 to 2."""
+    probe_groups: Annotated[int, COUNT] = 8
+    """Groups of a step that a probe measures. No effect while `probe_every` is 0."""
     group_size: Annotated[int, between(2, 10**5, "completions of a prompt are compared with each other")] = 16
     """Completions per prompt, N."""
     prompts_per_step: Annotated[int, COUNT] = 32

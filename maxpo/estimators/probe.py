@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from maxpo.estimators.arguments import GroupK
 from maxpo.estimators.mixing import DEFAULTS, Parameters, estimator
 from maxpo.estimators.order_statistics import include_one, rank
 from maxpo.types import ScoredGroup
@@ -38,7 +39,8 @@ class ProbeRequest:
     """The groups of each prompt: one or two, equally many for all prompts, all of one size."""
     names: tuple[str, ...]
     """Estimators, which accept these rewards and this K. `SIZED` must be among them."""
-    k: int
+    ks: tuple[int, ...]
+    """K of each prompt."""
     parameters: Parameters = DEFAULTS
     sizes: tuple[int, ...] = ()
     """Further group sizes, from K + 1 to the number of samples of a prompt."""
@@ -100,9 +102,9 @@ class PromptFigures:
     """Number of tokens of valid samples."""
 
 
-def measure_prompt(prompt: PromptScores, request: ProbeRequest) -> tuple[PromptFigures, Float[Tensor, "E D"]]:
+def measure_prompt(prompt: PromptScores, k: int, request: ProbeRequest) -> tuple[PromptFigures, Float[Tensor, "E D"]]:
     """Return the figures of a prompt, with `toward` empty, and the mean gradient of each estimator."""
-    names, k, parameters = request.names, request.k, request.parameters
+    names, parameters = request.names, request.parameters
     groups, n, _ = prompt.scores.shape
     valid = prompt.valid
     count = valid.sum(1).clamp(min=1)
@@ -131,7 +133,7 @@ def measure_prompt(prompt: PromptScores, request: ProbeRequest) -> tuple[PromptF
         apart=float(torch.einsum("jn,jnjm,jm->j", apart, blocks, apart).mean()),
         failure=failure,
         success=success,
-        by_size=_other_sizes(prompt, inner, request),
+        by_size=_other_sizes(prompt, inner, k, request),
         trained=_list((tokens * (a.abs() > 1e-10)).sum((1, 2))),
         tokens=float(tokens.sum()),
     ), means
@@ -188,7 +190,9 @@ def _energies(prompt: PromptScores, inner: Float[Tensor, "M M"]) -> tuple[float 
     return found[0], found[1]
 
 
-def _other_sizes(prompt: PromptScores, inner: Float[Tensor, "M M"], request: ProbeRequest) -> dict[int, list[float]]:
+def _other_sizes(
+    prompt: PromptScores, inner: Float[Tensor, "M M"], k: int, request: ProbeRequest
+) -> dict[int, list[float]]:
     """Return the mean |g|^2 of `SIZED` over random groups of other sizes, drawn without replacement."""
     rewards, usable = prompt.rewards.flatten(), prompt.valid.flatten().nonzero()[:, 0]
     generator = torch.Generator().manual_seed(request.seed)
@@ -198,7 +202,7 @@ def _other_sizes(prompt: PromptScores, inner: Float[Tensor, "M M"], request: Pro
             order = torch.rand(SUBSETS, len(usable), generator=generator).argsort(1)[:, :size]
             members = usable[order]
             products = inner[members[:, :, None], members[:, None, :]]
-            weights = [estimator(name, request.parameters)(rewards[members], request.k) / size for name in SIZED]
+            weights = [estimator(name, request.parameters)(rewards[members], k) / size for name in SIZED]
             found[size] = [float(torch.einsum("sn,snm,sm->s", w, products, w).mean()) for w in weights]
     return found
 
@@ -208,7 +212,7 @@ def _list(values: Tensor) -> list[float]:
 
 
 def refusals(
-    names: Sequence[str], rewards: Float[Tensor, "G N"], k: int, valid: Bool[Tensor, "G N"], parameters: Parameters
+    names: Sequence[str], rewards: Float[Tensor, "G N"], k: GroupK, valid: Bool[Tensor, "G N"], parameters: Parameters
 ) -> Mapping[str, str]:
     """Return the estimators that do not accept these rewards or this K, with the reason."""
     found: dict[str, str] = {}
@@ -218,3 +222,16 @@ def refusals(
         except ValueError as error:
             found[name] = str(error)
     return found
+
+
+def probe_metrics(figures: Sequence[PromptFigures], names: Sequence[str]) -> dict[str, float]:
+    """Return the metrics of a probe during a training, of prompts with one group each."""
+    along, apart = (sum(getattr(f, key) for f in figures) / len(figures) for key in ("along", "apart"))
+    second = {name: sum(f.second[e] for f in figures) for e, name in enumerate(names)}
+    metrics = {"probe/groups": float(len(figures)), "probe/along": along, "probe/apart": apart}
+    if reference := second["maxpo"]:
+        metrics |= {f"probe/second_moment/{name}": value / reference for name, value in second.items()}
+    energies = [(f.failure, f.success) for f in figures if f.failure is not None and f.success is not None]
+    if success := sum(own for _, own in energies):
+        metrics["probe/kappa"] = sum(own for own, _ in energies) / success
+    return metrics

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 
 from maxpo.estimators.probe import FLOOR, SIZED, PromptFigures
 from maxpo.evaluation.figures import Estimate
-
-DRAWS = 2000
-"""Number of bootstrap draws of the prompts."""
+from maxpo.evaluation.report import BOOTSTRAP_RESAMPLES, middle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +86,7 @@ def probe_report(
     """
     second, cross = (np.array([getattr(f, key) for f in figures]) for key in ("second", "cross"))
     within = second - cross  # [P, E]
-    draws = np.random.default_rng(seed).integers(0, len(figures), (DRAWS, len(figures)))
+    draws = np.random.default_rng(seed).integers(0, len(figures), (BOOTSTRAP_RESAMPLES, len(figures)))
     reference = within[:, names.index("maxpo")]
     between = _between(figures, cross)
     tokens = sum(f.tokens for f in figures)
@@ -146,7 +144,7 @@ def _estimate(top: NDArray[np.float64], bottom: NDArray[np.float64] | None, draw
         below = bottom[draws].mean(1)
         values = values[below > 0] / below[below > 0]
         value = value / float(bottom.mean()) if bottom.mean() > 0 else math.nan
-    low, high = (float(np.quantile(values, q)) if len(values) else math.nan for q in (0.025, 0.975))
+    low, high = middle(values) if len(values) else (math.nan, math.nan)
     return Estimate(value=value, low=low, high=high)
 
 
@@ -155,7 +153,7 @@ def _kappa(figures: Sequence[PromptFigures], seed: int) -> Estimate | None:
     if not pairs:
         return None
     failure, success = np.array(pairs).T
-    draws = np.random.default_rng(seed).integers(0, len(pairs), (DRAWS, len(pairs)))
+    draws = np.random.default_rng(seed).integers(0, len(pairs), (BOOTSTRAP_RESAMPLES, len(pairs)))
     return _estimate(failure, success, draws)
 
 

@@ -10,6 +10,7 @@ from maxpo.batches.samples import treat_truncated
 from maxpo.config import AlgorithmConfig, Config
 from maxpo.data.order import PromptStream
 from maxpo.errors import RunError
+from maxpo.estimators.adaptive_lam import AdaptiveLam
 from maxpo.estimators.k_schedule import PassRates, mix_weight
 from maxpo.estimators.names import fixed_lam
 from maxpo.files import step_name
@@ -34,6 +35,8 @@ class Collector:
     observer: Observer
     rates: PassRates = field(init=False, default_factory=PassRates)
     """Observed pass rate of each prompt, for the adaptive K."""
+    lam: AdaptiveLam = field(init=False, default_factory=AdaptiveLam)
+    """Weight of L2O that earlier probes found best."""
 
     def __post_init__(self) -> None:
         self.buffer = GroupBuffer(self.config, self.stream, self.rates, self.rollouts)
@@ -58,7 +61,7 @@ class Collector:
         algorithm, steps = self.config.algorithm, self.config.run.steps
         mix = Mix(
             weight=mix_weight(algorithm.mix_weight, step, steps) if algorithm.mix_with else 0.0,
-            lam=fixed_lam(algorithm.lam),
+            lam=self.lam() if algorithm.lam == "adaptive" else fixed_lam(algorithm.lam),
         )
         timing = dict.fromkeys(("time/generate_s", "time/score_s", "buffer/waited_for_oldest"), 0.0)
         timing |= {"buffer/pending": float(len(self.buffer.pending))}
@@ -82,6 +85,8 @@ class Collector:
         metrics |= {"data/epoch": self.stream.epochs(self.buffer.taken)}
         if algorithm.mix_with:
             metrics["algorithm/mix_weight"] = mix.weight
+        if "interpolated" in (algorithm.advantage, algorithm.mix_with) and mix.lam is not None:
+            metrics["algorithm/lam"] = mix.lam
         if algorithm.truncated != "train":
             treated = sum(g.scored.outcomes.count("truncated") for g in groups)
             metrics[f"completions/truncated_{algorithm.truncated}"] = float(treated)

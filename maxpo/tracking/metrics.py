@@ -60,6 +60,16 @@ METRICS: dict[str, tuple[str, str]] = {
     "verifier/abort": ("Completions masked because sampling gave no usable sample", "count"),
     "algorithm/k": ("Mean K of the groups sampled in this step", "1"),
     "algorithm/mix_weight": ("Weight of algorithm.mix_with", "1"),
+    "algorithm/lam": ("Weight of maxpo in the estimator interpolated. Absent with lam: v", "1"),
+    "probe/groups": ("Groups of this step whose samples' gradients were taken", "count"),
+    "probe/second_moment/{estimator}": ("Mean squared gradient of a group under an estimator, divided by maxpo's", "1"),
+    "probe/kappa": (
+        "Squared score of failures divided by that of successes, each around its mean. Absent if no group has two of "
+        "both",
+        "1",
+    ),
+    "probe/along": ("Mean inner product of the gradient of pkpo_loo_minus_one and that of maxpo minus it", "1"),
+    "probe/apart": ("Mean squared difference of these two gradients", "1"),
     "advantage/mean": (
         "Mean advantage of the valid samples of every usable group, groups without signal included",
         "reward",
@@ -120,6 +130,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "time/generate_s": ("Waiting until the groups of this step are sampled", "s"),
     "time/score_s": ("Waiting from then until they are scored", "s"),
     "time/overlap_s": ("Part of the learner update during which groups were sampled or scored", "s"),
+    "time/probe_s": ("Probe of the estimators' gradients", "s"),
     "time/update_s": ("Learner update", "s"),
     "time/pack_s": ("Advantages and packing, part of the learner update", "s"),
     "time/sync_s": ("Sending weights to the engines", "s"),

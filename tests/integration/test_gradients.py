@@ -140,7 +140,8 @@ def assert_same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tol
 
 
 NAMES = ("maxpo", "pkpo_loo_minus_one", "interpolated", "grpo")
-PROBE = ProbeRequest(prompts=tuple(zip(*[iter(make_batch(3, groups=6).groups)] * 2, strict=True)), names=NAMES, k=2)
+SIX = make_batch(3, groups=6).groups
+PROBE = ProbeRequest(prompts=(SIX[:2], SIX[2:4], SIX[4:]), names=NAMES, ks=(2,) * 3)
 """Three prompts with two groups each."""
 
 

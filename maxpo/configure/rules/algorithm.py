@@ -19,6 +19,8 @@ def is_objective(value: str) -> bool:
 
 def is_lam(value: str) -> bool:
     """Return True if the weight of `interpolated` is known or a number."""
+    if value == "adaptive":
+        return True
     try:
         fixed_lam(value)
     except ValueError:
@@ -123,6 +125,21 @@ ESTIMATOR_COMBINATIONS: tuple[Combination, ...] = (
         ("algorithm.objective", "algorithm.k", "algorithm.k_values", "algorithm.k_schedule"),
         lambda c: parse(c.algorithm.objective)[1] <= min(ks_of(c.algorithm), default=1),
         "The M of top_m or bottom_m must be at most every K that is used.",
+    ),
+    (
+        ("algorithm.lam", "algorithm.probe_every", "algorithm.advantage", "algorithm.mix_with"),
+        lambda c: (
+            c.algorithm.lam != "adaptive"
+            or "interpolated" not in (c.algorithm.advantage, c.algorithm.mix_with)
+            or c.algorithm.probe_every > 0
+        ),
+        "algorithm.lam = adaptive needs probes: set algorithm.probe_every.",
+    ),
+    (
+        ("algorithm.probe_every", "learner.zero_stage", "learner.sequence_parallel"),
+        lambda c: not c.algorithm.probe_every or (c.learner.zero_stage < 3 and c.learner.sequence_parallel == 1),
+        "A probe takes the gradients of single samples, so it needs learner.zero_stage 0 to 2 and "
+        "learner.sequence_parallel 1.",
     ),
     (
         ("algorithm.mix_with", "algorithm.advantage"),

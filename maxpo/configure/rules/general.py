@@ -72,7 +72,7 @@ _REGISTRIES: dict[str, tuple[Must, ...]] = {
     "algorithm.objective": (
         Must(is_objective, f"Must be one of {', '.join(OBJECTIVES)}, with a number for the capital."),
     ),
-    "algorithm.lam": (Must(is_lam, "Must be v or a number."),),
+    "algorithm.lam": (Must(is_lam, "Must be v, adaptive or a number."),),
     "environment.name": (
         Must(
             lambda v: v in ENVIRONMENTS or is_address(v),

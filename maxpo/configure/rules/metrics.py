@@ -20,6 +20,9 @@ METRIC_KEYS = (
 _ONLY_WITH: Mapping[str, Callable[[Config], bool]] = {
     "environment/": lambda c: c.environment.name is not None,
     "algorithm/mix_weight": lambda c: c.algorithm.mix_with is not None,
+    "algorithm/lam": lambda c: "interpolated" in (c.algorithm.advantage, c.algorithm.mix_with),
+    "probe/": lambda c: c.algorithm.probe_every > 0,
+    "time/probe_s": lambda c: c.algorithm.probe_every > 0,
     "policy/reference_kl": lambda c: c.algorithm.kl_coef > 0,
     "train/loss_scale": lambda c: c.learner.dtype == "float16",
     "train/overflow_steps": lambda c: c.learner.dtype == "float16",

@@ -9,23 +9,26 @@ from typing import Any
 import pytest
 import torch
 
+from maxpo.estimators.adaptive_lam import AdaptiveLam
 from maxpo.estimators.advantages import ADVANTAGES
-from maxpo.estimators.mixing import DEFAULTS, estimator
+from maxpo.estimators.mixing import DEFAULTS, Parameters, estimator
 from maxpo.estimators.names import ADVANTAGE_NAMES
 from maxpo.estimators.probe import (
     FLOOR,
+    SIZED,
     ProbeRequest,
     PromptFigures,
     PromptScores,
     add_sum,
     measure_prompt,
+    probe_metrics,
     refusals,
 )
 from maxpo.evaluation.probe import ProbeReport, probe_report
 
 K = 2
 NAMES = tuple(ADVANTAGE_NAMES)
-REQUEST = ProbeRequest(prompts=(), names=NAMES, k=K, sizes=(3, 5))
+REQUEST = ProbeRequest(prompts=(), names=NAMES, ks=(), sizes=(3, 5))
 
 
 def prompts(count: int, n: int, width: int, groups: int = 2) -> list[PromptScores]:
@@ -61,7 +64,7 @@ def gradient(prompt: PromptScores, name: str, j: int) -> torch.Tensor:
 
 def test_every_figure_against_vectors() -> None:
     own = prompts(3, 6, 11)
-    figures, means = zip(*(measure_prompt(prompt, REQUEST) for prompt in own), strict=True)
+    figures, means = zip(*(measure_prompt(prompt, K, REQUEST) for prompt in own), strict=True)
     add_sum(figures, means, sum(means))  # type: ignore[arg-type]
     totals = {name: sum(gradient(p, name, j) for p in own for j in (0, 1)) / 2 for name in NAMES}
     for prompt, found in zip(own, figures, strict=True):
@@ -93,7 +96,7 @@ def included(rewards: list[float], i: int) -> float:
 
 def test_the_floor_has_the_best_baseline_of_all_other_samples() -> None:
     (prompt,) = prompts(1, 5, 7)
-    found, means = measure_prompt(prompt, REQUEST)
+    found, means = measure_prompt(prompt, K, REQUEST)
     everyone = [(j, i) for j in (0, 1) for i in range(5) if prompt.valid[j, i]]
     energy = {m: float(prompt.scores[m].square().sum()) for m in everyone}
     gradients = []
@@ -116,13 +119,13 @@ def test_the_floor_has_the_best_baseline_of_all_other_samples() -> None:
 
 def test_one_group_for_each_prompt_has_no_split() -> None:
     (prompt,) = prompts(1, 6, 4, groups=1)
-    figures, means = measure_prompt(prompt, REQUEST)
+    figures, means = measure_prompt(prompt, K, REQUEST)
     assert (figures.cross, len(figures.second), len(means)) == ([], len(NAMES), len(NAMES))
 
 
 def test_groups_of_all_samples_and_random_groups_of_other_sizes() -> None:
     (prompt,) = prompts(1, 6, 4)
-    figures, _ = measure_prompt(prompt, replace(REQUEST, sizes=(11, 12)))
+    figures, _ = measure_prompt(prompt, K, replace(REQUEST, sizes=(11, 12)))
     valid = prompt.valid.flatten()
     rewards, scores = prompt.rewards.flatten()[valid], prompt.scores.flatten(0, 1)[valid]
     for place, name in enumerate(("maxpo", "pkpo_loo_minus_one")):
@@ -131,7 +134,7 @@ def test_groups_of_all_samples_and_random_groups_of_other_sizes() -> None:
     assert list(figures.by_size) == [11]  # one of the twelve samples is not valid
     # On average over many prompts, random groups have the second moment of groups of that size.
     many = prompts(200, 6, 4)
-    found = [measure_prompt(p, replace(REQUEST, sizes=(5,)))[0] for p in many]
+    found = [measure_prompt(p, K, replace(REQUEST, sizes=(5,)))[0] for p in many]
     for place, name in enumerate(("maxpo", "pkpo_loo_minus_one")):
         e = NAMES.index(name)
         drawn = sum(f.by_size[5][place] for f in found) / len(found)
@@ -172,7 +175,7 @@ def test_within_and_between_are_unbiased(name: str) -> None:
     n, e = 3, NAMES.index(name)
     within, between, squares, gradients = 0.0, 0.0, [], []
     sides = [every_pair(p, n) for p in (0, 1)]
-    found = [[measure_prompt(pair, replace(REQUEST, sizes=())) for pair in pairs] for pairs, _ in sides]
+    found = [[measure_prompt(pair, K, replace(REQUEST, sizes=())) for pair in pairs] for pairs, _ in sides]
     for p, (_, weight) in enumerate(sides):
         second = torch.tensor([f.second[e] for f, _ in found[p]], dtype=torch.float64)
         cross = torch.tensor([f.cross[e] for f, _ in found[p]], dtype=torch.float64)
@@ -193,7 +196,7 @@ def test_within_and_between_are_unbiased(name: str) -> None:
 
 
 def report(own: list[PromptScores]) -> ProbeReport:
-    figures, means = zip(*(measure_prompt(prompt, REQUEST) for prompt in own), strict=True)
+    figures, means = zip(*(measure_prompt(prompt, K, REQUEST) for prompt in own), strict=True)
     add_sum(figures, means, sum(means))  # type: ignore[arg-type]
     given: dict[str, Any] = {"group_size": 6, "k": K, "objective": "max", "pass_rate": 0.4, "refused": {}}
     return probe_report(figures, NAMES, **given, dimensions=11, parameters=11)
@@ -238,5 +241,42 @@ def test_refusals_have_reasons() -> None:
 
 def test_figures_are_plain_numbers() -> None:
     (prompt,) = prompts(1, 6, 4)
-    figures: PromptFigures = measure_prompt(prompt, REQUEST)[0]
+    figures: PromptFigures = measure_prompt(prompt, K, REQUEST)[0]
     assert all(type(value) is float for value in (*figures.second, *figures.cross, figures.along, figures.apart))
+
+
+def test_metrics_of_a_probe_during_a_training() -> None:
+    figures = [measure_prompt(p, K, REQUEST)[0] for p in prompts(5, 8, 6, groups=1)]
+    found = probe_metrics(figures, NAMES)
+    assert found["probe/groups"] == 5
+    assert found["probe/along"] == pytest.approx(sum(f.along for f in figures) / 5)
+    assert found["probe/second_moment/maxpo"] == 1.0
+    e, m = NAMES.index("grpo"), NAMES.index("maxpo")
+    ratio = sum(f.second[e] for f in figures) / sum(f.second[m] for f in figures)
+    assert found["probe/second_moment/grpo"] == pytest.approx(ratio)
+    both = [f for f in figures if f.failure is not None and f.success is not None]
+    assert len(both) > 0
+    assert found["probe/kappa"] == pytest.approx(
+        sum(f.failure for f in both if f.failure) / sum(f.success for f in both if f.success)
+    )
+
+
+def test_adaptive_lam_is_the_minimum_of_the_parabola_and_survives_a_checkpoint() -> None:
+    figures = [measure_prompt(p, K, REQUEST)[0] for p in prompts(30, 8, 6, groups=1)]
+    lam = AdaptiveLam()
+    assert lam() is None
+    metrics = probe_metrics(figures, NAMES)
+    lam.observe(metrics["probe/along"], metrics["probe/apart"])
+    best = lam()
+    assert best is not None and 0 < best < 1
+
+    def second_moment(value: float) -> float:
+        request = replace(REQUEST, names=(*SIZED, "interpolated"), parameters=Parameters(lam=value))
+        return sum(measure_prompt(p, K, request)[0].second[2] for p in prompts(30, 8, 6, groups=1))
+
+    assert second_moment(best) < min(second_moment(best - 0.02), second_moment(best + 0.02))
+    again = AdaptiveLam()
+    again.load_state_dict(lam.state_dict())
+    assert again() == best
+    again.observe(1e9, 1e9)
+    assert again() == 0.0

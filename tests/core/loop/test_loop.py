@@ -431,6 +431,22 @@ def test_a_second_estimator_is_mixed_in_by_schedule(tmp_path: Path) -> None:
     assert [b.mix.weight for b in learner.batches] == [0.0, 0.5, 1.0]
 
 
+def test_the_weight_that_a_probe_finds_is_used_from_the_next_step_on(tmp_path: Path) -> None:
+    """Never in the step of the probe, whose groups it depends on."""
+
+    class Probing(FakeLearner):
+        def update(self, batch: StepBatch) -> StepResult:
+            found = {"probe/along": -1.0, "probe/apart": 4.0 * batch.step} if batch.step % 2 else {}
+            return StepResult(metrics=dict(super().update(batch).metrics) | found)
+
+    adaptive = {"advantage": "interpolated", "lam": "adaptive", "probe_every": 2}
+    _, learner, lines = run(tmp_path / "a", config(**adaptive), FakeRollouts(), learner=Probing())
+    assert [b.mix.lam for b in learner.batches] == [None, 0.25, 0.25]
+    assert [line.get("algorithm/lam") for line in steps_of(lines)] == [None, 0.25, 0.25]
+    _, learner, _ = run(tmp_path / "b", config(advantage="interpolated", lam="0.5"), FakeRollouts())
+    assert [b.mix.lam for b in learner.batches] == [0.5] * 3
+
+
 def test_shadow_estimators_are_logged_and_change_nothing(tmp_path: Path) -> None:
     shadows = ["grpo", "pkpo_loo_minus_one", "maxpo"]
     _, watched, lines = run(tmp_path / "a", config(shadow=shadows), FakeRollouts())
