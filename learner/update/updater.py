@@ -221,6 +221,8 @@ class Updater:
         }
         if self._algorithm.tis_cap is not None:
             metrics |= {"mismatch/tis_mean": mean["tis_weight"], "mismatch/tis_capped": mean["tis_capped"]}
+        if self._algorithm.token_mask or self._algorithm.sequence_mask:
+            metrics["mismatch/masked"] = mean["masked"]
         if self._reference is not None:
             metrics["policy/reference_kl"] = mean["reference_kl"]
         for lag in range(self._lags):

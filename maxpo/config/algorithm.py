@@ -5,6 +5,10 @@ from typing import Annotated, Literal
 
 from maxpo.config.ranges import BILLION, COUNT, COUNT_OR_NONE, FACTOR, FACTOR_OR_NONE, Must, between, each
 
+BOUNDS = Must(
+    lambda v: not v or (len(v) == 2 and 0 <= v[0] < 1 < v[1]), "Must be [] or two numbers, around 1 and at least 0."
+)
+
 
 @dataclass(kw_only=True)
 class AlgorithmConfig:
@@ -59,12 +63,23 @@ class AlgorithmConfig:
     """Groups sampled in one step, G."""
     minibatches: Annotated[int, COUNT] = 1
     """Optimizer steps per training step. The groups are split evenly among the optimizer steps."""
-    loss: Literal["ppo_clip", "policy_gradient"] = "ppo_clip"
-    """Policy loss, one of `maxpo.losses.policy.LOSSES`."""
+    loss: Literal["ppo_clip", "dual_clip", "gspo", "cispo", "sapo", "policy_gradient"] = "ppo_clip"
+    """Policy loss, one of `maxpo.losses.policy.LOSSES`. They differ only for tokens whose probability has changed since
+    the start of the step: with `minibatches` above 1. gspo: with aggregation: sequence_mean, and clip bounds of about
+    4e-4."""
     clip_low: Annotated[float, Must(lambda v: 0 <= v < 1, "Must be at least 0 and below 1.")] = 0.2
-    """Lower clip bound: the ratio is clipped at 1 - clip_low. No effect with `policy_gradient`."""
+    """Lower clip bound: the ratio is clipped at 1 - clip_low. No effect with `policy_gradient` and
+    `sapo`."""
     clip_high: Annotated[float, FACTOR_OR_NONE] = 0.28
-    """Upper clip bound: the ratio is clipped at 1 + clip_high. No effect with `policy_gradient`."""
+    """Upper clip bound: the ratio is clipped at 1 + clip_high. No effect with `policy_gradient` and `sapo`."""
+    dual_clip: Annotated[float, Must(lambda v: v > 1, "Must be more than 1.")] = 3.0
+    """Bound of the ratio for negative advantages, with `loss: dual_clip` only."""
+    sapo_temperatures: Annotated[
+        list[float],
+        Must(lambda v: len(v) == 2 and all(t > 0 for t in v), "Must be two numbers, each more than 0."),
+    ] = field(default_factory=lambda: [1.0, 1.05])
+    """Temperatures of the gate for positive and for other advantages, with `loss: sapo` only. Higher: a ratio far from
+    1 has less gradient."""
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = "constant"
     """Reduction of the per-token losses. token_mean: mean over all tokens. sequence_mean: mean over each sequence, then
     over sequences. constant: sum over each sequence divided by `aggregation_constant`, then mean over sequences."""
@@ -90,6 +105,15 @@ class AlgorithmConfig:
     tis_cap: Annotated[float | None, FACTOR] = 2.0
     """Truncated importance sampling: upper bound of the ratio of learner to sampler probability of each token. null:
     off."""
+    token_mask: Annotated[list[float], BOUNDS] = field(default_factory=list[float])
+    """Two bounds of the ratio of learner to sampler probability, such as [0.5, 5]. Tokens outside have no policy loss
+    (IcePop). []: off."""
+    sequence_mask: Annotated[list[float], BOUNDS] = field(default_factory=list[float])
+    """Two bounds of the ratio of learner to sampler probability of a sequence. Sequences outside have no policy loss.
+    []: off."""
+    sequence_mask_ratio: Literal["geometric", "product"] = "geometric"
+    """Ratio of a sequence: geometric mean of the ratios of its tokens, or their product. No effect without
+    `sequence_mask`."""
     drop_zero_signal: bool = True
     """Drop groups whose advantages are all zero before the learner. With `kl_coef` and `entropy_coef` at 0, also drop
     single sequences of zero advantage in the learner. Dropped groups and sequences are counted. The loss still divides

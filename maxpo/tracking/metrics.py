@@ -125,6 +125,7 @@ METRICS: dict[str, tuple[str, str]] = {
     ),
     "mismatch/logprob_abs": ("Mean absolute difference of log-probabilities, sampler against learner", "nats"),
     "mismatch/tis_mean": ("Mean truncated importance weight", "ratio"),
+    "mismatch/masked": ("Share of the tokens outside algorithm.token_mask or algorithm.sequence_mask", "fraction"),
     "mismatch/tis_capped": ("Tokens with an importance weight capped at algorithm.tis_cap", "fraction"),
     "time/step_s": ("Full step without evaluation", "s"),
     "time/generate_s": ("Waiting until the groups of this step are sampled", "s"),

@@ -142,6 +142,11 @@ ESTIMATOR_COMBINATIONS: tuple[Combination, ...] = (
         "learner.sequence_parallel 1.",
     ),
     (
+        ("algorithm.loss", "algorithm.sequence_mask", "learner.sequence_parallel"),
+        lambda c: c.learner.sequence_parallel == 1 or not (c.algorithm.loss == "gspo" or c.algorithm.sequence_mask),
+        "The ratio of a sequence needs all its tokens on one rank: learner.sequence_parallel must be 1.",
+    ),
+    (
         ("algorithm.mix_with", "algorithm.advantage"),
         lambda c: c.algorithm.mix_with != c.algorithm.advantage,
         "algorithm.mix_with must be another estimator than algorithm.advantage, or null.",

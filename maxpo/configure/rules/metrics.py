@@ -23,6 +23,7 @@ _ONLY_WITH: Mapping[str, Callable[[Config], bool]] = {
     "algorithm/lam": lambda c: "interpolated" in (c.algorithm.advantage, c.algorithm.mix_with),
     "probe/": lambda c: c.algorithm.probe_every > 0,
     "time/probe_s": lambda c: c.algorithm.probe_every > 0,
+    "mismatch/masked": lambda c: bool(c.algorithm.token_mask or c.algorithm.sequence_mask),
     "policy/reference_kl": lambda c: c.algorithm.kl_coef > 0,
     "train/loss_scale": lambda c: c.learner.dtype == "float16",
     "train/overflow_steps": lambda c: c.learner.dtype == "float16",
