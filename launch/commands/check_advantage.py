@@ -14,6 +14,7 @@ from launch.terminal.printing import say
 from maxpo.configure.rules.algorithm import is_lam
 from maxpo.errors import InputError
 from maxpo.estimators.names import WITH_OBJECTIVE, fixed_lam
+from maxpo.plugins import FUNCTION, is_address
 
 if TYPE_CHECKING:
     from maxpo.estimators.bandit import Bandit, Comparison
@@ -86,10 +87,15 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse arguments that are out of range or contradict each other."""
     from maxpo.estimators.advantages import ADVANTAGES
     from maxpo.estimators.objectives import rank_coefficients
+    from maxpo.estimators.own import own_problems
 
     name, n, k, objective = args.estimator, args.n, args.k, args.objective
-    if name not in ADVANTAGES:
-        raise InputError(f"--estimator {name}: no estimator has this name; known are {', '.join(ADVANTAGES)}")
+    if name not in ADVANTAGES and not is_address(name):
+        raise InputError(
+            f"--estimator {name}: no estimator has this name; known are {', '.join(ADVANTAGES)}, or {FUNCTION}"
+        )
+    if name not in ADVANTAGES and (wrong := list(own_problems(name, n, min(k, n)))):
+        raise InputError(f"--estimator: {wrong[0]}")
     if n < 2 or not 1 <= k <= n:
         raise InputError(f"--n {n} --k {k}: allowed is N >= 2 and 1 <= K <= N")
     if args.draws < 2 or not 0 <= args.seed < 2**63:

@@ -127,14 +127,16 @@ def _request(
     """Return what to measure, and the estimators that do not accept the rewards."""
     rewards, valid = reward_matrix([group for pair in pairs for group in pair], torch.device("cpu"))
     parameters = parameters_of(algorithm, Mix(lam=None if algorithm.lam == "adaptive" else fixed_lam(algorithm.lam)))
-    refused = dict(refusals(ADVANTAGE_NAMES, rewards, algorithm.k, valid, parameters))
+    own = [name for name in (algorithm.advantage, *algorithm.shadow) if ":" in name]
+    names = tuple(dict.fromkeys((*ADVANTAGE_NAMES, *own)))
+    refused = dict(refusals(names, rewards, algorithm.k, valid, parameters))
     if wrong := [refused[name] for name in SIZED if name in refused]:
         raise RunError(wrong[0])
     n, k = algorithm.group_size, algorithm.k
     sizes = sorted({size for size in (k + 1, -(-3 * k // 2), 2 * k, 3 * k, 4 * k, n, 2 * n) if k < size <= 2 * n})
     request = ProbeRequest(
         prompts=tuple(pairs),
-        names=tuple(name for name in ADVANTAGE_NAMES if name not in refused),
+        names=tuple(name for name in names if name not in refused),
         ks=(k,) * len(pairs),
         parameters=parameters,
         sizes=tuple(sizes),

@@ -1,4 +1,5 @@
-"""A trial of the user's own verifier on the first prompt, in the processes in which it will run."""
+"""Trials of the user's own functions: the verifier on the first prompt, in the processes in which it will run, and
+estimators and loss on small batches."""
 
 from __future__ import annotations
 
@@ -7,8 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from maxpo.config import Config, RewardConfig
+from maxpo.config import AlgorithmConfig, Config, RewardConfig
 from maxpo.errors import RunError
+from maxpo.estimators.own import own_problems as own_estimator_problems
+from maxpo.losses.policy import own_problems as own_loss_problems
 from maxpo.rewards.registry import names_in_use
 from maxpo.types import Completion, Group, Prompt
 from maxpo.wording import shown
@@ -18,6 +21,18 @@ from rollout.scoring.verifier_pool import RewardPool
 def own_verifiers(reward: RewardConfig) -> list[str]:
     """Return the verifiers that are functions of the user."""
     return sorted(name for name in names_in_use(reward) if ":" in name)
+
+
+def function_problems(algorithm: AlgorithmConfig) -> Iterator[str]:
+    """Yield what is wrong with the estimators and the loss of the user."""
+    for key in ("advantage", "mix_with", "shadow"):
+        names = getattr(algorithm, key) or []
+        for name in [names] if isinstance(names, str) else names:
+            if ":" in name:
+                problems = own_estimator_problems(name, algorithm.group_size, algorithm.k)
+                yield from (f"algorithm.{key}: {problem}" for problem in problems)
+    if ":" in algorithm.loss:
+        yield from (f"algorithm.loss: {problem}" for problem in own_loss_problems(algorithm.loss))
 
 
 def trial_problems(config: Config, prompt: Prompt) -> Iterator[str]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from maxpo.batches.packing import TrainBatch
 from maxpo.config import AlgorithmConfig
 from maxpo.losses.aggregation import weighted_sum
-from maxpo.losses.policy import LOSSES, LossInput, kl_estimate, truncated_importance_weights, trusted
+from maxpo.losses.policy import LossInput, kl_estimate, policy_loss, truncated_importance_weights, trusted
 
 SUMS = (
     "loss",
@@ -66,7 +66,7 @@ def microbatch_loss(
         sequence=sequence,
         algorithm=algorithm,
     )
-    per_token = LOSSES[algorithm.loss](inputs)
+    per_token = policy_loss(algorithm.loss)(inputs)
     sums: dict[str, Tensor] = {}
     gap = old - batch.rollout_logprobs
     if algorithm.token_mask or algorithm.sequence_mask:

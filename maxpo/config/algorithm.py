@@ -15,7 +15,7 @@ class AlgorithmConfig:
     """Estimator, loss and groups."""
 
     advantage: str = "maxpo"
-    """Advantage estimator, one of `maxpo.estimators.advantages.ADVANTAGES`."""
+    """Advantage estimator, one of `maxpo.estimators.advantages.ADVANTAGES`, or your own function (`docs/extend.md`)."""
     objective: str = "max"
     """Objective of `maxpo`, `pkpo_loo_minus_one` and `interpolated`, a statistic of K samples: max, min, mean, median,
     top_m:M, bottom_m:M, quantile:Q or lower_tail:Q (see `maxpo.estimators.objectives`). `mix_with` and `shadow` use the
@@ -63,10 +63,10 @@ class AlgorithmConfig:
     """Groups sampled in one step, G."""
     minibatches: Annotated[int, COUNT] = 1
     """Optimizer steps per training step. The groups are split evenly among the optimizer steps."""
-    loss: Literal["ppo_clip", "dual_clip", "gspo", "cispo", "sapo", "policy_gradient"] = "ppo_clip"
-    """Policy loss, one of `maxpo.losses.policy.LOSSES`. They differ only for tokens whose probability has changed since
-    the start of the step: with `minibatches` above 1. gspo: with aggregation: sequence_mean, and clip bounds of about
-    4e-4."""
+    loss: str = "ppo_clip"
+    """Policy loss, one of `maxpo.losses.policy.LOSSES`, or your own function (`docs/extend.md`). They differ only for
+    tokens whose probability has changed since the start of the step, that is, with `minibatches` above 1. gspo: with
+    aggregation: sequence_mean, and clip bounds of about 4e-4."""
     clip_low: Annotated[float, Must(lambda v: 0 <= v < 1, "Must be at least 0 and below 1.")] = 0.2
     """Lower clip bound: the ratio is clipped at 1 - clip_low. No effect with `policy_gradient` and
     `sapo`."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from maxpo.config import AlgorithmConfig
 from maxpo.estimators.advantages import ADVANTAGES, AdvantageFn
 from maxpo.estimators.arguments import GroupK, Mask
+from maxpo.estimators.own import own_estimator
 from maxpo.types import Mix
 
 
@@ -32,7 +33,13 @@ DEFAULTS = Parameters()
 
 
 def estimator(name: str, parameters: Parameters = DEFAULTS) -> AdvantageFn:
-    """Return the estimator of this name with its parameters."""
+    """Return the estimator of this name with its parameters, or a user's function.
+
+    Raises:
+        ValueError: See `own_function`.
+    """
+    if ":" in name:
+        return own_estimator(name)
     function = ADVANTAGES[name]
     named = inspect.signature(function).parameters
     return partial(function, **{key: value for key, value in asdict(parameters).items() if key in named})

@@ -21,6 +21,7 @@ from torch import Tensor
 from maxpo.estimators.arguments import GroupK
 from maxpo.estimators.mixing import DEFAULTS, Parameters, estimator
 from maxpo.estimators.order_statistics import include_one, rank
+from maxpo.plugins import short_name
 from maxpo.types import ScoredGroup
 
 FLOOR = "floor"
@@ -230,7 +231,7 @@ def probe_metrics(figures: Sequence[PromptFigures], names: Sequence[str]) -> dic
     second = {name: sum(f.second[e] for f in figures) for e, name in enumerate(names)}
     metrics = {"probe/groups": float(len(figures)), "probe/along": along, "probe/apart": apart}
     if reference := second["maxpo"]:
-        metrics |= {f"probe/second_moment/{name}": value / reference for name, value in second.items()}
+        metrics |= {f"probe/second_moment/{short_name(name)}": value / reference for name, value in second.items()}
     energies = [(f.failure, f.success) for f in figures if f.failure is not None and f.success is not None]
     if success := sum(own for _, own in energies):
         metrics["probe/kappa"] = sum(own for own, _ in energies) / success

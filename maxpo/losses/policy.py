@@ -7,8 +7,9 @@ training step, all losses have the gradient of `policy_gradient`. They differ in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from maxpo.config import AlgorithmConfig
+from maxpo.plugins import FUNCTION, find, is_function
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,44 @@ LOSSES: dict[str, PolicyLoss] = {
     "sapo": sapo,
     "policy_gradient": policy_gradient,
 }
+
+
+@cache
+def policy_loss(name: str) -> PolicyLoss:
+    """Return a loss by its name, or a user's function by its address.
+
+    Raises:
+        ValueError: It does not exist, or cannot be imported.
+    """
+    return find(name, LOSSES, "loss", form=FUNCTION, fits=is_function, needed="a function")
+
+
+def own_problems(name: str) -> Iterator[str]:
+    """Yield what is wrong with a user's loss, from a call with a small row."""
+    generator = torch.Generator().manual_seed(0)
+    logprobs = (-torch.rand(12, generator=generator)).requires_grad_()
+    x = LossInput(
+        logprobs=logprobs,
+        old_logprobs=logprobs.detach() - 0.1 * torch.randn(12, generator=generator),
+        advantages=torch.tensor([1.0] * 4 + [-0.5] * 4 + [0.25] * 4),
+        mask=torch.arange(12) % 4 > 0,
+        sequence=torch.arange(12) // 4,
+        algorithm=AlgorithmConfig(),
+    )
+    try:
+        loss = policy_loss(name)(x)
+        if not isinstance(loss, Tensor) or loss.shape != (12,):  # pyright: ignore[reportUnnecessaryIsInstance]
+            yield f"{name}: must return a tensor with a loss for each of the 12 tokens of a trial row"
+        elif not bool(torch.isfinite(loss[x.mask]).all()):
+            yield f"{name}: a loss of a trial row is not finite"
+        elif not loss.requires_grad:
+            yield f"{name}: no gradient flows from the losses to x.logprobs"
+        elif not float(torch.autograd.grad(loss[x.mask].sum(), logprobs)[0].abs().sum()) > 0:
+            yield f"{name}: the gradient of the losses with respect to x.logprobs is 0 or not finite"
+    except ValueError as error:
+        yield str(error)
+    except Exception as error:  # the user's code may raise anything
+        yield f"{name}: {type(error).__name__}: {error}"
 
 
 def mean_by_sequence(

@@ -12,7 +12,8 @@ from pathlib import Path
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "maxpo": (
         ("", "checked_json", "config", "errors", "seeds", "timing", "types", "weights", "wording"),
-        ("batches", "estimators", "files", "losses", "plugins", "runtime"),
+        ("files", "plugins", "runtime"),
+        ("batches", "estimators", "losses"),
         ("environments", "protocols", "rewards"),
         ("checkpoints", "evaluation", "tasks", "tracking"),
         ("configure", "data"),

@@ -8,6 +8,7 @@ from math import lcm
 
 from maxpo.config import Config
 from maxpo.configure.rules import Fault
+from maxpo.plugins import short_name
 from maxpo.tracking.metrics import METRICS, pattern_of
 from maxpo.wording import did_you_mean
 
@@ -58,7 +59,7 @@ def _patterns(config: Config) -> list[re.Pattern[str]]:
     """Return the patterns of all names that may be there when a checkpoint is written."""
     ks, n = "|".join(map(str, config.eval.k)), str(config.eval.samples)
     figure = rf"(?:(?:pass|max)@(?:{ks})|(?:avg|maj)@{n}{'|greedy' * config.eval.greedy})"
-    estimators = "|".join(config.algorithm.shadow) or "(?!)"
+    estimators = "|".join(map(short_name, config.algorithm.shadow)) or "(?!)"
     return [
         pattern_of(
             name,
