@@ -51,6 +51,8 @@ def _absolute_functions(config: Config) -> dict[str, object]:
     }
     if any(map(file_of, algorithm.shadow)):
         new["algorithm.shadow"] = [with_absolute_file(name) for name in algorithm.shadow]
+    if reward.group and file_of(reward.group):
+        new["reward.group"] = with_absolute_file(reward.group)
     if any(map(file_of, names_in_use(reward))):
         new["reward.verifier"] = with_absolute_file(reward.verifier)
         new["reward.by_source"] = {source: with_absolute_file(name) for source, name in reward.by_source.items()}

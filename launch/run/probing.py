@@ -93,7 +93,7 @@ def _measure(loaded: LoadedConfig, prompts: Sequence[Prompt], folder: Path, cons
         sampled: list[list[ScoredGroup]] = []
         for draw in ("probe.1", "probe.2"):
             groups = running.rollouts.generate(prompts, algorithm.group_size, draw)
-            scored = running.rollouts.score(groups)
+            scored = running.rollouts.judge(running.rollouts.score(groups))
             log.log_rollouts(draw, scored)
             sampled.append(treat_truncated(scored, algorithm.truncated))
         running.rollouts.rest()

@@ -19,8 +19,8 @@ from rollout.scoring.verifier_pool import RewardPool
 
 
 def own_verifiers(reward: RewardConfig) -> list[str]:
-    """Return the verifiers that are functions of the user."""
-    return sorted(name for name in names_in_use(reward) if ":" in name)
+    """Return the verifiers that are functions of the user, and the function of `reward.group`."""
+    return sorted(name for name in (*names_in_use(reward), reward.group or "") if ":" in name)
 
 
 def function_problems(algorithm: AlgorithmConfig) -> Iterator[str]:
@@ -51,14 +51,20 @@ def trial_problems(config: Config, prompt: Prompt) -> Iterator[str]:
     )
     pool = RewardPool(replace(reward, workers=1), config.rollout.max_new_tokens)
     try:
-        outcome = pool.score([Group(prompt=prompt, completions=(completion,))])[0].outcomes[0]
+        scored = pool.score([Group(prompt=prompt, completions=(completion, completion))])
+        outcome, judged = scored[0].outcomes[0], pool.judge(scored)[0].outcomes[0]
     except RunError as error:
-        outcome = str(error)
+        outcome = judged = str(error)
     finally:
         pool.shutdown()
+    words = {"timeout": f"no result within reward.timeout_s = {reward.timeout_s:g} s", "died": "its process ended"}
     if outcome not in ("ok", "too_long"):
-        words = {"timeout": f"no result within reward.timeout_s = {reward.timeout_s:g} s", "died": "its process ended"}
         yield (
             f"reward.verifier: {', '.join(own_verifiers(reward))} failed on the first prompt, with the reference as "
             f"answer: {shown(words.get(outcome, outcome), 500)}. Mend the function, or its reading of the references"
+        )
+    elif judged != outcome:
+        yield (
+            f"reward.group: {reward.group} failed on the first prompt, with the reference as both answers: "
+            f"{shown(words.get(judged, judged), 500)}. Mend the function"
         )

@@ -59,7 +59,8 @@ def packed(loaded: LoadedConfig) -> Iterator[tuple[Path, list[str]]]:
                     sent.append(source)
         algorithm = config.algorithm
         named = {*names_in_use(config.reward), algorithm.advantage, algorithm.loss, *algorithm.shadow}
-        for name in sorted(name for name in named | {algorithm.mix_with or ""} if ":" in name):
+        named |= {algorithm.mix_with or "", config.reward.group or ""}
+        for name in sorted(name for name in named if ":" in name):
             own = file_of(name) or _own_module(name.partition(":")[0].partition(".")[0])
             if own and not own.is_absolute() and str(own) not in sent:
                 _copy(own, folder, f"function {name}")

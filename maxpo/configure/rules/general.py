@@ -83,6 +83,7 @@ _REGISTRIES: dict[str, tuple[Must, ...]] = {
         Must(is_objective, f"Must be one of {', '.join(OBJECTIVES)}, with a number for the capital."),
     ),
     "algorithm.lam": (Must(is_lam, "Must be v, adaptive or a number."),),
+    "reward.group": (Must(is_address, f"Must be {FUNCTION}."),),
     "environment.name": (
         Must(
             lambda v: v in ENVIRONMENTS or is_address(v),

@@ -12,13 +12,16 @@ import torch
 
 from launch.cli import main
 from launch.cluster.paths import with_absolute_paths
-from launch.run.trial import function_problems
-from maxpo.config import AlgorithmConfig
+from launch.run.trial import function_problems, trial_problems
+from maxpo.config import AlgorithmConfig, RewardConfig
 from maxpo.configure.loading import load_config
 from maxpo.estimators.advantages import ADVANTAGES
 from maxpo.estimators.mixing import estimator
 from maxpo.losses.policy import LossInput, policy_loss
 from maxpo.rewards.registry import find_verifier
+from maxpo.types import Group, Prompt
+from rollout.scoring.verifier_pool import RewardPool
+from tests.fakes import completion
 
 PAGE = Path("docs/extend.md").absolute()
 DEMO = Path("configs/presets/demo.yaml").absolute()
@@ -34,8 +37,8 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_page_has_three_examples(examples: Path) -> None:
-    assert sorted(file.name for file in examples.iterdir()) == ["best_of_two.py", "pulled.py", "shout.py"]
+def test_the_page_has_four_examples(examples: Path) -> None:
+    assert sorted(file.name for file in examples.iterdir()) == ["best_of_two.py", "pulled.py", "rare.py", "shout.py"]
 
 
 def test_the_estimator_is_that_of_the_page(examples: Path) -> None:
@@ -77,10 +80,63 @@ def test_the_verifier_is_that_of_the_page(examples: Path) -> None:
     assert score.reward == pytest.approx(0.997)
 
 
+def answers(*texts: str) -> Group:
+    prompt = Prompt(prompt_id="p", text="?", token_ids=(1,), reference="a", source="s")
+    return Group(prompt=prompt, completions=tuple(completion(text=text) for text in texts))
+
+
+def test_the_group_reward_is_that_of_the_page_and_leaves_success_alone(examples: Path) -> None:
+    pool = RewardPool(RewardConfig(verifier="exact", group="rare.py:rare", max_chars=5), 10)
+    try:
+        scored = pool.score([answers("a", "a", "b", "too long"), answers("a", "b", "b", "c")])
+        first, second = pool.judge(scored)
+    finally:
+        pool.shutdown()
+    assert first.rewards == (0.5, 0.5, 0.0, 0.0)
+    assert first.reward_parts["verifier"] == (1.0, 1.0, 0.0, 0.0)
+    assert first.successes == (True, True, False, False)
+    assert first.valid == (True, True, True, False)
+    assert second.rewards == (1.0, 0.0, 0.0, 0.0)
+    assert [g.rewards for g in scored] == [(1.0, 1.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0)]
+
+
+def test_groups_on_which_the_function_fails_are_masked(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "import time\n"
+        "def judge(prompt, texts, rewards, reference):\n"
+        "    if texts[0] == 'short': return [1.0]\n"
+        "    if texts[0] == 'nan': return [float('nan')] * len(texts)\n"
+        "    if texts[0] == 'slow': time.sleep(60)\n"
+        "    return [2.0] * len(texts)\n"
+    )
+    pool = RewardPool(RewardConfig(verifier="exact", group=f"{file}:judge", timeout_s=1.0), 10)
+    try:
+        judged = pool.judge(pool.score([answers(first, "a") for first in ("short", "nan", "slow", "good")]))
+    finally:
+        pool.shutdown()
+    assert [g.valid for g in judged] == [(False, False)] * 3 + [(True, True)]
+    assert judged[3].rewards == (2.0, 2.0)
+    assert "returned 1 rewards for 2 answers" in judged[0].outcomes[0]
+    assert "not finite" in judged[1].outcomes[0]
+    assert judged[2].outcomes == ("timeout", "timeout")
+
+
+def test_a_group_reward_that_fails_is_told_before_a_run(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text("def judge(prompt, texts, rewards, reference): return rewards[:1]\n")
+    config = load_config([DEMO], [f"reward.group={file}:judge", "model.path=configs/models/countdown-0.5m"]).config
+    prompt = Prompt(prompt_id="p", text="?", token_ids=(1,), reference={"numbers": [1, 2], "target": 3}, source="s")
+    (problem,) = trial_problems(config, prompt)
+    assert problem.startswith(f"reward.group: {file}:judge failed on the first prompt")
+    assert "returned 1 rewards for 2 answers" in problem
+
+
 def test_settings_get_absolute_paths(examples: Path) -> None:
     overrides = [
         *("algorithm.advantage=best_of_two.py:best_of_two", "algorithm.loss=pulled.py:pulled"),
         *("algorithm.shadow=[grpo, best_of_two.py:best_of_two]", "reward.verifier=shout.py:shout"),
+        "reward.group=rare.py:rare",
         f"model.path={DEMO.parents[1] / 'models/countdown-0.5m'}",
     ]
     config = with_absolute_paths(load_config([DEMO], overrides)).config
@@ -88,6 +144,7 @@ def test_settings_get_absolute_paths(examples: Path) -> None:
     assert config.algorithm.loss == f"{examples}/pulled.py:pulled"
     assert config.algorithm.shadow == ["grpo", f"{examples}/best_of_two.py:best_of_two"]
     assert config.reward.verifier == f"{examples}/shout.py:shout"
+    assert config.reward.group == f"{examples}/rare.py:rare"
 
 
 WRONG = """
