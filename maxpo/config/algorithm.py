@@ -72,7 +72,7 @@ class AlgorithmConfig:
     `sapo`."""
     clip_high: Annotated[float, FACTOR_OR_NONE] = 0.28
     """Upper clip bound: the ratio is clipped at 1 + clip_high. No effect with `policy_gradient` and `sapo`."""
-    dual_clip: Annotated[float, Must(lambda v: v > 1, "Must be more than 1.")] = 3.0
+    dual_clip: Annotated[float, Must(lambda v: 1 < v <= 1000, "Must be more than 1 and at most 1000.")] = 3.0
     """Bound of the ratio for negative advantages, with `loss: dual_clip` only."""
     sapo_temperatures: Annotated[
         list[float],

@@ -125,7 +125,7 @@ def interpolated(
     g = prepare("interpolated", rewards, k, valid)
     n, at_k = torch.as_tensor(g.n, dtype=torch.float64), torch.as_tensor(g.k, dtype=torch.float64)
     more = (n - at_k).clamp(min=1.0)  # of a group with n = K, whose weight is 0
-    weight = (n - at_k) / (n - 1).clamp(min=1.0) if lam is None else torch.where(n > at_k, lam, 0.0)
+    weight = (n - at_k) / (n - 1).clamp(min=1.0) if lam is None else torch.where(n > at_k, torch.full_like(n, lam), 0.0)
     minus_one = at_k * increments(g.ranked(), g.k_index, objective)
     l2o = at_k * n / more * g.deviation(objective)
     return g.finish(torch.lerp(minus_one, l2o, weight.to(l2o.device)))

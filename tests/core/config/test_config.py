@@ -162,7 +162,8 @@ class TestValues:
             (
                 "algorithm.loss=ppo",
                 "algorithm.loss",
-                "Must be one of ppo_clip, dual_clip, gspo, cispo, sapo, policy_gradient.",
+                "Must be one of ppo_clip, dual_clip, gspo, cispo, sapo, policy_gradient, or a function of your own as "
+                "package.module:function or file.py:function.",
             ),
             ("ray.num_cpus=many", "ray.num_cpus", "Must be a whole number or null."),
             ("algorithm=3", "algorithm", "is a section"),
@@ -772,6 +773,8 @@ class TestChecks:
                 ["pipeline.max_staleness=2", "pipeline.lookahead=1"],
                 ["pipeline.max_staleness=1", "pipeline.update=drained"],
                 ["pipeline.max_staleness=1", "pipeline.cache=keep"],
+                ["algorithm.advantage=interpolated", "algorithm.lam=adaptive", "algorithm.probe_every=2"],
+                ["learner.ranks=2", "learner.sequence_parallel=2"],
             )
         ]
         for involved, holds, _ in COMBINATIONS:

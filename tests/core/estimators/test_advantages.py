@@ -108,6 +108,16 @@ def test_every_parameter_of_a_step_reaches_the_estimators_that_name_it() -> None
         assert not torch.allclose(mixed(AlgorithmConfig(advantage=name), Mix(), r, 2), want), name
 
 
+def test_a_weight_that_float32_cannot_hold_and_groups_of_different_sizes() -> None:
+    """A group of n = K valid samples has no L2O: it gets the other estimator alone."""
+    r = rows([1, 0, 0, 9, 9], [1, 0, 1, 0, 0]).double()
+    valid = torch.tensor([[True, True, True, False, False], [True] * 5])
+    both = [ADVANTAGES[name](r, 3, valid) for name in ("pkpo_loo_minus_one", "maxpo")]
+    own = interpolated(r, 3, valid, lam=0.1)
+    torch.testing.assert_close(own[0], both[0][0], rtol=0, atol=0)
+    torch.testing.assert_close(own[1], 0.9 * both[0][1] + 0.1 * both[1][1], rtol=1e-15, atol=1e-15)
+
+
 def test_groups_with_too_few_valid_samples_get_zero_and_the_others_their_own_size() -> None:
     r = rows([1, 0, 0, 9, 9], [1, 0, 9, 9, 9])
     valid = torch.tensor([[True, True, True, False, False], [True, True, False, False, False]])

@@ -322,7 +322,7 @@ def test_groups_with_too_few_valid_samples_are_counted_apart() -> None:
     first, second = assess([group, group], AlgorithmConfig(k=2, group_size=4), [1, 2], Mix())
     assert (first.enough, second.enough) == (True, False)
     mixing = AlgorithmConfig(advantage="grpo", mix_with="maxpo", k=2, group_size=4)
-    assert not assess([group], mixing, [2], 0.5)[0].enough
+    assert not assess([group], mixing, [2], Mix(weight=0.5))[0].enough
 
 
 def steps_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -397,7 +397,7 @@ def test_adaptive_k_stays_with_its_group_when_others_are_dropped_or_refilled(tmp
 def test_judged_advantages_are_those_of_the_settings(tmp_path: Path) -> None:
     groups = [scored([1, 0, 0, 1, 2], [True, True, True, False, True]), scored([3, 0, 1, 0, 0])]
     settings = AlgorithmConfig(objective="min", mix_with="grpo", k=2, group_size=5, shadow=["maxpo", "pkpo"])
-    judged = assess(groups, settings, [3, 2], 0.25)
+    judged = assess(groups, settings, [3, 2], Mix(weight=0.25))
     for group, k, found in zip(groups, (3, 2), judged, strict=True):
         rewards, valid = torch.tensor([group.rewards], dtype=torch.float64), torch.tensor([group.valid])
         want = 0.75 * maxpo(rewards, k, valid, objective="min") + 0.25 * ADVANTAGES["grpo"](rewards, k, valid)
