@@ -155,7 +155,8 @@ class RankJob:
         """The figures of all prompts, from all ranks."""
         import learner.update.probe as module
 
-        limits = {"MEMORY": 0, "PROJECTED": self.job["project"]} if "project" in self.job else {}
+        projected = self.job.get("project")
+        limits = {"MEMORY": 0 if projected else module.MEMORY, "PROJECTED": projected or module.PROJECTED}
         with patch.multiple(module, **limits):
             part = module.probe(self.engine, self.job["probe"], self.job["algorithm"], temperature=1.0, chunk=64)
         parts: list[Any] = [None] * dist.get_world_size()
