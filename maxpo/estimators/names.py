@@ -16,6 +16,9 @@ BEYOND_K = {
 }
 """Name of each estimator that uses K -> number of samples that a group needs beyond K."""
 
+UNBIASED = ("maxpo", "pkpo", "pkpo_loo", "pkpo_loo_minus_one", "interpolated", "kappa")
+"""Estimators whose expectation is the gradient of max@K, scale included. So their variances compare."""
+
 WITH_OBJECTIVE = ("maxpo", "pkpo_loo_minus_one", "interpolated")
 """Estimators that take `algorithm.objective`. The others are for `max`, or for objectives of their own."""
 
