@@ -17,6 +17,7 @@ from launch.commands import (
     export,
     fetch_model,
     plan,
+    probe,
     resume,
     submit,
     train,
@@ -26,7 +27,7 @@ from maxpo import __version__
 from maxpo.configure.problems import ConfigError
 from maxpo.errors import InputError, RunError
 
-COMMANDS = (train, submit, resume, export, fetch_model, plan, evaluate, compare, check_advantage, doctor, config)
+COMMANDS = (train, submit, resume, export, fetch_model, plan, evaluate, compare, probe, check_advantage, doctor, config)
 """Modules of the subcommands, in the order of `maxpo --help`. Each adds its arguments and names its function `run`."""
 
 

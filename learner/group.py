@@ -16,6 +16,7 @@ from learner.worker import LearnerWorker
 from maxpo.batches.samples import Sample
 from maxpo.config import Config
 from maxpo.errors import LateError, LearnerLostError, RemoteError
+from maxpo.estimators.probe import ProbePart, ProbeRequest
 from maxpo.runtime.output import output_file
 from maxpo.runtime.ray_calls import RemoteMethod, actor_is_lost, ready_of, told, wait_for
 from maxpo.runtime.waits import waiting
@@ -32,6 +33,7 @@ class LearnerActor(Protocol):
     ping: RemoteMethod[None]
     update: RemoteMethod[dict[str, float]]
     logprobs: RemoteMethod[list[list[float]]]
+    probe: RemoteMethod[ProbePart]
     publish: RemoteMethod[WeightManifest | None]
     save: RemoteMethod[None]
     saved: RemoteMethod[bool]
@@ -155,6 +157,11 @@ class LearnerGroup:
         """Return the policy's log-probability of each token of each sample in nats, 0 outside the loss mask."""
         limit = self._config.learner.step_timeout_s
         return self._call(lambda rank: rank.logprobs.remote(samples), limit, "scoring samples")["learner rank 0"]
+
+    def probe(self, request: ProbeRequest) -> list[ProbePart]:
+        """Measure the gradients of estimators on scored groups; return what each rank has measured."""
+        shared, limit = ray.put(request), self._config.learner.step_timeout_s
+        return list(self._call(lambda rank: rank.probe.remote(shared), limit, "probing").values())
 
     def publish(self, receivers: Sequence[Receiver], *, again: bool = False) -> WeightManifest:
         """Send the current weights to the engines.

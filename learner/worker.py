@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from maxpo.batches.samples import Sample
 from maxpo.config import Config
+from maxpo.estimators.probe import ProbePart, ProbeRequest
 from maxpo.runtime.background import Background
 from maxpo.runtime.heap import freeze_heap
 from maxpo.runtime.network import use_interface
@@ -161,7 +162,7 @@ class LearnerWorker:
         """Run one training step and return its metrics, equal on all ranks except for the memory of this process."""
         import psutil
 
-        metrics = self._updater.update(batch)
+        metrics = self._probe_step(batch) | self._updater.update(batch)
         if self._backend == "ipc":
             import torch
 
@@ -173,6 +174,24 @@ class LearnerWorker:
         from learner.update.scoring import score_samples
 
         return score_samples(self._engine, samples, self._config.learner, self._config.rollout.temperature)
+
+    def _probe_step(self, batch: StepBatch) -> dict[str, float]:
+        """Return the metrics of the probe of this step, none if none is due."""
+        every = self._config.algorithm.probe_every
+        if not every or batch.step % every:
+            return {}
+        from learner.update.probe import probe_step
+
+        return probe_step(self._engine, batch, self._config.algorithm, **self._forward_args())
+
+    def _forward_args(self) -> dict[str, Any]:
+        return {"temperature": self._config.rollout.temperature, "chunk": self._config.learner.logprob_chunk}
+
+    def probe(self, request: ProbeRequest) -> ProbePart:
+        """Measure the gradients of estimators on scored groups. Changes nothing. Each rank returns its prompts."""
+        from learner.update.probe import probe
+
+        return probe(self._engine, request, self._config.algorithm, **self._forward_args())
 
     def publish(self, version: int, receivers: Sequence[Receiver]) -> WeightManifest | None:
         """Send the weights to the engines as `version`. Rank 0 returns the manifest."""

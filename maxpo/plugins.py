@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import math
 import re
+import sys
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 from maxpo.wording import describe, did_you_mean, parts
@@ -17,10 +22,59 @@ PASSED = 3
 """Number of positional arguments of a user's verifier: prompt, text and reference."""
 
 
+FUNCTION = "a function of your own as package.module:function or file.py:function"
+"""Form of the address of a function, for messages."""
+
+
 def is_address(name: str) -> bool:
-    """Return True if the text has the form `package.module:name`."""
-    module, separator, attribute = name.partition(":")
-    return bool(separator) and all(part.isidentifier() for part in (*module.split("."), attribute))
+    """Return True if the text has the form `package.module:name` or `file.py:name`."""
+    module, _, attribute = name.rpartition(":")
+    return attribute.isidentifier() and (_is_file(module) or all(part.isidentifier() for part in module.split(".")))
+
+
+def is_function(entry: object) -> bool:
+    """Return True if an object can be called and is no class."""
+    return callable(entry) and not inspect.isclass(entry)
+
+
+def file_of(name: str) -> Path | None:
+    """Return the file of an address `file.py:name`, None for any other text."""
+    module, _, attribute = name.rpartition(":")
+    return Path(module) if attribute.isidentifier() and _is_file(module) else None
+
+
+def with_absolute_file(name: str) -> str:
+    """Return an address with the absolute path of its file. Any other text stays as it is."""
+    file = file_of(name)
+    return name if file is None else f"{file.absolute()}:{name.rpartition(':')[2]}"
+
+
+def short_name(name: str) -> str:
+    """Return the name of a function without its module, for names of metrics. Other names stay as they are."""
+    return name.rpartition(":")[2]
+
+
+def _is_file(module: str) -> bool:
+    return module.endswith(".py") and len(module) > len(".py")
+
+
+def _import(module: str) -> ModuleType:
+    """Import a module by its name or file. A file is imported once, whatever its name is called elsewhere."""
+    if not _is_file(module):
+        return importlib.import_module(module)
+    path = Path(module).absolute()
+    name = f"maxpo_own_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
 
 
 def find(
@@ -33,7 +87,7 @@ def find(
     needed: str,
     others: Sequence[str] = (),
 ) -> T:
-    """Return the entry of a registry, or import `package.module:name`.
+    """Return the entry of a registry, or import `package.module:name` or `file.py:name`.
 
     Args:
         name: Name in the registry, or address of an object in a user's module.
@@ -51,9 +105,9 @@ def find(
         return registry[name]
     if not is_address(name):
         raise ValueError(f"no {kind} is called {name!r}: use one of {sorted([*registry, *others])}, or {form}")
-    module, _, attribute = name.partition(":")
+    module, _, attribute = name.rpartition(":")
     try:
-        entry: T = getattr(importlib.import_module(module), attribute)
+        entry: T = getattr(_import(module), attribute)
     # A user's module may raise anything, and may end the process.
     except (Exception, SystemExit) as error:
         raise ValueError(f"{kind} {name!r} cannot be imported: {type(error).__name__}: {error}") from error

@@ -181,6 +181,16 @@ class Ticket:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mix:
+    """The numbers of a step that mix two estimators. They do not depend on the rewards of the step."""
+
+    weight: float = 0.0
+    """Weight of `algorithm.mix_with`."""
+    lam: float | None = None
+    """Weight of L2O in the estimator `interpolated`. None: (n - K) / (n - 1)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepBatch:
     """Input of one learner update: the groups to learn from, and the denominators of the loss."""
 
@@ -195,8 +205,8 @@ class StepBatch:
     step: int
     k: tuple[int, ...]
     """[G] K of each group, fixed before the group was sampled."""
-    mix_weight: float = 0.0
-    """Weight of `algorithm.mix_with` in this step."""
+    mix: Mix = Mix()
+    """How the estimators were mixed."""
     version: int = 0
     """Version of the weights at the start of this step."""
 

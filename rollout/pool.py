@@ -262,6 +262,10 @@ class RolloutPool:
         """Return the rewards of every completion of every group."""
         return self._rewards.score(groups)
 
+    def judge(self, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
+        """Return the groups with the rewards that training uses, see `RewardPool.judge`."""
+        return self._rewards.judge(groups)
+
     def answers(self, groups: Sequence[ScoredGroup]) -> list[tuple[str | None, ...] | None]:
         """Return the answer of every completion, see `RewardPool.answers`."""
         return self._rewards.answers(groups)

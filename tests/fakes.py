@@ -197,7 +197,7 @@ class FakeLearner:
     def update(self, batch: StepBatch) -> StepResult:
         self.batches.append(batch)
         seen = [(g.group.prompt.prompt_id, g.rewards, g.group.completions) for g in batch.groups]
-        self.weights = derive_seed(self.weights, batch.step, batch.k, batch.mix_weight, seen)
+        self.weights = derive_seed(self.weights, batch.step, batch.k, batch.mix.weight, seen)
         metrics = {"train/tokens": 1.0, "time/update_s": 1.0, "train/grad_norm": float(self.weights % 1000)}
         return StepResult(metrics=metrics | {"train/refused_steps": 0.0})
 

@@ -11,7 +11,10 @@ from rich.console import Console
 
 from launch.commands.settings import Subparsers
 from launch.terminal.printing import say
+from maxpo.configure.rules.algorithm import is_lam
 from maxpo.errors import InputError
+from maxpo.estimators.names import WITH_OBJECTIVE, fixed_lam
+from maxpo.plugins import FUNCTION, is_address
 
 if TYPE_CHECKING:
     from maxpo.estimators.bandit import Bandit, Comparison
@@ -38,6 +41,13 @@ def add_arguments(subparsers: Subparsers) -> None:
         metavar="FILE",
         help="a number on each line, or JSON lines with `reward` (rollouts/*.jsonl); taken as one distribution",
     )
+    parser.add_argument(
+        "--kappa",
+        type=float,
+        help="squared score of the lowest reward divided by that of the highest, as `maxpo probe` measures it: the "
+        "variance is that of a large model with such scores, and the estimator kappa uses it",
+    )
+    parser.add_argument("--lam", default="v", help="weight of maxpo in the estimator interpolated (default: v)")
     parser.add_argument("--draws", type=int, default=20000, help="groups to draw in larger cases (default: 20000)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -56,7 +66,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     bandit, source = _rewards(args)
     result = _measure(args, bandit)
     if args.json:
-        print(json.dumps(estimators_as_json(result, n=n, k=k, objective=objective, rewards=source), indent=1))
+        print(
+            json.dumps(
+                estimators_as_json(result, n=n, k=k, objective=objective, kappa=args.kappa, rewards=source), indent=1
+            )
+        )
         return 0
     how = f"all {result.groups} possible groups" if result.exact else f"{result.groups} groups drawn"
     goal = f"max@{k}" if objective == "max" else f"{objective} of {k} samples"
@@ -65,7 +79,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for row in result.measured:
         if row.refused:
             say(console, f"left out   {row.refused}")
-    say(console, legend(goal, args.estimator))
+    say(console, legend(goal, args.estimator, args.kappa))
     return 0
 
 
@@ -73,16 +87,25 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse arguments that are out of range or contradict each other."""
     from maxpo.estimators.advantages import ADVANTAGES
     from maxpo.estimators.objectives import rank_coefficients
+    from maxpo.estimators.own import own_problems
 
     name, n, k, objective = args.estimator, args.n, args.k, args.objective
-    if name not in ADVANTAGES:
-        raise InputError(f"--estimator {name}: no estimator has this name; known are {', '.join(ADVANTAGES)}")
+    if name not in ADVANTAGES and not is_address(name):
+        raise InputError(
+            f"--estimator {name}: no estimator has this name; known are {', '.join(ADVANTAGES)}, or {FUNCTION}"
+        )
+    if name not in ADVANTAGES and (wrong := list(own_problems(name, n, min(k, n)))):
+        raise InputError(f"--estimator: {wrong[0]}")
     if n < 2 or not 1 <= k <= n:
         raise InputError(f"--n {n} --k {k}: allowed is N >= 2 and 1 <= K <= N")
     if args.draws < 2 or not 0 <= args.seed < 2**63:
         raise InputError(f"--draws {args.draws} --seed {args.seed}: allowed is at least 2, and 0 <= seed < 2**63")
-    if objective != "max" and name != "maxpo":
-        raise InputError(f"--objective {objective}: only maxpo knows objectives other than max, not {name}")
+    if objective != "max" and name not in WITH_OBJECTIVE:
+        raise InputError(f"--objective {objective}: known to {', '.join(WITH_OBJECTIVE)}, not to {name}")
+    if args.kappa is not None and not 0 < args.kappa < 1e6:
+        raise InputError(f"--kappa {args.kappa:g}: allowed is more than 0 and less than 1e6")
+    if args.lam == "adaptive" or not is_lam(args.lam):
+        raise InputError(f"--lam {args.lam}: must be v or a number")
     try:
         rank_coefficients(objective, k)
     except ValueError as error:
@@ -93,11 +116,21 @@ def _measure(args: argparse.Namespace, bandit: Bandit) -> Comparison:
     """Measure all estimators, the one of the command line first."""
     from maxpo.estimators.advantages import ADVANTAGES
     from maxpo.estimators.bandit import compare
+    from maxpo.estimators.mixing import Parameters
 
     names = [args.estimator, *(other for other in ADVANTAGES if other != args.estimator)]
+    given = {} if args.kappa is None else {"kappa": args.kappa}
+    parameters = Parameters(objective=args.objective, lam=fixed_lam(args.lam), **given)
     try:
         result = compare(
-            bandit, args.n, args.k, objective=args.objective, names=names, draws=args.draws, seed=args.seed
+            bandit,
+            args.n,
+            args.k,
+            parameters=parameters,
+            kappa=args.kappa,
+            names=names,
+            draws=args.draws,
+            seed=args.seed,
         )
     except ValueError as error:
         raise InputError(str(error)) from error

@@ -57,6 +57,24 @@ def resumed_from(config: Config, settings: str) -> Path | None:
     return source
 
 
+def new_folder(folder: Path) -> Path:
+    """Create the folder of `--out`, and return it. It may hold what an interrupted command has left.
+
+    Raises:
+        InputError: the folder holds something else, or cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise InputError(f"--out {folder} cannot be used: {error.strerror}") from error
+    if others := [name for name in names if name not in ("log", "rollouts")]:
+        raise InputError(
+            f"--out {folder}: the folder already holds {others[0]}; name a new folder with --out, or remove this one"
+        )
+    return folder
+
+
 def _try_to_write(folder: Path) -> None:
     """Raise InputError unless a file can be created in a folder or, if it does not exist, in the nearest one above."""
     try:

@@ -16,12 +16,13 @@ from launch.cluster.placement import place
 from launch.cluster.placement_groups import placement_groups
 from launch.cluster.ray_cluster import cluster, own_logs
 from launch.run.date import with_date
+from launch.run.destination import new_folder
 from launch.run.readiness import get_ready
 from launch.terminal.printing import say
 from launch.terminal.tables import report_table
 from maxpo.configure.loading import LoadedConfig
 from maxpo.configure.writing import to_yaml
-from maxpo.errors import InputError, RunError
+from maxpo.errors import RunError
 from maxpo.evaluation.figures import EvalReport, PromptResult
 from maxpo.evaluation.measure import measure
 from maxpo.evaluation.report import report
@@ -47,7 +48,7 @@ def evaluate_model(loaded: LoadedConfig, model: Path, output: Path | None, conso
     loaded = with_date(loaded)
     config = loaded.config
     folder = output or Path(config.run.dir) / f"{config.run.name}-eval"
-    _make_folder(folder)
+    new_folder(folder)
     result, results = _run(loaded, folder, console)
     write_evaluation(folder / EVAL_FILE, str(model), yaml.safe_load(to_yaml(loaded)), result, results)
     if as_json:
@@ -58,23 +59,6 @@ def evaluate_model(loaded: LoadedConfig, model: Path, output: Path | None, conso
     console.print(report_table([result], [f"{config.eval.samples} completions each"]))
     say(console, f"results in {folder}")
     return 0
-
-
-def _make_folder(folder: Path) -> None:
-    """Create the folder. It may hold what an interrupted evaluation has left.
-
-    Raises:
-        InputError: the folder holds something else, or cannot be created.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        names = sorted(path.name for path in folder.iterdir())
-    except OSError as error:
-        raise InputError(f"--out {folder} cannot be used: {error.strerror}") from error
-    if others := [name for name in names if name not in ("log", "rollouts")]:
-        raise InputError(
-            f"--out {folder}: the folder already holds {others[0]}; name a new folder with --out, or remove this one"
-        )
 
 
 def _run(loaded: LoadedConfig, folder: Path, console: Console) -> tuple[EvalReport, list[PromptResult]]:

@@ -12,7 +12,7 @@ from launch.run.destination import destination_problems, resumed_from
 from launch.run.machine import machine_problems
 from launch.run.preflight import Subject, inspect_model, model_problems, prompts_of, test_learner, touched
 from launch.run.resuming import check_learner_state
-from launch.run.trial import own_verifiers, trial_problems
+from launch.run.trial import function_problems, own_verifiers, trial_problems
 from learner.deepspeed_engine import file_problems
 from maxpo.configure.loading import LoadedConfig
 from maxpo.configure.problems import Problem
@@ -34,6 +34,7 @@ _MACHINE = (
     *("rollout.cpu_kv_cache_gib", "rollout.gpu_memory_utilization"),
 )
 _DATA = ("data", "run.seed", "reward", "eval.prompts", "eval.every", "eval.at_start", "eval.at_end")
+_FUNCTIONS = tuple(f"algorithm.{name}" for name in ("advantage", "mix_with", "shadow", "loss", "group_size", "k"))
 _SELF_TEST = (
     *("model", "learner.lora", "learner.token_budget", "learner.sequence_parallel"),
     *("data.max_prompt_tokens", "rollout.max_new_tokens"),
@@ -97,6 +98,7 @@ def get_ready(
     *,
     say: Callable[[str], None] = lambda line: None,
     evaluation: bool = False,
+    run_folder: bool = True,
     dry_run: bool = False,
 ) -> Ready:
     """Make all checks that start nothing.
@@ -106,17 +108,21 @@ def get_ready(
         settings: Problems of the settings.
         say: Called with a line about each source of data.
         evaluation: Nothing is trained.
+        run_folder: False if nothing is written to the folder of the run.
         dry_run: True to check too what a run itself checks with its folder locked: the checkpoint to continue from.
 
     Raises:
         InputError: With all problems.
     """
     config, found = loaded.config, _Findings(settings)
-    if not evaluation:
+    if run_folder and not evaluation:
         found.check("the run folder", _PLACE, lambda: destination_problems(config))
+    if not evaluation:
         found.check("the DeepSpeed file", _DEEPSPEED, lambda: file_problems(config.learner))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found.check("the arguments of vLLM", ("rollout.engine_args",), lambda: argument_problems(config.rollout, device))
+    if not evaluation:
+        found.check("your estimators and loss", _FUNCTIONS, lambda: function_problems(config.algorithm))
     subject = found.make("the model", ("model",), lambda: inspect_model(config, evaluation=evaluation))
     sound = subject is not None and found.check("the model", (), lambda: model_problems(subject, found.wrong))
     _check_machine(found, loaded, subject, with_learner=not evaluation)

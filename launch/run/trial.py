@@ -1,4 +1,5 @@
-"""A trial of the user's own verifier on the first prompt, in the processes in which it will run."""
+"""Trials of the user's own functions: the verifier on the first prompt, in the processes in which it will run, and
+estimators and loss on small batches."""
 
 from __future__ import annotations
 
@@ -7,8 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from maxpo.config import Config, RewardConfig
+from maxpo.config import AlgorithmConfig, Config, RewardConfig
 from maxpo.errors import RunError
+from maxpo.estimators.own import own_problems as own_estimator_problems
+from maxpo.losses.policy import own_problems as own_loss_problems
 from maxpo.rewards.registry import names_in_use
 from maxpo.types import Completion, Group, Prompt
 from maxpo.wording import shown
@@ -16,8 +19,20 @@ from rollout.scoring.verifier_pool import RewardPool
 
 
 def own_verifiers(reward: RewardConfig) -> list[str]:
-    """Return the verifiers that are functions of the user."""
-    return sorted(name for name in names_in_use(reward) if ":" in name)
+    """Return the verifiers that are functions of the user, and the function of `reward.group`."""
+    return sorted(name for name in (*names_in_use(reward), reward.group or "") if ":" in name)
+
+
+def function_problems(algorithm: AlgorithmConfig) -> Iterator[str]:
+    """Yield what is wrong with the estimators and the loss of the user."""
+    for key in ("advantage", "mix_with", "shadow"):
+        names = getattr(algorithm, key) or []
+        for name in [names] if isinstance(names, str) else names:
+            if ":" in name:
+                problems = own_estimator_problems(name, algorithm.group_size, algorithm.k)
+                yield from (f"algorithm.{key}: {problem}" for problem in problems)
+    if ":" in algorithm.loss:
+        yield from (f"algorithm.loss: {problem}" for problem in own_loss_problems(algorithm.loss))
 
 
 def trial_problems(config: Config, prompt: Prompt) -> Iterator[str]:
@@ -36,14 +51,20 @@ def trial_problems(config: Config, prompt: Prompt) -> Iterator[str]:
     )
     pool = RewardPool(replace(reward, workers=1), config.rollout.max_new_tokens)
     try:
-        outcome = pool.score([Group(prompt=prompt, completions=(completion,))])[0].outcomes[0]
+        scored = pool.score([Group(prompt=prompt, completions=(completion, completion))])
+        outcome, judged = scored[0].outcomes[0], pool.judge(scored)[0].outcomes[0]
     except RunError as error:
-        outcome = str(error)
+        outcome = judged = str(error)
     finally:
         pool.shutdown()
+    words = {"timeout": f"no result within reward.timeout_s = {reward.timeout_s:g} s", "died": "its process ended"}
     if outcome not in ("ok", "too_long"):
-        words = {"timeout": f"no result within reward.timeout_s = {reward.timeout_s:g} s", "died": "its process ended"}
         yield (
             f"reward.verifier: {', '.join(own_verifiers(reward))} failed on the first prompt, with the reference as "
             f"answer: {shown(words.get(outcome, outcome), 500)}. Mend the function, or its reading of the references"
+        )
+    elif judged != outcome:
+        yield (
+            f"reward.group: {reward.group} failed on the first prompt, with the reference as both answers: "
+            f"{shown(words.get(judged, judged), 500)}. Mend the function"
         )

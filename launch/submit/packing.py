@@ -17,6 +17,7 @@ from maxpo.configure.loading import LoadedConfig
 from maxpo.configure.rules.data import local_sources
 from maxpo.configure.writing import to_yaml
 from maxpo.errors import InputError
+from maxpo.plugins import file_of
 from maxpo.rewards.registry import names_in_use
 
 PACKAGES = ("maxpo", "rollout", "learner", "launch")
@@ -56,10 +57,13 @@ def packed(loaded: LoadedConfig) -> Iterator[tuple[Path, list[str]]]:
                 if not Path(source).is_absolute():
                     _copy(Path(source), folder, f"{key}: {source}")
                     sent.append(source)
-        for verifier in sorted(name for name in names_in_use(config.reward) if ":" in name):
-            own = _own_module(verifier.partition(":")[0].partition(".")[0])
-            if own and str(own) not in sent:
-                _copy(own, folder, f"verifier {verifier}")
+        algorithm = config.algorithm
+        named = {*names_in_use(config.reward), algorithm.advantage, algorithm.loss, *algorithm.shadow}
+        named |= {algorithm.mix_with or "", config.reward.group or ""}
+        for name in sorted(name for name in named if ":" in name):
+            own = file_of(name) or _own_module(name.partition(":")[0].partition(".")[0])
+            if own and not own.is_absolute() and str(own) not in sent:
+                _copy(own, folder, f"function {name}")
                 sent.append(str(own))
         yield folder, sent
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 
 from rich.table import Table
@@ -32,25 +33,27 @@ def _cells(row: Measured, reference: Measured, *, exact: bool) -> list[str]:
         "yes" if row.centred else "no",
         f"{row.variance:.3g}",
         f"{row.variance / reference.variance:.2f}" if comparable else "",
-        f"{row.signal_to_noise:.3g}",
+        "" if math.isnan(row.signal_to_noise) else f"{row.signal_to_noise:.3g}",
         f"{100 * row.nonzero:.0f}%",
         f"{row.microseconds:.2f}",
     ]
 
 
-def legend(goal: str, reference: str) -> str:
+def legend(goal: str, reference: str, kappa: float | None) -> str:
     """Return one line for each column of the table.
 
     Args:
         goal: name of the objective, for example max@4.
         reference: name of the estimator with which the others are compared.
+        kappa: squared score of the lowest reward divided by that of the highest. None: that of a softmax.
     """
+    of_what = "total" if kappa is None else f"orthogonal scores, kappa = {kappa:g}"
     return (
         f"bias      |mean gradient - gradient of {goal}| / |gradient|; 0 is unbiased\n"
         "scale     length of the mean gradient along the right one; angle: degrees between them\n"
         "          (softmax over the different rewards: with two there is only one direction)\n"
         "centred   every group's advantages add up to 0\n"
-        f"variance  of one group's gradient, total; ratio: to {reference}'s, where both are unbiased\n"
+        f"variance  of one group's gradient, {of_what}; ratio: to {reference}'s, where both are unbiased\n"
         "snr       |mean gradient|^2 / variance; non-0: samples whose advantage is not 0\n"
         "us        time for one group, in a batch of 256 on this machine"
     )

@@ -8,7 +8,7 @@ from torch import Tensor
 from maxpo.batches.packing import TrainBatch
 from maxpo.config import AlgorithmConfig
 from maxpo.losses.aggregation import weighted_sum
-from maxpo.losses.policy import LOSSES, kl_estimate, truncated_importance_weights
+from maxpo.losses.policy import LossInput, kl_estimate, policy_loss, truncated_importance_weights, trusted
 
 SUMS = (
     "loss",
@@ -20,6 +20,7 @@ SUMS = (
     "reference_kl",
     "tis_weight",
     "tis_capped",
+    "masked",
     "mismatch_kl",
     "mismatch_abs",
 )
@@ -56,11 +57,22 @@ def microbatch_loss(
     mask = batch.loss_mask
     current = logprobs.detach()
     old = current if old_logprobs is None else old_logprobs
-    per_token = LOSSES[algorithm.loss](
-        logprobs, old, batch.advantages, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high
+    sequence = torch.repeat_interleave(torch.tensor(batch.lengths, device=mask.device))
+    inputs = LossInput(
+        logprobs=logprobs,
+        old_logprobs=old,
+        advantages=batch.advantages,
+        mask=mask,
+        sequence=sequence,
+        algorithm=algorithm,
     )
+    per_token = policy_loss(algorithm.loss)(inputs)
     sums: dict[str, Tensor] = {}
     gap = old - batch.rollout_logprobs
+    if algorithm.token_mask or algorithm.sequence_mask:
+        kept = trusted(gap, sequence, mask, algorithm)
+        per_token = torch.where(kept, per_token, 0.0)
+        sums["masked"] = (mask & ~kept).sum()
     if algorithm.tis_cap is not None:
         weights = truncated_importance_weights(old, batch.rollout_logprobs, algorithm.tis_cap)
         per_token = per_token * weights

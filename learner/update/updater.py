@@ -142,15 +142,7 @@ class Updater:
 
         Every rank computes the whole matrix, so the advantages do not depend on how sequences are sharded.
         """
-        return mixed(
-            self._algorithm.advantage,
-            rewards,
-            torch.tensor(batch.k, device=rewards.device),
-            valid,
-            objective=self._algorithm.objective,
-            mix_with=self._algorithm.mix_with,
-            mix_weight=batch.mix_weight,
-        )
+        return mixed(self._algorithm, batch.mix, rewards, torch.tensor(batch.k, device=rewards.device), valid)
 
     def _microbatches(self, samples: list[Sample], advantages: Tensor, batch: StepBatch) -> list[TrainBatch]:
         """Return this rank's packed rows of one optimizer step."""
@@ -229,6 +221,8 @@ class Updater:
         }
         if self._algorithm.tis_cap is not None:
             metrics |= {"mismatch/tis_mean": mean["tis_weight"], "mismatch/tis_capped": mean["tis_capped"]}
+        if self._algorithm.token_mask or self._algorithm.sequence_mask:
+            metrics["mismatch/masked"] = mean["masked"]
         if self._reference is not None:
             metrics["policy/reference_kl"] = mean["reference_kl"]
         for lag in range(self._lags):

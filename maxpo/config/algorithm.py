@@ -5,21 +5,32 @@ from typing import Annotated, Literal
 
 from maxpo.config.ranges import BILLION, COUNT, COUNT_OR_NONE, FACTOR, FACTOR_OR_NONE, Must, between, each
 
+BOUNDS = Must(
+    lambda v: not v or (len(v) == 2 and 0 <= v[0] < 1 < v[1]), "Must be [] or two numbers, around 1 and at least 0."
+)
+
 
 @dataclass(kw_only=True)
 class AlgorithmConfig:
     """Estimator, loss and groups."""
 
     advantage: str = "maxpo"
-    """Advantage estimator, one of `maxpo.estimators.advantages.ADVANTAGES`."""
+    """Advantage estimator, one of `maxpo.estimators.advantages.ADVANTAGES`, or your own function (`docs/extend.md`)."""
     objective: str = "max"
-    """Objective of `maxpo`, a statistic of K samples: max, min, mean, median, top_m:M, bottom_m:M, quantile:Q or
-    lower_tail:Q (see `maxpo.estimators.objectives`). `mix_with` and `shadow` use the same objective. Estimators other
-    than `maxpo` support `max` only."""
+    """Objective of `maxpo`, `pkpo_loo_minus_one` and `interpolated`, a statistic of K samples: max, min, mean, median,
+    top_m:M, bottom_m:M, quantile:Q or lower_tail:Q (see `maxpo.estimators.objectives`). `mix_with` and `shadow` use the
+    same objective. The other estimators support `max` only."""
+    lam: str = "v"
+    """Weight of `maxpo` in the estimator `interpolated`: (1 - lam) pkpo_loo_minus_one + lam maxpo. A number; v: (n - K)
+    / (n - 1) in a group of n valid samples; adaptive: the weight of lowest variance in the probes of earlier steps
+    (`probe_every`), v before the first. No effect with other estimators."""
+    kappa: Annotated[float, FACTOR] = 3.0
+    """Squared score of a failure divided by that of a success, for the estimator `kappa`: `maxpo probe` measures it. No
+    effect with other estimators."""
     k: Annotated[int, COUNT] = 4
-    """K of max@K, 1 <= k < group_size (`pkpo` and `pkpo_loo_minus_one`: k <= group_size). The estimators `rloo`,
-    `grpo`, `dr_grpo`, `maxrl` and `top1_gap` do not use K, and a k_schedule other than constant replaces this value.
-    The metric reward/max@K always uses this value."""
+    """K of max@K, 1 <= k < group_size (`pkpo`, `pkpo_loo_minus_one`, `interpolated` and `kappa`: k <= group_size). The
+    estimators `rloo`, `grpo`, `dr_grpo`, `maxrl` and `top1_gap` do not use K, and a k_schedule other than constant
+    replaces this value. The metric reward/max@K always uses this value."""
     k_schedule: Literal["constant", "linear", "stepwise", "adaptive"] = "constant"
     """Schedule of K. constant: always `k`. linear: a straight line over the run. stepwise: changes at given steps.
     adaptive: K of each prompt from the pass rate p observed in earlier steps, K = ceil(1 / p) - 1, where the gradient
@@ -41,18 +52,34 @@ class AlgorithmConfig:
     `mix_with`."""
     shadow: list[str] = field(default_factory=list[str])
     """Estimators to log on the same groups, beside the one in use. Shadow estimators do not change the training."""
+    probe_every: Annotated[int, COUNT_OR_NONE] = 0
+    """Steps between two probes of the estimators' gradients (`probe/*` metrics). 0: none. A probe takes one backward
+    pass for each sample of `probe_groups` groups of the step, before the update. Needs learner.zero_stage 0 to 2."""
+    probe_groups: Annotated[int, COUNT] = 8
+    """Groups of a step that a probe measures. No effect while `probe_every` is 0."""
     group_size: Annotated[int, between(2, 10**5, "completions of a prompt are compared with each other")] = 16
     """Completions per prompt, N."""
     prompts_per_step: Annotated[int, COUNT] = 32
     """Groups sampled in one step, G."""
     minibatches: Annotated[int, COUNT] = 1
     """Optimizer steps per training step. The groups are split evenly among the optimizer steps."""
-    loss: Literal["ppo_clip", "policy_gradient"] = "ppo_clip"
-    """Policy loss, one of `maxpo.losses.policy.LOSSES`."""
+    loss: str = "ppo_clip"
+    """Policy loss, one of `maxpo.losses.policy.LOSSES`, or your own function (`docs/extend.md`). They differ only for
+    tokens whose probability has changed since the start of the step, that is, with `minibatches` above 1. gspo: with
+    aggregation: sequence_mean, and clip bounds of about 4e-4."""
     clip_low: Annotated[float, Must(lambda v: 0 <= v < 1, "Must be at least 0 and below 1.")] = 0.2
-    """Lower clip bound: the ratio is clipped at 1 - clip_low. No effect with `policy_gradient`."""
+    """Lower clip bound: the ratio is clipped at 1 - clip_low. No effect with `policy_gradient` and
+    `sapo`."""
     clip_high: Annotated[float, FACTOR_OR_NONE] = 0.28
-    """Upper clip bound: the ratio is clipped at 1 + clip_high. No effect with `policy_gradient`."""
+    """Upper clip bound: the ratio is clipped at 1 + clip_high. No effect with `policy_gradient` and `sapo`."""
+    dual_clip: Annotated[float, Must(lambda v: 1 < v <= 1000, "Must be more than 1 and at most 1000.")] = 3.0
+    """Bound of the ratio for negative advantages, with `loss: dual_clip` only."""
+    sapo_temperatures: Annotated[
+        list[float],
+        Must(lambda v: len(v) == 2 and all(t > 0 for t in v), "Must be two numbers, each more than 0."),
+    ] = field(default_factory=lambda: [1.0, 1.05])
+    """Temperatures of the gate for positive and for other advantages, with `loss: sapo` only. Higher: a ratio far from
+    1 has less gradient."""
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = "constant"
     """Reduction of the per-token losses. token_mean: mean over all tokens. sequence_mean: mean over each sequence, then
     over sequences. constant: sum over each sequence divided by `aggregation_constant`, then mean over sequences."""
@@ -78,6 +105,15 @@ class AlgorithmConfig:
     tis_cap: Annotated[float | None, FACTOR] = 2.0
     """Truncated importance sampling: upper bound of the ratio of learner to sampler probability of each token. null:
     off."""
+    token_mask: Annotated[list[float], BOUNDS] = field(default_factory=list[float])
+    """Two bounds of the ratio of learner to sampler probability, such as [0.5, 5]. Tokens outside have no policy loss
+    (IcePop). []: off."""
+    sequence_mask: Annotated[list[float], BOUNDS] = field(default_factory=list[float])
+    """Two bounds of the ratio of learner to sampler probability of a sequence. Sequences outside have no policy loss.
+    []: off."""
+    sequence_mask_ratio: Literal["geometric", "product"] = "geometric"
+    """Ratio of a sequence: geometric mean of the ratios of its tokens, or their product. No effect without
+    `sequence_mask`."""
     drop_zero_signal: bool = True
     """Drop groups whose advantages are all zero before the learner. With `kl_coef` and `entropy_coef` at 0, also drop
     single sequences of zero advantage in the learner. Dropped groups and sequences are counted. The loss still divides

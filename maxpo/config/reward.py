@@ -30,6 +30,10 @@ class RewardConfig:
     by_source: Arguments = field(default_factory=Arguments)
     """Other verifiers for the prompts of single sources, such as `{gsm8k: numeric}`. All other prompts have
     `verifier`."""
+    group: str | None = None
+    """Your own function that sees all completions of a prompt and gives them their rewards, such as
+    `file.py:function` (`docs/extend.md`). It has the rewards of the verifiers. In training only: evaluations keep the
+    rewards of the verifiers, which also decide on success. null: none."""
     workers: Annotated[int, PROCESSES] = 1
     """Number of verifier processes."""
     timeout_s: Annotated[float, SECONDS] = 5.0

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from maxpo.estimators.arguments import GroupK, Mask, prepare
-from maxpo.estimators.order_statistics import include_one, increments
+from maxpo.estimators.order_statistics import decisive_shares, include_one, increments, per_group
 
 
 class AdvantageFn(Protocol):
@@ -46,10 +46,10 @@ def maxpo(
 
     MaxPO (arXiv 2606.06080) subtracts from the increment f_i = in_i - sub_i of sample i the mean over j != i
     of the increment of j computed without i. The `sub` terms cancel between signal and baseline, which leaves
-    the form above. A test proves the equality against the pairwise definition. The definition follows the
-    paper's abstract and its sister paper (arXiv 2606.06096). The paper's own equation numbers were not at hand.
-    With another `objective` (`maxpo.estimators.objectives`) the same formula is unbiased for that statistic of K
-    samples.
+    the form above. Tests prove the equality against the pairwise definition, and against values of the reference
+    implementation of arXiv 2606.06096. With another `objective` (`maxpo.estimators.objectives`) the same formula is
+    unbiased for that statistic of K samples. It is the only unbiased estimator that is exactly centred
+    (docs/theory.md).
 
     Needs 1 <= k <= N - 1. k = 1 gives `rloo`.
     """
@@ -87,15 +87,67 @@ def pkpo_loo(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) -
     return g.finish(g.k * included - g.k * g.n / (g.n - 1) * excluded)
 
 
-def pkpo_loo_minus_one(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) -> Float[Tensor, "G N"]:
+def pkpo_loo_minus_one(
+    rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None, *, objective: str = "max"
+) -> Float[Tensor, "G N"]:
     """Compute PKPO with the leave-one-out-minus-one baseline, A_i = K (in_i - sub_i). Unbiased, not centred.
 
     sub_i is the mean of max(S) over the (K-1)-subsets without i, and 0 for K = 1. An advantage is never negative for
     K > 1, and exactly 0 for the lowest reward of a group. arXiv 2505.15201, eq. 33, scaled to be unbiased under
-    the group mean. Needs 1 <= k <= N.
+    the group mean. With another `objective` sub_i is that of `increments`, and the formula is unbiased for that
+    statistic of K samples; for `mean` and K > 1 it is `rloo`. It is the only unbiased estimator that never trains on a
+    failure (docs/theory.md). Needs 1 <= k <= N.
     """
     g = prepare("pkpo_loo_minus_one", rewards, k, valid)
-    return g.finish(g.k * increments(g.ranked(), g.k_index))
+    return g.finish(g.k * increments(g.ranked(), g.k_index, objective))
+
+
+def interpolated(
+    rewards: Float[Tensor, "G N"],
+    k: GroupK = 4,
+    valid: Mask = None,
+    *,
+    objective: str = "max",
+    lam: float | None = None,
+) -> Float[Tensor, "G N"]:
+    """Compute (1 - lam) `pkpo_loo_minus_one` + lam `maxpo`. Unbiased for every lam. Centred for lam = 1 only.
+
+    Args:
+        rewards: [G, N] rewards.
+        k: K of all groups or of each, 1 <= k <= N.
+        valid: [G, N] mask.
+        objective: Statistic of K samples, as in `maxpo.estimators.objectives`.
+        lam: Any number that does not depend on the rewards of these groups. None: (n - K) / (n - 1), the plug-in of the
+            others' empirical distribution into the best baseline. That is `rloo` for K = 1.
+
+    A group of n = K valid samples has no `maxpo`, and gets lam = 0.
+    """
+    g = prepare("interpolated", rewards, k, valid)
+    n, at_k = torch.as_tensor(g.n, dtype=torch.float64), torch.as_tensor(g.k, dtype=torch.float64)
+    more = (n - at_k).clamp(min=1.0)  # of a group with n = K, whose weight is 0
+    weight = (n - at_k) / (n - 1).clamp(min=1.0) if lam is None else torch.where(n > at_k, torch.full_like(n, lam), 0.0)
+    minus_one = at_k * increments(g.ranked(), g.k_index, objective)
+    l2o = at_k * n / more * g.deviation(objective)
+    return g.finish(torch.lerp(minus_one, l2o, weight.to(l2o.device)))
+
+
+def kappa(
+    rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None, *, kappa: float = 3.0
+) -> Float[Tensor, "G N"]:
+    """Compute A_i = K q_i (r_i - c / (c + kappa (n - 1 - c))), for rewards of 0 and 1. Unbiased, not centred.
+
+    Of the n - 1 others c are successes, and q_i is the share of their (K-1)-subsets that all fail. So the baseline
+    estimates that of lowest variance if the squared score of a failure is `kappa` times that of a success
+    (docs/theory.md). kappa = 1 is `interpolated` without `lam`, and kappa to infinity is `pkpo_loo_minus_one`.
+    Needs 1 <= k <= N and kappa > 0.
+    """
+    g = prepare("kappa", rewards, k, valid, binary=True)
+    others = g.x.sum(1, keepdim=True) - g.x
+    failures = g.n - 1 - others
+    share = per_group(decisive_shares, g.ranked(), g.k_index)[0].expand_as(g.x)
+    decisive = share.gather(1, failures.long().clamp(0, g.x.shape[1] - 1))
+    baseline = others / (others + kappa * failures).clamp(min=1e-300)
+    return g.finish(g.k * decisive * (g.x - baseline))
 
 
 def passk_training(rewards: Float[Tensor, "G N"], k: GroupK = 4, valid: Mask = None) -> Float[Tensor, "G N"]:
@@ -168,6 +220,8 @@ ADVANTAGES: dict[str, AdvantageFn] = {
     "pkpo": pkpo,
     "pkpo_loo": pkpo_loo,
     "pkpo_loo_minus_one": pkpo_loo_minus_one,
+    "interpolated": interpolated,
+    "kappa": kappa,
     "passk_training": passk_training,
     "top1_gap": top1_gap,
     "rloo": rloo,

@@ -13,14 +13,14 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from maxpo.estimators.advantages import ADVANTAGES, AdvantageFn
-from maxpo.estimators.mixing import estimator, nonzero
+from maxpo.estimators.mixing import DEFAULTS, Parameters, estimator, nonzero
 from maxpo.estimators.objectives import rank_coefficients
 
 MOST_CELLS = 500_000
@@ -86,9 +86,9 @@ class Measured:
     angle: float = math.nan
     """Angle between E g and grad J, in degrees."""
     variance: float = math.nan
-    """Total variance of g, the trace of its covariance."""
+    """Total variance of g, the trace of its covariance. See `kappa` of `compare`."""
     signal_to_noise: float = math.nan
-    """|E g|^2 / variance for one group. Independent of the estimator's scale."""
+    """|E g|^2 / variance for one group. Independent of the estimator's scale. NaN with `kappa`."""
     largest_sum: float = math.nan
     """Largest |sum_i A_i| of any group divided by the largest |A_i|."""
     nonzero: float = math.nan
@@ -118,7 +118,8 @@ def compare(
     n: int,
     k: int,
     *,
-    objective: str = "max",
+    parameters: Parameters = DEFAULTS,
+    kappa: float | None = None,
     names: Sequence[str] = tuple(ADVANTAGES),
     draws: int = 20_000,
     seed: int = 0,
@@ -130,7 +131,11 @@ def compare(
         bandit: Arms with rewards and probabilities.
         n: Number of samples of a group.
         k: K of the objective.
-        objective: Statistic of K samples. `maxpo` estimates this statistic, and the others ignore the argument.
+        parameters: Parameters of the estimators, and the objective whose gradient is the target.
+        kappa: Squared score of the lowest reward divided by that of the highest. None: the variance is that of the
+            bandit's softmax. A number: scores of different samples are orthogonal, as in a large model, and between
+            the two rewards the squared score is a power of `kappa`. The variance is then in units of the squared score
+            of the highest reward.
         names: Estimators to measure, keys of `ADVANTAGES`.
         draws: Number of groups to draw if the possible groups are too many (`MOST_CELLS`).
         seed: Seed of the draws.
@@ -142,6 +147,7 @@ def compare(
     arms_count = len(bandit.rewards)
     exact = n * math.comb(n + arms_count - 1, n) <= MOST_CELLS
     arms, weight = _enumerate(bandit, n) if exact else _draw(bandit, n, draws, seed)
+    objective = parameters.objective
     target = bandit.gradient(k, objective)
     size = math.sqrt(float(target @ target))
     spread = float(bandit.rewards.max() - bandit.rewards.min())
@@ -151,10 +157,11 @@ def compare(
             "estimators with. A smaller K, or less certain rewards, give a larger gradient."
         )
     rewards = bandit.rewards[arms]
+    size_of_scores = None if kappa is None else kappa ** ((bandit.rewards.max() - rewards) / spread)
     timed_rewards = rewards[torch.arange(256) % len(arms)]
     measured: list[Measured] = []
     for name in names:
-        advantage = estimator(name, objective)
+        advantage = estimator(name, parameters)
         try:
             advantages = advantage(rewards, k)
         except ValueError as error:
@@ -162,7 +169,11 @@ def compare(
             continue
         cost = _microseconds(advantage, timed_rewards, k) if timed else math.nan
         standard_error = 0.0 if exact else draws**-0.5
-        measured.append(_measure(name, bandit, arms, weight, rewards, advantages, target, standard_error, cost))
+        row = _measure(name, bandit, arms, weight, rewards, advantages, target, standard_error, cost)
+        if size_of_scores is not None:
+            variance = float(weight @ (advantages.square() * size_of_scores).mean(1)) / n
+            row = replace(row, variance=variance, signal_to_noise=math.nan)
+        measured.append(row)
     return Comparison(exact=exact, groups=len(arms), measured=tuple(measured))
 
 

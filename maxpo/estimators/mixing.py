@@ -2,46 +2,71 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from maxpo.estimators.advantages import ADVANTAGES, AdvantageFn, maxpo
+from maxpo.config import AlgorithmConfig
+from maxpo.estimators.advantages import ADVANTAGES, AdvantageFn
 from maxpo.estimators.arguments import GroupK, Mask
+from maxpo.estimators.own import own_estimator
+from maxpo.types import Mix
 
 
-def estimator(name: str, objective: str = "max") -> AdvantageFn:
-    """Return the estimator of this name. `maxpo` is bound to the objective, and the others ignore the objective."""
-    return partial(maxpo, objective=objective) if name == "maxpo" else ADVANTAGES[name]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Parameters of all estimators. Each takes those that its function names."""
+
+    objective: str = "max"
+    """Statistic of K samples, as in `maxpo.estimators.objectives`."""
+    lam: float | None = None
+    """Weight of `maxpo` in `interpolated`."""
+    kappa: float = 3.0
+    """Squared score of a failure divided by that of a success, for `kappa`."""
+
+
+DEFAULTS = Parameters()
+
+
+def estimator(name: str, parameters: Parameters = DEFAULTS) -> AdvantageFn:
+    """Return the estimator of this name with its parameters, or a user's function.
+
+    Raises:
+        ValueError: See `own_function`.
+    """
+    if ":" in name:
+        return own_estimator(name)
+    function = ADVANTAGES[name]
+    named = inspect.signature(function).parameters
+    return partial(function, **{key: value for key, value in asdict(parameters).items() if key in named})
+
+
+def parameters_of(algorithm: AlgorithmConfig, mix: Mix) -> Parameters:
+    """Return the parameters of a training step."""
+    return Parameters(objective=algorithm.objective, lam=mix.lam, kappa=algorithm.kappa)
 
 
 def mixed(
-    name: str,
-    rewards: Float[Tensor, "G N"],
-    k: GroupK,
-    valid: Mask = None,
-    *,
-    objective: str = "max",
-    mix_with: str | None = None,
-    mix_weight: float = 0.0,
+    algorithm: AlgorithmConfig, mix: Mix, rewards: Float[Tensor, "G N"], k: GroupK, valid: Mask = None
 ) -> Float[Tensor, "G N"]:
-    """Return (1 - w) times the advantages of estimator `name` plus w times the advantages of estimator `mix_with`.
+    """Return (1 - w) times the advantages of `algorithm.advantage` plus w times those of `algorithm.mix_with`.
 
     Args:
-        name: Key of `ADVANTAGES`.
+        algorithm: The estimators and their parameters.
+        mix: Weight w, 0 .. 1, and the `lam` of the step.
         rewards: [G, N] rewards of both estimators.
         k: K of both estimators.
         valid: Mask of both estimators.
-        objective: Objective of `maxpo`, as either of the two. The other estimators know `max` only.
-        mix_with: Key of `ADVANTAGES`. None: use `name` only.
-        mix_weight: Weight w, 0 .. 1.
     """
-    advantages = estimator(name, objective)(rewards, k, valid)
-    if mix_with is None:
+    parameters = parameters_of(algorithm, mix)
+    advantages = estimator(algorithm.advantage, parameters)(rewards, k, valid)
+    if algorithm.mix_with is None:
         return advantages
-    return torch.lerp(advantages, estimator(mix_with, objective)(rewards, k, valid), mix_weight)
+    return torch.lerp(advantages, estimator(algorithm.mix_with, parameters)(rewards, k, valid), mix.weight)
 
 
 def nonzero(

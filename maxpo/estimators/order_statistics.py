@@ -97,23 +97,24 @@ def _include_one_but_for_a_constant(ranked: Ranked, k: int | Tensor, objective: 
 
     sum_{m<=p} a x + sum_{m>p} c x = sum_{m<=p} (a - c) x + sum_m c x, so one running sum serves both sides.
     """
-    own, running, every = _per_group(include_one_weights, ranked, k, objective)
+    own, running, every = per_group(include_one_weights, ranked, k, objective)
     return ranked.present((ranked.x * running).cumsum(1).addcmul_(ranked.x, own)), every
 
 
-def increments(ranked: Ranked, k: int | Int[Tensor, " G"]) -> Float[Tensor, "G N"]:
-    """Return `in_i - sub_i` in float64, the gain of adding sample i to K - 1 others. Never negative for K > 1.
+def increments(ranked: Ranked, k: int | Int[Tensor, " G"], objective: str = "max") -> Float[Tensor, "G N"]:
+    """Return `in_i - sub_i` in float64, the gain of adding sample i to K - 1 others.
 
-    sub_i is the mean of max(S) over the (K-1)-subsets without i. For K = 1, sub_i is 0 and the increment is the reward.
-    For K > 1, the lowest reward of a group adds exactly 0. A group with n < K gets 0.
+    Takes the arguments of `include_one`. sub_i is the mean over the (K-1)-subsets without i of the `lowered` statistic:
+    of T with one of the K - 1, at random, counted twice. For `max` that is the max again, so the gain is never negative
+    for K > 1, and exactly 0 for the lowest reward of a group. For K = 1, sub_i is 0 and the gain is the reward. A group
+    with n < K gets 0.
     """
-    # Sample i gains x_i - x_m if m is the best of the others and ranks below i. Gaps to the lowest reward have the same
-    # differences as the rewards, and give exactly 0 at the lowest rank.
-    weight, below = _per_group(increment_weights, ranked, k)
+    # Gaps to the lowest reward have the same differences as the rewards, and give exactly 0 at the lowest rank.
     gap = ranked.x - ranked.x[:, :1]
-    part = gap * weight
-    # The exclusive running sum covers the ranks below i. Rounding may leave a tiny negative number, which is clamped.
-    at_rank = (gap * below - (part.cumsum(1) - part)).clamp_(min=0)
+    own, running, every = per_group(increment_weights, ranked, k, objective)
+    at_rank = (gap * running).cumsum(1).addcmul_(gap, own) + (gap * every).sum(1, keepdim=True)
+    if objective == "max":
+        at_rank.clamp_(min=0)  # rounding may leave a tiny negative number
     single = (k == 1) if isinstance(k, int) else (k == 1)[:, None]
     return ranked.unsort(at_rank + ranked.x * single)
 
@@ -132,16 +133,41 @@ def include_one_weights(n: int, k: int, objective: str, width: int, device: torc
 
 
 @lru_cache(maxsize=1024)
-def increment_weights(n: int, k: int, width: int, device: torch.device) -> Float[Tensor, "2 W"]:
-    """Return the weights of `increments` by rank.
+def increment_weights(n: int, k: int, objective: str, width: int, device: torch.device) -> Float[Tensor, "3 W"]:
+    """Return the weights of `increments` by rank, in the form of `include_one_weights`. 0 for K = 1.
 
-    Row 0 is the probability that this rank is the best of K - 1 others, seen from any higher rank. Row 1 is the sum of
-    row 0 over all lower ranks.
+    The lowered statistic sees rank m at place m among the n - 1 others if m is below the sample, and else at place
+    m - 1. So with alpha' its coefficients, a is over alpha_j - alpha'_j and c over alpha_(j+1) - alpha'_j.
     """
-    weight = torch.zeros(width, dtype=torch.float64)
+    a, b, c = torch.zeros(3, width, dtype=torch.float64)
     if 1 < k <= n:
-        weight[: n - 1] = _weighted_ranks(n - 1, k - 1, torch.tensor([0.0] * (k - 2) + [1.0], dtype=torch.float64))
-    return torch.stack([weight, weight.cumsum(0) - weight]).to(device)
+        alpha = torch.tensor(rank_coefficients(objective, k), dtype=torch.float64)
+        lower = lowered(alpha)
+        b[:n] = n / k * _weighted_ranks(n, k, alpha)
+        a[: n - 1] = _weighted_ranks(n - 1, k - 1, alpha[:-1] - lower)
+        c[1:n] = _weighted_ranks(n - 1, k - 1, alpha[1:] - lower)
+    return torch.stack([b - a, a - c, c]).to(device)
+
+
+def lowered(alpha: Float[Tensor, " K"]) -> Float[Tensor, " K-1"]:
+    """Return the coefficients of the statistic of K - 1 samples that counts one of them, at random, twice."""
+    k = len(alpha)
+    rank = torch.arange(1, k, dtype=torch.float64)
+    return ((k - rank) * alpha[:-1] + rank * alpha[1:]) / (k - 1)
+
+
+@lru_cache(maxsize=1024)
+def decisive_shares(n: int, k: int, width: int, device: torch.device) -> Float[Tensor, "1 W"]:
+    """Return for f = 0 .. n - 1 failures among n - 1 samples the share of their (K-1)-subsets that all fail.
+
+    Column f holds C(f, K-1) / C(n-1, K-1), and columns from n on hold 0, as all do for n < K.
+    """
+    share = torch.zeros(width, dtype=torch.float64)
+    if k <= n:
+        failures = torch.arange(n - 1, k - 1, -1, dtype=torch.float64)
+        falling = torch.cat([torch.ones(1, dtype=torch.float64), (failures - k + 1) / failures]).cumprod(0)
+        share[k - 1 : n] = falling.flip(0)
+    return share[None].to(device)
 
 
 def _weighted_ranks(n: int, k: int, alpha: Float[Tensor, " K"]) -> Float[Tensor, " n"]:
@@ -169,12 +195,18 @@ def _weighted_ranks(n: int, k: int, alpha: Float[Tensor, " K"]) -> Float[Tensor,
     return total
 
 
-def _per_group(
+def per_group(
     table: Callable[..., Tensor], ranked: Ranked, k: int | Tensor, *key: str
 ) -> tuple[Float[Tensor, "#G N"], ...]:
-    """Return the weights of each group, or one row for all groups if size and K are equal everywhere.
+    """Return the rows of a table for each group, or once for all groups if size and K are equal everywhere.
 
     A table is looked up once per *different* pair of size and K, not per group.
+
+    Args:
+        table: A function of (n, K, *key, width, device) that returns [rows, width].
+        ranked: Sorted groups.
+        k: K of all groups or of each.
+        key: Further arguments of the table.
     """
     groups, width = ranked.x.shape
     device = ranked.x.device

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from maxpo.estimators.arguments import GroupK, min_valid
-from maxpo.estimators.mixing import estimator, nonzero
+from maxpo.estimators.mixing import DEFAULTS, Parameters, estimator, nonzero
+from maxpo.plugins import short_name
 
 
 def advantage_metrics(
@@ -31,7 +32,7 @@ def shadow_metrics(
     rewards: Float[Tensor, "G N"],
     k: GroupK,
     valid: Bool[Tensor, "G N"],
-    objective: str = "max",
+    parameters: Parameters = DEFAULTS,
 ) -> dict[str, float]:
     """Return `advantage_metrics` of each named estimator and its correlation with the advantages in use.
 
@@ -41,10 +42,11 @@ def shadow_metrics(
     """
     metrics: dict[str, float] = {}
     for name in names:
+        shown = short_name(name)
         try:
-            other = estimator(name, objective)(rewards, k, valid)
+            other = estimator(name, parameters)(rewards, k, valid)
         except ValueError:
-            metrics[f"shadow/{name}/refused"] = 1.0
+            metrics[f"shadow/{shown}/refused"] = 1.0
             continue
         heard = valid & (valid.sum(1, keepdim=True) >= torch.as_tensor(min_valid(name, k)).view(-1, 1))
         values = advantage_metrics(other, rewards, heard) | {"refused": 0.0}
@@ -52,5 +54,5 @@ def shadow_metrics(
         signal = all(bool(nonzero(a, rewards, heard).any()) for a in (other, advantages))
         if signal and bool((both.std(1) > 0).all()):
             values["correlation"] = float(torch.corrcoef(both)[0, 1])
-        metrics |= {f"shadow/{name}/{key}": value for key, value in values.items()}
+        metrics |= {f"shadow/{shown}/{key}": value for key, value in values.items()}
     return metrics

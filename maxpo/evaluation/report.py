@@ -22,8 +22,14 @@ def bootstrap(per_prompt: Float[np.ndarray, " P"], seed: int = 0) -> Estimate:
     rng = np.random.default_rng(seed)
     picks = rng.integers(0, len(per_prompt), size=(BOOTSTRAP_RESAMPLES, len(per_prompt)))
     means = per_prompt[picks].mean(1)
-    quantiles = cast("list[float]", np.quantile(means, [0.025, 0.975]).tolist())  # pyright: ignore
-    return Estimate(value=float(per_prompt.mean()), low=quantiles[0], high=quantiles[1])
+    low, high = middle(means)
+    return Estimate(value=float(per_prompt.mean()), low=low, high=high)
+
+
+def middle(values: Float[np.ndarray, " R"]) -> tuple[float, float]:
+    """Return the bounds of the middle 95 % of the values."""
+    low, high = cast("list[float]", np.quantile(values, [0.025, 0.975]).tolist())  # pyright: ignore
+    return low, high
 
 
 def usable(result: PromptResult, ks: Sequence[int], greedy: bool) -> bool:

@@ -10,7 +10,9 @@ from maxpo.batches.samples import treat_truncated
 from maxpo.config import AlgorithmConfig, Config
 from maxpo.data.order import PromptStream
 from maxpo.errors import RunError
+from maxpo.estimators.adaptive_lam import AdaptiveLam
 from maxpo.estimators.k_schedule import PassRates, mix_weight
+from maxpo.estimators.names import fixed_lam
 from maxpo.files import step_name
 from maxpo.loop.buffer import GroupBuffer
 from maxpo.loop.observer import Observer
@@ -19,7 +21,7 @@ from maxpo.loop.step_metrics import sampling_metrics, staleness_metrics, usable_
 from maxpo.protocols import Rollouts
 from maxpo.rewards.checks import check_some_scored
 from maxpo.tracking.run_log import RunLog
-from maxpo.types import StepBatch, Ticket
+from maxpo.types import Mix, StepBatch, Ticket
 
 
 @dataclass
@@ -33,6 +35,8 @@ class Collector:
     observer: Observer
     rates: PassRates = field(init=False, default_factory=PassRates)
     """Observed pass rate of each prompt, for the adaptive K."""
+    lam: AdaptiveLam = field(init=False, default_factory=AdaptiveLam)
+    """Weight of L2O that earlier probes found best."""
 
     def __post_init__(self) -> None:
         self.buffer = GroupBuffer(self.config, self.stream, self.rates, self.rollouts)
@@ -55,7 +59,10 @@ class Collector:
             RunError: The estimator does not accept these rewards, or the verifier failed on every answer.
         """
         algorithm, steps = self.config.algorithm, self.config.run.steps
-        weight = mix_weight(algorithm.mix_weight, step, steps) if algorithm.mix_with else 0.0
+        mix = Mix(
+            weight=mix_weight(algorithm.mix_weight, step, steps) if algorithm.mix_with else 0.0,
+            lam=self.lam() if algorithm.lam == "adaptive" else fixed_lam(algorithm.lam),
+        )
         timing = dict.fromkeys(("time/generate_s", "time/score_s", "buffer/waited_for_oldest"), 0.0)
         timing |= {"buffer/pending": float(len(self.buffer.pending))}
         timing |= {"buffer/ready": float(sum(ticket.scored is not None for ticket in self.buffer.pending))}
@@ -66,7 +73,7 @@ class Collector:
         while len(kept) < algorithm.prompts_per_step and refills < algorithm.refill_rounds:
             refills += 1
             taken = self._take(step, refills, algorithm.prompts_per_step - len(kept), timing)
-            assessed = self._assess(taken, step, weight)
+            assessed = self._assess(taken, step, mix)
             tickets, groups = tickets + taken, groups + assessed
             kept += [g for g in assessed if (g.has_signal if algorithm.drop_zero_signal else g.enough)]
         self.rates.observe(valid_successes([g.scored for g in groups]))
@@ -74,14 +81,16 @@ class Collector:
         sampling_s = timing["time/generate_s"] + self._beside
         metrics = timing | sampling_metrics([g.scored for g in groups], algorithm.k, sampling_s)
         metrics |= staleness_metrics(tickets, step, version, self.config.pipeline.max_staleness)
-        metrics |= selection_metrics(algorithm, groups, kept) | {"groups/refill_rounds": float(refills)}
+        metrics |= selection_metrics(algorithm, mix, groups, kept) | {"groups/refill_rounds": float(refills)}
         metrics |= {"data/epoch": self.stream.epochs(self.buffer.taken)}
         if algorithm.mix_with:
-            metrics["algorithm/mix_weight"] = weight
+            metrics["algorithm/mix_weight"] = mix.weight
+        if "interpolated" in (algorithm.advantage, algorithm.mix_with) and mix.lam is not None:
+            metrics["algorithm/lam"] = mix.lam
         if algorithm.truncated != "train":
             treated = sum(g.scored.outcomes.count("truncated") for g in groups)
             metrics[f"completions/truncated_{algorithm.truncated}"] = float(treated)
-        return replace(step_batch(step, groups, kept, weight), version=version), metrics
+        return replace(step_batch(step, groups, kept, mix), version=version), metrics
 
     def _take(self, step: int, refills: int, missing: int, timing: dict[str, float]) -> list[Ticket]:
         """Admit prompts, and take the next groups. Adds the seconds of waiting to `timing`."""
@@ -96,13 +105,13 @@ class Collector:
         timing["buffer/waited_for_oldest"] += progress.waited_for_oldest
         return taken
 
-    def _assess(self, tickets: Sequence[Ticket], step: int, weight: float) -> list[AssessedGroup]:
+    def _assess(self, tickets: Sequence[Ticket], step: int, mix: Mix) -> list[AssessedGroup]:
         """Return the groups with their advantages."""
         algorithm = self.config.algorithm
         scored = [ticket.scored for ticket in tickets if ticket.scored]
         check_some_scored(scored)
         try:
-            return assess(treat_truncated(scored, algorithm.truncated), algorithm, [t.k for t in tickets], weight)
+            return assess(treat_truncated(scored, algorithm.truncated), algorithm, [t.k for t in tickets], mix)
         except ValueError as error:
             raise RunError(f"step {step}: {error}") from error
 
@@ -133,11 +142,11 @@ class _Progress:
 
 
 def selection_metrics(
-    algorithm: AlgorithmConfig, groups: Sequence[AssessedGroup], kept: Sequence[AssessedGroup]
+    algorithm: AlgorithmConfig, mix: Mix, groups: Sequence[AssessedGroup], kept: Sequence[AssessedGroup]
 ) -> dict[str, float]:
     """Return the metrics of K, of the advantages, and of which groups were dropped."""
     usable = [g for g in groups if g.enough]
-    return usable_metrics(usable, algorithm) | {
+    return usable_metrics(usable, algorithm, mix) | {
         "algorithm/k": sum(g.k for g in groups) / len(groups),
         "groups/too_few_valid": float(len(groups) - len(usable)),
         "groups/kept": float(len(kept)),
@@ -145,9 +154,7 @@ def selection_metrics(
     }
 
 
-def step_batch(
-    step: int, groups: Sequence[AssessedGroup], kept: Sequence[AssessedGroup], mix_weight: float
-) -> StepBatch:
+def step_batch(step: int, groups: Sequence[AssessedGroup], kept: Sequence[AssessedGroup], mix: Mix) -> StepBatch:
     """Return the learner's batch: the kept groups, and denominators that count every usable group."""
     valid = [
         completion
@@ -163,5 +170,5 @@ def step_batch(
         sampled_tokens=sum(completion.loss_tokens for completion in valid),
         step=step,
         k=tuple(g.k for g in kept),
-        mix_weight=mix_weight,
+        mix=mix,
     )

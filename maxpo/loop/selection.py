@@ -11,7 +11,7 @@ from maxpo.batches.samples import reward_matrix
 from maxpo.config import AlgorithmConfig
 from maxpo.estimators.arguments import min_valid
 from maxpo.estimators.mixing import mixed, nonzero
-from maxpo.types import ScoredGroup
+from maxpo.types import Mix, ScoredGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class AssessedGroup:
 
 
 def assess(
-    groups: Sequence[ScoredGroup], algorithm: AlgorithmConfig, ks: Sequence[int], weight: float
+    groups: Sequence[ScoredGroup], algorithm: AlgorithmConfig, ks: Sequence[int], mix: Mix
 ) -> list[AssessedGroup]:
     """Compute the advantages of each group on the CPU, and which samples have signal.
 
@@ -45,22 +45,14 @@ def assess(
         groups: G scored groups.
         algorithm: Estimator, objective and mixture.
         ks: [G] K of each group.
-        weight: Weight of `algorithm.mix_with`.
+        mix: How the estimators are mixed.
 
     Raises:
         ValueError: The estimator does not accept these rewards.
     """
     rewards, valid = reward_matrix(groups, torch.device("cpu"))
     k = torch.tensor(ks)
-    advantages = mixed(
-        algorithm.advantage,
-        rewards,
-        k,
-        valid,
-        objective=algorithm.objective,
-        mix_with=algorithm.mix_with,
-        mix_weight=weight,
-    )
+    advantages = mixed(algorithm, mix, rewards, k, valid)
     need = torch.as_tensor(min_valid(algorithm.advantage, k))
     if algorithm.mix_with:
         need = torch.maximum(need, torch.as_tensor(min_valid(algorithm.mix_with, k)))

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 from maxpo.checkpoints.manifest import STATE, read_json
 from maxpo.data.order import PromptStream
 from maxpo.errors import CheckpointError
+from maxpo.estimators.adaptive_lam import AdaptiveLam, LamState
 from maxpo.estimators.k_schedule import PassRates, PassRatesState
 from maxpo.evaluation.figures import EvalReport
 from maxpo.loop.buffer import PendingGroup
@@ -59,12 +60,18 @@ class LoopState(TypedDict):
     stream: StreamState
     buffer: NotRequired[list[PendingGroup]]
     pass_rates: PassRatesState
+    lam: NotRequired[LamState]
     totals: dict[str, int]
     evaluations: dict[Annotated[str, Field(pattern="^[0-9]+$")], dict[str, Any]]
 
 
 def state_of(
-    result: RunResult, stream: PromptStream, rates: PassRates, pending: Sequence[PendingGroup], version: float
+    result: RunResult,
+    stream: PromptStream,
+    rates: PassRates,
+    lam: AdaptiveLam,
+    pending: Sequence[PendingGroup],
+    version: float,
 ) -> dict[str, Any]:
     """Return the loop's part of a checkpoint as plain JSON, see `LoopState`."""
     return {
@@ -73,6 +80,7 @@ def state_of(
         "stream": stream.state_dict(),
         "buffer": list(pending),
         "pass_rates": rates.state_dict(),
+        "lam": lam.state_dict(),
         "totals": dict(result.totals),
         "evaluations": {str(step): asdict(report) for step, report in result.evaluations.items()},
     }

@@ -10,10 +10,11 @@ import torch
 from maxpo.batches.samples import reward_matrix, unique_fraction
 from maxpo.config import AlgorithmConfig
 from maxpo.errors import RunError
+from maxpo.estimators.mixing import parameters_of
 from maxpo.estimators.pass_at_k import max_at_k
 from maxpo.estimators.shadow import advantage_metrics, shadow_metrics
 from maxpo.loop.selection import AssessedGroup
-from maxpo.types import Completion, ScoredGroup, Ticket
+from maxpo.types import Completion, Mix, ScoredGroup, Ticket
 
 OUTCOMES = ("too_long", "timeout", "undecided", "error", "died", "abort")
 """Outcomes of scoring other than 'ok'. Each masks the sample, except 'too_long' of `length` and `environment`."""
@@ -28,16 +29,15 @@ def valid_successes(groups: Sequence[ScoredGroup]) -> dict[str, list[bool]]:
     return by_prompt
 
 
-def usable_metrics(usable: Sequence[AssessedGroup], algorithm: AlgorithmConfig) -> dict[str, float]:
+def usable_metrics(usable: Sequence[AssessedGroup], algorithm: AlgorithmConfig, mix: Mix) -> dict[str, float]:
     """Return the metrics of the advantages and of the shadow estimators, over groups with enough valid samples."""
     if not usable:
         return {}
     rewards, valid = reward_matrix([group.scored for group in usable], torch.device("cpu"))
     advantages = torch.tensor([group.advantages for group in usable], dtype=torch.float64)
     own = advantage_metrics(advantages, rewards, valid)
-    shadows = shadow_metrics(
-        algorithm.shadow, advantages, rewards, torch.tensor([group.k for group in usable]), valid, algorithm.objective
-    )
+    k = torch.tensor([group.k for group in usable])
+    shadows = shadow_metrics(algorithm.shadow, advantages, rewards, k, valid, parameters_of(algorithm, mix))
     return {f"advantage/{name}": value for name, value in own.items()} | shadows
 
 

@@ -99,6 +99,8 @@ class Trainer:
         if checkpoint is not None:
             state = restore(checkpoint, self.result, self.stream, self.collector.rates)
             self.collector.buffer.load_state_dict(state.get("buffer", []))
+            if "lam" in state:
+                self.collector.lam.load_state_dict(state["lam"])
             self.learner.load(checkpoint / "learner", state["version"])
 
     def publish(self) -> dict[str, float]:
@@ -132,6 +134,8 @@ class Trainer:
         except RemoteError as error:
             file = self.log.dump(step_name(batch.step, "failed_step"), batch.groups)
             raise RunError(f"{error}\nThe groups of step {batch.step} are in {file}.") from error
+        if "probe/apart" in metrics:
+            self.collector.lam.observe(metrics["probe/along"], metrics["probe/apart"])
         if metrics["train/refused_steps"]:
             self.log.dump(step_name(batch.step, "nonfinite_step"), batch.groups)
         all_refused = metrics["train/refused_steps"] == self.config.algorithm.minibatches
@@ -267,9 +271,9 @@ class Trainer:
         with timed(timing, "time/checkpoint_s"):
             if step in self.result.evaluations:
                 metrics = metrics | self.result.evaluations[step].metrics()
-            state = state_of(
-                self.result, self.stream, self.collector.rates, self.collector.buffer.state_dict(), self.version
-            )
+            source = self.collector
+            pending = source.buffer.state_dict()
+            state = state_of(self.result, self.stream, source.rates, source.lam, pending, self.version)
             policy = self.config.checkpoint.policy
             self.checkpoints.write(step, state, metrics, lambda folder: self.learner.save(folder, policy=policy))
         self.log.log(step, timing)

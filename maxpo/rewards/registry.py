@@ -14,7 +14,7 @@ from typing import SupportsFloat, cast
 
 from maxpo.config import RewardConfig
 from maxpo.config.reward import COMBINED, ENVIRONMENT
-from maxpo.plugins import find, mistakes
+from maxpo.plugins import find, is_function, mistakes
 from maxpo.rewards.base import Score, Verifier, add_up, agreed, environment_reward, succeeds
 from maxpo.rewards.code.verifier import code, code_unsafe_no_sandbox
 from maxpo.rewards.verifiers.choice import choice
@@ -91,8 +91,8 @@ def find_verifier(
         name,
         REWARDS,
         "verifier",
-        form="package.module:function",
-        fits=lambda entry: callable(entry) and not inspect.isclass(entry),
+        form="package.module:function or file.py:function",
+        fits=is_function,
         needed="a function (a class is none)",
         others=(COMBINED,),
     )

@@ -49,7 +49,7 @@ class Scorer:
                 pass
             wanted = [job for job in jobs if job is not None]
             try:
-                scored = self._rewards.score([job.group for job in wanted])
+                scored = self._rewards.judge(self._rewards.score([job.group for job in wanted]))
             except BaseException as error:  # told to the thread that serves, which raises it
                 self._failed(error)
                 continue

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import replace
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -16,12 +17,14 @@ from maxpo.errors import RunError
 from maxpo.rewards.answers import answers_of, find_answer
 from maxpo.rewards.base import Score, add_up, agreed, succeeds
 from maxpo.rewards.code.verifier import configure
+from maxpo.rewards.group import GroupReward, find_group_reward
 from maxpo.rewards.maths.nodes import UndecidedError
 from maxpo.rewards.registry import find_scorer, unread
 from maxpo.runtime.waits import waiting
 from maxpo.types import Completion, Group, Prompt, ScoredGroup
 from rollout.process_pool import POOLS, forget_token, new_pool, stop
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 STALL_S = 90.0
@@ -45,21 +48,25 @@ class Result(NamedTuple, Generic[T]):
 
 _Task = tuple[int, int]
 """Numbers of a group and of a completion in it."""
-_Function = Callable[[Prompt, str], Result[T]]
-"""Runs in a worker process. Arguments: a prompt and an answer."""
+_Function = Callable[[Prompt, Any], Result[T]]
+"""Runs in a worker process. Arguments: a prompt, and an answer or all answers to it."""
+_Answers = tuple[Sequence[str], Sequence[float | None]]
+"""Texts of a group and their rewards, None where a sample is not valid."""
 
 
 # Set once at the start of a worker process.
 _scorer: Callable[[Prompt, str], Score] | None = None
 _answer_finder: Callable[[Prompt, str], str | None] | None = None
+_group_reward: GroupReward | None = None
 
 
 def _start(config: RewardConfig) -> None:
     """Import the verifiers and forget the cluster's token. Runs first in a worker process."""
-    global _scorer, _answer_finder
+    global _scorer, _answer_finder, _group_reward
     forget_token()
     configure(config)
     _scorer, _answer_finder = find_scorer(config), answers_of(config)
+    _group_reward = find_group_reward(config)
 
 
 def _score(prompt: Prompt, text: str) -> Result[Score]:
@@ -74,9 +81,16 @@ def _answer(prompt: Prompt, text: str) -> Result[str]:
     return _guarded(_answer_finder, prompt, text)
 
 
-def _guarded(function: Callable[[Prompt, str], T | None], prompt: Prompt, text: str) -> Result[T]:
+def _judge(prompt: Prompt, answers: _Answers) -> Result[list[float]]:
+    """Give all answers to a prompt their rewards. Runs in a worker process."""
+    assert _group_reward is not None
+    function = _group_reward
+    return _guarded(lambda prompt, answers: function(prompt, *answers), prompt, answers)
+
+
+def _guarded(function: Callable[[Prompt, A], T | None], prompt: Prompt, answer: A) -> Result[T]:
     try:
-        return Result("ok", function(prompt, text))
+        return Result("ok", function(prompt, answer))
     except UndecidedError as error:
         return Result(f"undecided: {error}")
     except Exception as error:
@@ -101,6 +115,7 @@ class RewardPool:
         """
         self._config, self._longest = config, config.longest(max_new_tokens)
         find_scorer(config)  # so that an error is raised here, and not in every worker process
+        find_group_reward(config)
         self._pool = self._new_pool()
         self._stall_s = config.timeout_s + STALL_S
         self._ended = False
@@ -115,6 +130,24 @@ class RewardPool:
         known = [[self._known_score(c, group.prompt.source) for c in group.completions] for group in groups]
         rows = self._complete(_score, groups, known, "scoring answers")
         return [scored_group(group, row) for group, row in zip(groups, rows, strict=True)]
+
+    def judge(self, groups: Sequence[ScoredGroup]) -> list[ScoredGroup]:
+        """Return the groups with the rewards of `reward.group`, or as they are without it.
+
+        The rewards of the verifiers become the part `verifier`. Success is what the verifiers say. If the function
+        fails on a group, the samples of the group are masked.
+
+        Raises:
+            VerifierError: The verifier processes broke down again and again.
+        """
+        if self._config.group is None:
+            return list(groups)
+        arguments = {
+            (g, 0): (group.group.prompt, _answers(group)) for g, group in enumerate(groups) if any(group.valid)
+        }
+        with self._one_at_a_time:
+            results = self._run(_judge, arguments, "judging groups")
+        return [_judged(group, results[g, 0]) if (g, 0) in results else group for g, group in enumerate(groups)]
 
     def answers(self, groups: Sequence[ScoredGroup]) -> list[tuple[str | None, ...] | None]:
         """Return the answer of every completion for a majority vote. Equal texts are equal answers.
@@ -169,14 +202,19 @@ class RewardPool:
     def _complete_alone(
         self, function: _Function[T], groups: Sequence[Group], known: Sequence[Sequence[Result[T] | None]], doing: str
     ) -> list[list[Result[T]]]:
-        tasks = [(g, i) for g, row in enumerate(known) for i, result in enumerate(row) if result is None]
-        new = self._run(function, tasks, groups, doing)
+        arguments = {
+            (g, i): (groups[g].prompt, _text_to_score(groups[g].completions[i]))
+            for g, row in enumerate(known)
+            for i, result in enumerate(row)
+            if result is None
+        }
+        new = self._run(function, arguments, doing)
         return [
             [new[g, i] if result is None else result for i, result in enumerate(row)] for g, row in enumerate(known)
         ]
 
     def _run(
-        self, function: _Function[T], tasks: Sequence[_Task], groups: Sequence[Group], doing: str
+        self, function: _Function[T], arguments: Mapping[_Task, tuple[Prompt, object]], doing: str
     ) -> dict[_Task, Result[T]]:
         """Return the results of the tasks, with a new pool each time that the pool breaks.
 
@@ -187,9 +225,9 @@ class RewardPool:
         """
         results: dict[_Task, Result[T]] = {}
         once: set[_Task] = set()
-        left, in_vain = list(tasks), 0
+        left, in_vain = list(arguments), 0
         while left:
-            ended = self._run_in_pool(function, left, groups, doing)
+            ended = self._run_in_pool(function, {task: arguments[task] for task in left}, doing)
             broken = len(ended) < len(left)
             again = {task for task, result in ended.items() if result.outcome == "died"} - once
             once |= again
@@ -209,14 +247,12 @@ class RewardPool:
         return results
 
     def _run_in_pool(
-        self, function: _Function[T], tasks: Sequence[_Task], groups: Sequence[Group], doing: str
+        self, function: _Function[T], arguments: Mapping[_Task, tuple[Prompt, object]], doing: str
     ) -> dict[_Task, Result[T]]:
         """Return the results of the tasks that the current pool finishes before it breaks."""
         futures: dict[_Task, Future[Result[T]]] = {}
         broken = False
-        for task in tasks:
-            group = groups[task[0]]
-            args = [group.prompt, _text_to_score(group.completions[task[1]])]
+        for task, args in arguments.items():
             try:
                 futures[task] = self._pool.schedule(function, args=args, timeout=self._config.timeout_s)
             except RuntimeError:  # pebble's error for a broken pool
@@ -253,6 +289,21 @@ def _result(future: Future[Result[T]], timeout_s: float) -> Result[T] | None:
 def _text_to_score(completion: Completion) -> str:
     """Return the text that the verifier reads: the completion, or the last turn of an episode."""
     return completion.text if completion.episode is None else completion.episode.answer
+
+
+def _answers(group: ScoredGroup) -> _Answers:
+    rewards = [reward if ok else None for reward, ok in zip(group.rewards, group.valid, strict=True)]
+    return [_text_to_score(completion) for completion in group.group.completions], rewards
+
+
+def _judged(group: ScoredGroup, result: Result[list[float]]) -> ScoredGroup:
+    """Return a group with the rewards of `reward.group`, or with all samples masked if there is no result."""
+    if result.value is None:
+        outcomes = tuple(result.outcome if ok else was for ok, was in zip(group.valid, group.outcomes, strict=True))
+        no = (False,) * len(group.valid)
+        return replace(group, valid=no, successes=no, outcomes=outcomes)
+    rewards = tuple(add_up([new]) if ok else 0.0 for new, ok in zip(result.value, group.valid, strict=True))
+    return replace(group, rewards=rewards, reward_parts={**group.reward_parts, "verifier": group.rewards})
 
 
 def _with_episode(completion: Completion, score: Score | None) -> Score | None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "maxpo": (
-        ("", "checked_json", "config", "errors", "losses", "seeds", "timing", "types", "weights", "wording"),
-        ("batches", "estimators", "files", "plugins", "runtime"),
+        ("", "checked_json", "config", "errors", "seeds", "timing", "types", "weights", "wording"),
+        ("files", "plugins", "runtime"),
+        ("batches", "estimators", "losses"),
         ("environments", "protocols", "rewards"),
         ("checkpoints", "evaluation", "tasks", "tracking"),
         ("configure", "data"),

@@ -39,6 +39,8 @@ def maxpo(*args: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
 def training(folder: Path) -> list[str]:
     """Return the words of a short training into `folder/run` that uses most of the state that a checkpoint holds."""
     more = ["checkpoint.every=1", "algorithm.k_schedule=adaptive", "algorithm.k_values=[1,6]"]
+    more += ["algorithm.mix_with=interpolated", "algorithm.lam=adaptive"]
+    more += ["algorithm.probe_every=2", "algorithm.probe_groups=2"]
     return ["train", "configs/presets/demo.yaml", f"run.dir={folder}", "run.name=run", *SMALL, *more]
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -98,7 +100,8 @@ class RankJob:
     def run(self) -> tuple[Any, Any, Any]:
         """Gradients of the first optimizer step, weights at the end, metrics."""
         self._save_numbered(0)
-        metrics: list[dict[str, float]] = []
+        probed = self._probe() if "probe" in self.job else None
+        metrics: list[Any] = []
         for i, batch in enumerate(self.job["batches"]):
             self.poison.use(self.job.get("poison", {}).get(i, ""))
             try:
@@ -115,6 +118,8 @@ class RankJob:
         if "save" in self.job:
             self._save(Path(self.job["save"]))
         weights = self._weights()
+        if probed is not None:
+            metrics[0]["probe"] = probed
         if metrics:
             metrics[0]["forward_calls"] = float(self.forward_calls)
         return self.gradients, weights, metrics
@@ -145,6 +150,18 @@ class RankJob:
             return base_of(self.engine)
         frozen = Policy(load_language_model(model, torch.float32, trust_remote_code=False), self.sequence)
         return frozen.requires_grad_(False)
+
+    def _probe(self) -> list[dict[str, Any]]:
+        """The figures of all prompts, from all ranks."""
+        import learner.update.probe as module
+
+        projected = self.job.get("project")
+        limits = {"MEMORY": 0 if projected else module.MEMORY, "PROJECTED": projected or module.PROJECTED}
+        with patch.multiple(module, **limits):
+            part = module.probe(self.engine, self.job["probe"], self.job["algorithm"], temperature=1.0, chunk=64)
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, part)
+        return [asdict(figures) | {"dimensions": part.dimensions} for part in parts for figures in part.figures]
 
     def _count(self, *_: Any) -> None:
         self.forward_calls += 1

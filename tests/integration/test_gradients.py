@@ -19,8 +19,9 @@ from maxpo.batches.packing import plan_microbatches
 from maxpo.batches.samples import valid_samples
 from maxpo.config import AlgorithmConfig
 from maxpo.estimators.advantages import ADVANTAGES, maxpo
+from maxpo.estimators.probe import ProbeRequest
 from maxpo.loop.selection import assess
-from maxpo.types import Group, Prompt, ScoredGroup, StepBatch
+from maxpo.types import Group, Mix, Prompt, ScoredGroup, StepBatch
 from tests.fakes import completion
 from tests.integration.conftest import MODEL, Learned, RankResult, Rounds
 from tests.integration.learner_ranks import job
@@ -30,11 +31,11 @@ KS = (1, 2, 3, 2, 1)
 
 def with_signal(batch: StepBatch, estimator: str) -> StepBatch:
     """The batch with the samples that this estimator learns from, as the loop selects them."""
-    groups = assess(batch.groups, AlgorithmConfig(advantage=estimator), list(batch.k), 0.0)
+    groups = assess(batch.groups, AlgorithmConfig(advantage=estimator), list(batch.k), Mix())
     return replace(batch, signal=tuple(group.signal for group in groups))
 
 
-def make_batch(seed: int, groups: int = 5, n: int = 4, k: tuple[int, ...] = (), mix_weight: float = 0.0) -> StepBatch:
+def make_batch(seed: int, groups: int = 5, n: int = 4, k: tuple[int, ...] = (), mix: Mix | None = None) -> StepBatch:
     """Groups of very different lengths; one sample is invalid."""
     rng = random.Random(seed)
     made: list[ScoredGroup] = []
@@ -72,7 +73,7 @@ def make_batch(seed: int, groups: int = 5, n: int = 4, k: tuple[int, ...] = (), 
         sampled_tokens=sum(c.loss_tokens for c in sequences) + 11,
         step=1,
         k=k or (2,) * groups,
-        mix_weight=mix_weight,
+        mix=mix or Mix(),
     )
 
 
@@ -136,6 +137,41 @@ def assert_same(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tol
     assert scale > 0
     for name in want:
         assert float((got[name] - want[name]).abs().max()) <= tolerance * scale, name
+
+
+NAMES = ("maxpo", "pkpo_loo_minus_one", "interpolated", "grpo")
+SIX = make_batch(3, groups=6).groups
+PROBE = ProbeRequest(prompts=(SIX[:2], SIX[2:4], SIX[4:]), names=NAMES, ks=(2,) * 3)
+"""Three prompts with two groups each."""
+
+
+def plain_scores(group: ScoredGroup, model: Any, *, mean: bool) -> torch.Tensor:
+    """[N, P] gradients of the log-probabilities of the loss tokens, their sum or mean; 0 for the invalid sample."""
+    parameters = [p for _, p in model.named_parameters()]
+    rows = []
+    prompt = list(group.group.prompt.token_ids)
+    for c, ok in zip(group.group.completions, group.valid, strict=True):
+        logp = model(input_ids=torch.tensor([prompt + c.token_ids.tolist()])).logits[0].log_softmax(-1)
+        mask = [True] * len(c.token_ids) if c.loss_mask is None else c.loss_mask.tolist()
+        chosen = [logp[len(prompt) + t - 1, token] for t, token in enumerate(c.token_ids) if mask[t]]
+        total = torch.stack(chosen).sum() / (len(chosen) if mean else 1) if chosen else logp.sum() * 0
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(total, parameters)]) * ok)
+    return torch.stack(rows).double()
+
+
+def plain_probe(*, mean: bool) -> list[dict[str, torch.Tensor]]:
+    """The gradient of each group under each estimator, by definition."""
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32, attn_implementation="eager")
+    found = []
+    for pair in PROBE.prompts:
+        gradients: dict[str, list[torch.Tensor]] = {name: [] for name in NAMES}
+        for group in pair:
+            scores = plain_scores(group, model, mean=mean)
+            rewards, valid = torch.tensor([group.rewards], dtype=torch.float64), torch.tensor([group.valid])
+            for name in NAMES:
+                gradients[name].append(ADVANTAGES[name](rewards, 2, valid)[0] @ scores / sum(group.valid))
+        found.append({name: torch.stack(both) for name, both in gradients.items()})
+    return found
 
 
 def lopsided() -> StepBatch:
@@ -203,8 +239,10 @@ def one_rank_jobs() -> list[dict[str, Any]]:
         job([positive], aggregation="constant", advantage="pkpo_loo_minus_one", drop_zero_signal=False),
         job([positive], aggregation="constant", advantage="pkpo_loo_minus_one", kl_coef=0.5),
         job([positive], aggregation="constant", advantage="pkpo_loo_minus_one", entropy_coef=0.3),
-        job([make_batch(0, k=KS, mix_weight=0.25)], aggregation="constant", mix_with="rloo", objective="min"),
+        job([make_batch(0, k=KS, mix=Mix(weight=0.25))], aggregation="constant", mix_with="rloo", objective="min"),
         job([batch], aggregation="constant", budget=150) | {"layout": "sdpa"},
+        job([batch], aggregation="constant", stage=1) | {"probe": PROBE},
+        job([batch], aggregation="sequence_mean") | {"probe": PROBE, "project": 4096},
     ]
 
 
@@ -242,6 +280,7 @@ def two_rank_jobs(folder: Path) -> list[dict[str, Any]]:
     padded = job([batch], aggregation="constant", budget=90, stage=3, gradient_checkpointing=True, logprob_chunk=3)
     jobs.append(padded | {"layout": "sdpa", "model": write_with_state(folder / "state")})
     jobs.append(job([lopsided()], aggregation="constant", budget=45, stage=3) | {"layout": "eager"})
+    jobs.append(job([batch], aggregation="constant", budget=100) | {"probe": PROBE})
     return jobs
 
 
@@ -286,6 +325,34 @@ def test_sequences_of_zero_advantage_are_left_out_and_change_no_gradient(one_ran
     assert 0 < skipping["train/tokens"] < everything["train/tokens"]
     # They do count for the KL and the entropy.
     assert [one_rank[i][2][0]["train/sequences"] for i in (10, 11)] == [19.0, 19.0]
+
+
+def test_a_probe_measures_the_gradient_of_every_sample_and_changes_nothing(one_rank: Any, two_ranks: Any) -> None:
+    want = plain_probe(mean=False)
+    total = {name: sum(prompt[name].mean(0) for prompt in want) for name in NAMES}
+    alone = one_rank[14][2][0]["probe"]
+    # Ranks take turns with the prompts.
+    shared = two_ranks[16][2][0]["probe"]
+    for found in (alone, [shared[0], shared[2], shared[1]]):
+        for figures, prompt in zip(found, want, strict=True):
+            for e, name in enumerate(NAMES):
+                g = prompt[name]
+                assert figures["second"][e] == pytest.approx(float(g.square().sum(1).mean()), rel=1e-3)
+                scale = float(g.square().sum(1).mean())
+                assert figures["cross"][e] == pytest.approx(float(g[0] @ g[1]), abs=1e-3 * scale)
+                assert figures["toward"][e] == pytest.approx(float(g.mean(0) @ total[name]), abs=1e-3 * scale)
+    assert_same(one_rank[14][0], one_rank[0][0])
+    assert_same(two_ranks[16][0], one_rank[0][0])
+
+
+def test_a_projected_probe_is_near_and_knows_the_mean_of_a_sequence(one_rank: Any) -> None:
+    for figures, prompt in zip(one_rank[15][2][0]["probe"], plain_probe(mean=True), strict=True):
+        assert figures["dimensions"] == 4096
+        for e, name in enumerate(NAMES):
+            g = prompt[name]
+            scale = float(g.square().sum(1).mean())
+            assert figures["second"][e] == pytest.approx(scale, rel=0.15)
+            assert figures["cross"][e] == pytest.approx(float(g[0] @ g[1]), abs=0.15 * scale)
 
 
 def test_left_out_sequences_on_two_ranks_with_minibatches(two_ranks: Any) -> None:

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from maxpo.errors import RemoteError, RunError
 from maxpo.loop.selection import assess
-from maxpo.types import Group, StepBatch, WeightManifest
+from maxpo.types import Group, Mix, StepBatch, WeightManifest
 from maxpo.weights.checksum import bytes_digest
 from tests.integration.conftest import Stack
 
@@ -45,7 +45,7 @@ def plain_logprobs(model: Any, group: Group, temperature: float) -> list[list[fl
 
 def update(stack: Stack, step: int) -> dict[str, float]:
     scored = stack.rollouts.score(stack.rollouts.generate(stack.train[:24], 16, f"update{step}"))
-    assessed = assess(scored, stack.config.algorithm, [stack.config.algorithm.k] * 24, 0.0)
+    assessed = assess(scored, stack.config.algorithm, [stack.config.algorithm.k] * 24, Mix())
     kept = [group for group in assessed if group.has_signal]
     batch = StepBatch(
         groups=tuple(group.scored for group in kept),

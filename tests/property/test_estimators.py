@@ -15,8 +15,8 @@ from maxpo.estimators.objectives import OBJECTIVES
 from tests.devices import on_each_device
 
 CENTRED = ("maxpo", "canonical", "passk_training", "rloo", "grpo", "dr_grpo", "maxrl")
-BINARY_ONLY = ("passk_training", "maxrl")
-SHIFT_INVARIANT = ("maxpo", "canonical", "pkpo_loo_minus_one", "top1_gap", "rloo", "dr_grpo")
+BINARY_ONLY = ("passk_training", "maxrl", "kappa")
+SHIFT_INVARIANT = ("maxpo", "canonical", "pkpo_loo_minus_one", "interpolated", "top1_gap", "rloo", "dr_grpo")
 SCALE_EQUIVARIANT = (*SHIFT_INVARIANT, "pkpo", "pkpo_loo")
 WORDS = [o.replace("M", "1").replace("Q", "0.3") for o in OBJECTIVES]
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
@@ -91,7 +91,7 @@ def test_permutation_equivariant(device: str, case: Case, rng: object) -> None:
 @settings(max_examples=100, deadline=None)
 def test_shift_invariant_and_scale_equivariant(device: str, case: Case, shift: float, scale: float) -> None:
     for name, estimator, rewards, valid, k in estimators(case, device):
-        if name == "pkpo_loo_minus_one":
+        if name in ("pkpo_loo_minus_one", "interpolated"):
             k = k.clamp(min=2)  # With K = 1 there is nothing to compare with, and the reward itself is the increment.
         if name in SCALE_EQUIVARIANT:
             moved = scale * rewards + (shift if name in SHIFT_INVARIANT else 0.0)

@@ -13,7 +13,8 @@ from functools import partial
 import pytest
 import torch
 
-from maxpo.estimators.advantages import ADVANTAGES, maxpo
+from maxpo.estimators.advantages import ADVANTAGES, interpolated, kappa, maxpo, pkpo_loo_minus_one
+from maxpo.estimators.names import WITH_OBJECTIVE
 from maxpo.estimators.objectives import rank_coefficients
 from maxpo.estimators.order_statistics import deviation, include_one, increments, rank
 from maxpo.estimators.pass_at_k import max_at_k
@@ -163,10 +164,128 @@ def test_any_l_statistic(device: str, objective: str, kind: str) -> None:
                 check(maxpo(x, k, objective=objective), expected)
 
 
+def twice(sample: Rewards, statistic: Callable[[list[Fraction]], Fraction]) -> Fraction:
+    """Mean over the members of the sample of the statistic of the sample with that member counted twice."""
+    return mean([statistic(sorted([*sample, r])) for r in sample]) if sample else Fraction(0)
+
+
+@on_each_device
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("kind", ["ties", "negative"])
+def test_minus_one_and_interpolated_of_any_l_statistic(device: str, objective: str, kind: str) -> None:
+    """Also for K = N. The default of lam is the plug-in: the baseline with the others' own empirical distribution."""
+    for n in range(2, 8):
+        rewards = draw(kind, n)
+        x = torch.tensor([[float(r) for r in rewards]], dtype=torch.float64, device=device)
+        for k in range(2 if objective.endswith("m:2") else 1, n + 1):
+            _, inside, outside = over_subsets(lambda s: OBJECTIVES[objective](sorted(s)), rewards, k)
+            sub, plugged = [], []
+            for i in range(n):
+                others = [r for j, r in enumerate(rewards) if j != i]
+                subsets = list(itertools.combinations(others, k - 1))
+                sub.append(mean([twice(s, OBJECTIVES[objective]) for s in subsets]))
+                plugged.append(mean([OBJECTIVES[objective](sorted([r, *s])) for s in subsets for r in others]))
+            minus_one = [k * (i - s) for i, s in zip(inside, sub, strict=True)]
+            check(pkpo_loo_minus_one(x, k, objective=objective), minus_one)
+            check(interpolated(x, k, objective=objective), [k * (i - b) for i, b in zip(inside, plugged, strict=True)])
+            l2o = [k * (i - o) for i, o in zip(inside, outside, strict=True)] if k < n else minus_one
+            for lam in (Fraction(0), Fraction(3, 8), Fraction(1), Fraction(-1, 2)):
+                want = [(1 - lam) * m + lam * a for m, a in zip(minus_one, l2o, strict=True)]
+                check(interpolated(x, k, objective=objective, lam=float(lam)), want)
+
+
+def by_the_formula(rewards: Sequence[int], k: int, kappa: Fraction) -> list[Fraction]:
+    """A_i = K q_i (r_i - c / (c + kappa (n - 1 - c))), with q_i counted over subsets."""
+    advantages = []
+    for i, r in enumerate(rewards):
+        others = [o for j, o in enumerate(rewards) if j != i]
+        q = mean([Fraction(not any(s)) for s in itertools.combinations(others, k - 1)])
+        c, failures = sum(others), len(others) - sum(others)
+        advantages.append(k * q * (r - (Fraction(c) / (c + kappa * failures) if c else 0)))
+    return advantages
+
+
+@on_each_device
+def test_kappa(device: str) -> None:
+    for n in range(2, 8):
+        for c in range(n + 1):
+            rewards = [1] * c + [0] * (n - c)
+            x = torch.tensor([rewards], dtype=torch.float64, device=device)
+            for k in range(1, n + 1):
+                for value in (Fraction(1, 4), Fraction(1), Fraction(8)):
+                    check(kappa(x, k, kappa=float(value)), by_the_formula(rewards, k, value))
+                check(kappa(x, k, kappa=1.0), [Fraction(a) for a in interpolated(x, k)[0].tolist()])
+                if k > 1:
+                    check(kappa(x, k, kappa=1e15), [Fraction(a) for a in pkpo_loo_minus_one(x, k)[0].tolist()])
+
+
+@pytest.mark.parametrize(
+    ("rewards", "k", "plug_in", "kappa_8"),
+    [
+        ("1 0 0 0", 2, "2 -4/9 -4/9 -4/9", "2 -4/51 -4/51 -4/51"),
+        ("1 1 0 0", 2, "8/9 8/9 -4/9 -4/9", "64/51 64/51 -2/15 -2/15"),
+        ("0 1 2 3", 2, "-8/9 -2/3 2/3 28/9", ""),
+        ("0 0 1 5 2", 3, "-11/8 -11/8 -9/8 83/8 1/4", ""),
+        ("1 0 0 0 0 0 0 0", 4, "4" + 7 * " -16/49", "4" + 7 * " -16/343"),
+        ("1 1 0 0 0 0 0 0", 4, 2 * "96/49 " + 6 * "-16/49 ", 2 * "768/343 " + 6 * "-8/147 "),
+        ("1 1 1 0 0 0", 2, 3 * "18/25 " + 3 * "-12/25 ", 3 * "72/65 " + 3 * "-12/95 "),
+    ],
+)
+def test_known_numbers(rewards: str, k: int, plug_in: str, kappa_8: str) -> None:
+    x = torch.tensor([[float(r) for r in rewards.split()]], dtype=torch.float64)
+    check(interpolated(x, k), [Fraction(a) for a in plug_in.split()])
+    if kappa_8:
+        check(kappa(x, k, kappa=8.0), [Fraction(a) for a in kappa_8.split()])
+
+
+ORDERGRAD: tuple[tuple[str, int, str, str], ...] = (
+    (
+        "max",
+        3,
+        "0.3 -1.2 2.5 0.3 0.0 1.75 -0.4",
+        "-1.200000000000009 -1.3050000000000088 4.47 -1.200000000000009 -1.3050000000000088 1.8449999999999886 "
+        "-1.3050000000000088",
+    ),
+    (
+        "min",
+        3,
+        "0.3 -1.2 2.5 0.3 0.0 1.75 -0.4",
+        "0.7750000000000021 -3.18 0.7750000000000019 0.7750000000000019 0.4600000000000023 0.7750000000000019 "
+        "-0.3799999999999971",
+    ),
+    (
+        "top_m:2",
+        4,
+        "0.3 -1.2 2.5 0.3 0.0 1.75 -0.4",
+        "-1.1266666666666687 -1.3366666666666696 4.006666666666665 -1.1266666666666705 -1.3366666666666696 "
+        "2.256666666666665 -1.3366666666666696",
+    ),
+    (
+        "max",
+        4,
+        "1 0 0 1 0 0 0 0",
+        "1.7142857142857153 -0.5714285714285698 -0.5714285714285698 1.714285714285714 -0.5714285714285698 "
+        "-0.5714285714285698 -0.5714285714285698 -0.5714285714285698",
+    ),
+)
+"""Objective, K, rewards, and K times `lstat_advantage` of the reference implementation of arXiv 2606.06096
+(paavo5/ordergrad, commit 50b89ea, numpy in float64)."""
+
+
+@pytest.mark.parametrize(("objective", "k", "rewards", "advantages"), ORDERGRAD)
+def test_the_reference_implementation_of_order_statistics(
+    objective: str, k: int, rewards: str, advantages: str
+) -> None:
+    x = torch.tensor([[float(r) for r in rewards.split()]], dtype=torch.float64)
+    want = torch.tensor([[float(a) for a in advantages.split()]], dtype=torch.float64)
+    torch.testing.assert_close(maxpo(x, k, objective=objective), want, rtol=0, atol=2e-14)
+
+
 def test_the_lowest_rewards_add_exactly_nothing() -> None:
     x = torch.tensor([[0.1, 0.1, 0.7, 0.1, 0.3], [1.0, 0.0, 0.0, 1.0, 0.0]])
     added = increments(rank(x), 3)
     assert added[0].count_nonzero() == 2
+    assert kappa(torch.tensor([[0.0, 0.0, 0.0]]), 2).count_nonzero() == 0
     assert added[1].count_nonzero() == 2
 
 
@@ -195,9 +314,9 @@ def expected_estimate(
 @pytest.mark.parametrize(
     ("name", "n", "k", "factor"),
     [
-        *((name, 4, 2, 1.0) for name in ("maxpo", "pkpo", "pkpo_loo", "pkpo_loo_minus_one")),
-        *((name, 5, 3, 1.0) for name in ("maxpo", "pkpo", "pkpo_loo", "pkpo_loo_minus_one")),
-        *((name, 4, 4, 1.0) for name in ("pkpo", "pkpo_loo_minus_one", "top1_gap")),
+        *((name, 4, 2, 1.0) for name in ("maxpo", "pkpo", "pkpo_loo", "pkpo_loo_minus_one", "interpolated")),
+        *((name, 5, 3, 1.0) for name in ("maxpo", "pkpo", "pkpo_loo", "pkpo_loo_minus_one", "interpolated")),
+        *((name, 4, 4, 1.0) for name in ("pkpo", "pkpo_loo_minus_one", "interpolated", "top1_gap")),
         *(("canonical", n, k, (1 - k / n) / k) for n, k in ((4, 2), (5, 3))),
         ("rloo", 4, 1, 1.0),
         ("dr_grpo", 4, 1, 3 / 4),
@@ -211,11 +330,22 @@ def test_unbiased_gradient_for_gradient(name: str, n: int, k: int, factor: float
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_maxpo_is_unbiased_for_every_objective(objective: str) -> None:
+@pytest.mark.parametrize("name", WITH_OBJECTIVE)
+def test_unbiased_for_every_objective(name: str, objective: str) -> None:
     logits = torch.tensor([0.3, -0.7, 0.1], dtype=torch.float64, requires_grad=True)
     target = gradient_of_objective(logits, ARMS, 3, objective)
-    estimate = expected_estimate(logits, ARMS, 5, partial(maxpo, k=3, objective=objective))
-    torch.testing.assert_close(estimate, target, rtol=1e-10, atol=1e-12)
+    for n in (3, 5) if name != "maxpo" else (5,):
+        estimate = expected_estimate(logits, ARMS, n, partial(ADVANTAGES[name], k=3, objective=objective))
+        torch.testing.assert_close(estimate, target, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "given"), [("interpolated", {"lam": -0.7}), ("kappa", {"kappa": 9.0})])
+def test_unbiased_for_every_parameter(name: str, given: dict[str, float]) -> None:
+    logits = torch.tensor([0.3, -0.7, 0.1], dtype=torch.float64, requires_grad=True)
+    target = gradient_of_objective(logits, BINARY, 2, "max")
+    for n in (2, 4):
+        estimate = expected_estimate(logits, BINARY, n, partial(ADVANTAGES[name], k=2, **given))
+        torch.testing.assert_close(estimate, target, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["grpo", "passk_training"])

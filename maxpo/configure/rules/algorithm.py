@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from maxpo.config import AlgorithmConfig
 from maxpo.configure.rules import Combination
-from maxpo.estimators.names import BEYOND_K
+from maxpo.estimators.names import BEYOND_K, WITH_OBJECTIVE, fixed_lam
 from maxpo.estimators.objectives import parse
 
 
@@ -12,6 +12,17 @@ def is_objective(value: str) -> bool:
     """Return True if the objective exists and its argument is valid."""
     try:
         parse(value)
+    except ValueError:
+        return False
+    return True
+
+
+def is_lam(value: str) -> bool:
+    """Return True if the weight of `interpolated` is known or a number."""
+    if value == "adaptive":
+        return True
+    try:
+        fixed_lam(value)
     except ValueError:
         return False
     return True
@@ -104,13 +115,36 @@ ESTIMATOR_COMBINATIONS: tuple[Combination, ...] = (
     ),
     (
         ("algorithm.objective", "algorithm.advantage", "algorithm.mix_with"),
-        lambda c: c.algorithm.objective == "max" or "maxpo" in (c.algorithm.advantage, c.algorithm.mix_with),
-        "Only the advantage maxpo supports objectives other than max.",
+        lambda c: (
+            c.algorithm.objective == "max"
+            or not {c.algorithm.advantage, c.algorithm.mix_with}.isdisjoint(WITH_OBJECTIVE)
+        ),
+        f"Objectives other than max are for the advantages {', '.join(WITH_OBJECTIVE)}.",
     ),
     (
         ("algorithm.objective", "algorithm.k", "algorithm.k_values", "algorithm.k_schedule"),
         lambda c: parse(c.algorithm.objective)[1] <= min(ks_of(c.algorithm), default=1),
         "The M of top_m or bottom_m must be at most every K that is used.",
+    ),
+    (
+        ("algorithm.lam", "algorithm.probe_every", "algorithm.advantage", "algorithm.mix_with"),
+        lambda c: (
+            c.algorithm.lam != "adaptive"
+            or "interpolated" not in (c.algorithm.advantage, c.algorithm.mix_with)
+            or c.algorithm.probe_every > 0
+        ),
+        "algorithm.lam = adaptive needs probes: set algorithm.probe_every.",
+    ),
+    (
+        ("algorithm.probe_every", "learner.zero_stage", "learner.sequence_parallel"),
+        lambda c: not c.algorithm.probe_every or (c.learner.zero_stage < 3 and c.learner.sequence_parallel == 1),
+        "A probe takes the gradients of single samples, so it needs learner.zero_stage 0 to 2 and "
+        "learner.sequence_parallel 1.",
+    ),
+    (
+        ("algorithm.loss", "algorithm.sequence_mask", "learner.sequence_parallel"),
+        lambda c: c.learner.sequence_parallel == 1 or not (c.algorithm.loss == "gspo" or c.algorithm.sequence_mask),
+        "The ratio of a sequence needs all its tokens on one rank: learner.sequence_parallel must be 1.",
     ),
     (
         ("algorithm.mix_with", "algorithm.advantage"),

@@ -9,7 +9,7 @@ from maxpo.checkpoints.manifest import MANIFEST
 from maxpo.config.ranges import Must
 from maxpo.configure.fields import schema
 from maxpo.configure.rules import Combination
-from maxpo.configure.rules.algorithm import ESTIMATOR_COMBINATIONS, is_objective
+from maxpo.configure.rules.algorithm import ESTIMATOR_COMBINATIONS, is_lam, is_objective
 from maxpo.configure.rules.cluster import CLUSTER_COMBINATIONS
 from maxpo.configure.rules.code import CODE_COMBINATIONS
 from maxpo.configure.rules.data import DATA_COMBINATIONS, PATH_HELP
@@ -18,7 +18,8 @@ from maxpo.configure.rules.reward import VERIFIERS
 from maxpo.environments.registry import ENVIRONMENTS
 from maxpo.estimators.names import ADVANTAGE_NAMES
 from maxpo.estimators.objectives import OBJECTIVES
-from maxpo.plugins import is_address
+from maxpo.losses.names import LOSS_NAMES
+from maxpo.plugins import FUNCTION, is_address
 from maxpo.tasks.registry import TASKS
 from maxpo.wording import describe
 
@@ -28,15 +29,23 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "algorithm.advantage": ADVANTAGE_NAMES,
     "algorithm.mix_with": ADVANTAGE_NAMES,
     "algorithm.shadow": ADVANTAGE_NAMES,
+    "algorithm.loss": LOSS_NAMES,
 }
 """Registered names that are allowed for a setting, or for each item of a list. A registry imports the section of its
 settings, so the names cannot be in `maxpo/config/`."""
 
 
+OWN = ("algorithm.advantage", "algorithm.mix_with", "algorithm.shadow", "algorithm.loss")
+"""Settings that may also be the address of a user's function."""
+
+
 def allowed(key: str) -> str:
     """Describe the values of a key in words."""
     text = describe(schema()[key].type)
-    return text.replace("text", f"one of {', '.join(CHOICES[key])}") if key in CHOICES else text
+    if key not in CHOICES:
+        return text
+    more = f", or {FUNCTION}" if key in OWN else ""
+    return text.replace("text", f"one of {', '.join(CHOICES[key])}{more}")
 
 
 def ranges_of(key: str, *, files_here: bool = True) -> tuple[Must, ...]:
@@ -54,7 +63,8 @@ def _names(key: str) -> Must:
     """Return the condition that a text, or each text of a list, is one of `CHOICES`."""
 
     def holds(value: str | list[str]) -> bool:
-        return {value} <= {*CHOICES[key]} if isinstance(value, str) else {*value} <= {*CHOICES[key]}
+        names = [value] if isinstance(value, str) else value
+        return all(name in CHOICES[key] or (key in OWN and is_address(name)) for name in names)
 
     return Must(holds, f"Must be {allowed(key)}.")
 
@@ -72,6 +82,8 @@ _REGISTRIES: dict[str, tuple[Must, ...]] = {
     "algorithm.objective": (
         Must(is_objective, f"Must be one of {', '.join(OBJECTIVES)}, with a number for the capital."),
     ),
+    "algorithm.lam": (Must(is_lam, "Must be v, adaptive or a number."),),
+    "reward.group": (Must(is_address, f"Must be {FUNCTION}."),),
     "environment.name": (
         Must(
             lambda v: v in ENVIRONMENTS or is_address(v),

@@ -8,6 +8,7 @@ from math import lcm
 
 from maxpo.config import Config
 from maxpo.configure.rules import Fault
+from maxpo.plugins import short_name
 from maxpo.tracking.metrics import METRICS, pattern_of
 from maxpo.wording import did_you_mean
 
@@ -20,6 +21,10 @@ METRIC_KEYS = (
 _ONLY_WITH: Mapping[str, Callable[[Config], bool]] = {
     "environment/": lambda c: c.environment.name is not None,
     "algorithm/mix_weight": lambda c: c.algorithm.mix_with is not None,
+    "algorithm/lam": lambda c: "interpolated" in (c.algorithm.advantage, c.algorithm.mix_with),
+    "probe/": lambda c: c.algorithm.probe_every > 0,
+    "time/probe_s": lambda c: c.algorithm.probe_every > 0,
+    "mismatch/masked": lambda c: bool(c.algorithm.token_mask or c.algorithm.sequence_mask),
     "policy/reference_kl": lambda c: c.algorithm.kl_coef > 0,
     "train/loss_scale": lambda c: c.learner.dtype == "float16",
     "train/overflow_steps": lambda c: c.learner.dtype == "float16",
@@ -54,7 +59,7 @@ def _patterns(config: Config) -> list[re.Pattern[str]]:
     """Return the patterns of all names that may be there when a checkpoint is written."""
     ks, n = "|".join(map(str, config.eval.k)), str(config.eval.samples)
     figure = rf"(?:(?:pass|max)@(?:{ks})|(?:avg|maj)@{n}{'|greedy' * config.eval.greedy})"
-    estimators = "|".join(config.algorithm.shadow) or "(?!)"
+    estimators = "|".join(map(short_name, config.algorithm.shadow)) or "(?!)"
     return [
         pattern_of(
             name,

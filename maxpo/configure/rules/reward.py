@@ -12,7 +12,7 @@ from typing import cast
 from maxpo.config import RewardConfig
 from maxpo.config.reward import COMBINED
 from maxpo.configure.rules import Fault
-from maxpo.plugins import is_address, mistakes
+from maxpo.plugins import FUNCTION, is_address, mistakes
 from maxpo.rewards.registry import REWARDS, names_in_use
 from maxpo.rewards.verifiers.length import CAP
 from maxpo.wording import did_you_mean
@@ -29,7 +29,7 @@ REWARD_KEYS = (
 )
 """Keys that `reward_problems` reads."""
 
-_ALLOWED = f"one of {', '.join(VERIFIERS)}, or a function of your own as package.module:function."
+_ALLOWED = f"one of {', '.join(VERIFIERS)}, or {FUNCTION}."
 
 
 def reward_problems(reward: RewardConfig, max_new_tokens: int) -> Iterator[Fault]:

@@ -11,7 +11,7 @@ import torch
 from maxpo.batches.samples import treat_truncated, valid_samples
 from maxpo.config import AlgorithmConfig
 from maxpo.loop.selection import assess
-from maxpo.types import ScoredGroup
+from maxpo.types import Mix, ScoredGroup
 from tests.fakes import completion, scored
 
 N, K = 4, 2
@@ -56,7 +56,7 @@ def test_over_all_groups_the_gradient_is_that_of_the_objective(rule: Literal["tr
     logits = torch.tensor([0.2, 0.9, 0.4], dtype=torch.float64, requires_grad=True)
     outcomes = list(itertools.product(range(3), repeat=N))
     algorithm = AlgorithmConfig(k=K, group_size=N)
-    assessed = assess(treat_truncated(list(map(group, outcomes)), rule), algorithm, [K] * len(outcomes), 0.0)
+    assessed = assess(treat_truncated(list(map(group, outcomes)), rule), algorithm, [K] * len(outcomes), Mix())
     logp = logits.log_softmax(0)
     total = torch.zeros((), dtype=torch.float64)
     enough = 0.0

@@ -159,7 +159,12 @@ class TestValues:
             ("data.train=3", "data.train", "Must be a list of mappings, such as [{name: value}]."),
             ("data.train=[a.jsonl]", "data.train", "Must be a list of mappings, such as [{name: value}]."),
             ("data.task_args=3", "data.task_args", "Must be a mapping, such as {name: value}."),
-            ("algorithm.loss=ppo", "algorithm.loss", "Must be one of ppo_clip, policy_gradient."),
+            (
+                "algorithm.loss=ppo",
+                "algorithm.loss",
+                "Must be one of ppo_clip, dual_clip, gspo, cispo, sapo, policy_gradient, or a function of your own as "
+                "package.module:function or file.py:function.",
+            ),
             ("ray.num_cpus=many", "ray.num_cpus", "Must be a whole number or null."),
             ("algorithm=3", "algorithm", "is a section"),
             ("algorithm=null", "algorithm", "is a section"),
@@ -335,6 +340,16 @@ OUT_OF_RANGE = [
     "algorithm.objective=best",
     "algorithm.objective=top_m:0",
     "algorithm.objective=quantile:2",
+    "algorithm.lam=w",
+    "algorithm.lam=.inf",
+    "algorithm.dual_clip=1",
+    "algorithm.loss=ppo",
+    "reward.group=nope",
+    "algorithm.sapo_temperatures=[1.0]",
+    "algorithm.sapo_temperatures=[0,1]",
+    "algorithm.token_mask=[0.5]",
+    "algorithm.token_mask=[1.1,2]",
+    "algorithm.sequence_mask=[2,0.5]",
     "algorithm.mix_with=reinforce",
     "algorithm.mix_weight=[]",
     "algorithm.mix_weight=[0.5,1.5]",
@@ -560,6 +575,7 @@ class TestChecks:
             ["algorithm.group_size=2", "algorithm.k=1"],
             ["algorithm.objective=top_m:4"],
             ["algorithm.objective=lower_tail:0.25", "algorithm.shadow=[grpo,maxrl]"],
+            ["algorithm.objective=min", "algorithm.advantage=interpolated", "algorithm.lam=0.25", "algorithm.k=16"],
             ["algorithm.k_schedule=linear", "algorithm.k_values=[8,1]"],
             ["algorithm.k_schedule=adaptive", "algorithm.k_values=[1,15]"],
             ["algorithm.k_schedule=stepwise", "algorithm.k_values=[8,4,1]", "algorithm.k_steps=[2,3]"],
@@ -598,6 +614,21 @@ class TestChecks:
                 for name in ("canonical", "pkpo_loo", "passk_training")
             ),
             (["algorithm.mix_with=maxpo"], "algorithm.mix_with algorithm.advantage"),
+            (
+                ["algorithm.lam=adaptive", "algorithm.advantage=interpolated"],
+                "algorithm.lam algorithm.probe_every algorithm.advantage algorithm.mix_with",
+            ),
+            (
+                ["algorithm.probe_every=5", "learner.zero_stage=3"],
+                "algorithm.probe_every learner.zero_stage learner.sequence_parallel",
+            ),
+            *(
+                (
+                    [setting, "learner.ranks=2", "learner.sequence_parallel=2"],
+                    "algorithm.loss algorithm.sequence_mask learner.sequence_parallel",
+                )
+                for setting in ("algorithm.loss=gspo", "algorithm.sequence_mask=[0.5,2]")
+            ),
             (
                 ["algorithm.advantage=grpo", "algorithm.mix_with=maxpo", "algorithm.k=16"],
                 "algorithm.mix_with algorithm.k algorithm.group_size algorithm.k_schedule",
@@ -742,6 +773,8 @@ class TestChecks:
                 ["pipeline.max_staleness=2", "pipeline.lookahead=1"],
                 ["pipeline.max_staleness=1", "pipeline.update=drained"],
                 ["pipeline.max_staleness=1", "pipeline.cache=keep"],
+                ["algorithm.advantage=interpolated", "algorithm.lam=adaptive", "algorithm.probe_every=2"],
+                ["learner.ranks=2", "learner.sequence_parallel=2"],
             )
         ]
         for involved, holds, _ in COMBINATIONS:

@@ -7,10 +7,12 @@ import math
 import pytest
 import torch
 
-from maxpo.estimators.advantages import ADVANTAGES, maxpo
+from maxpo.config import AlgorithmConfig
+from maxpo.estimators.advantages import ADVANTAGES, interpolated, kappa, maxpo
 from maxpo.estimators.arguments import min_valid, prepare
 from maxpo.estimators.mixing import mixed, nonzero
 from maxpo.estimators.names import ADVANTAGE_NAMES, BEYOND_K
+from maxpo.types import Mix
 from tests.devices import on_each_device
 
 
@@ -86,10 +88,34 @@ def test_each_group_may_have_its_own_k(name: str) -> None:
 def test_mixing_two_estimators() -> None:
     r = rows([1, 0, 0, 1], [0, 0, 1, 0])
     a, b = ADVANTAGES["maxpo"](r, 2), ADVANTAGES["grpo"](r)
-    torch.testing.assert_close(mixed("maxpo", r, 2, mix_with="grpo", mix_weight=0.25), 0.75 * a + 0.25 * b)
-    torch.testing.assert_close(mixed("maxpo", r, 2), a)
-    torch.testing.assert_close(mixed("maxpo", r, 2, objective="min"), maxpo(r, 2, objective="min"))
+    both = AlgorithmConfig(mix_with="grpo")
+    torch.testing.assert_close(mixed(both, Mix(weight=0.25), r, 2), 0.75 * a + 0.25 * b)
+    torch.testing.assert_close(mixed(AlgorithmConfig(), Mix(), r, 2), a)
+    torch.testing.assert_close(mixed(AlgorithmConfig(objective="min"), Mix(), r, 2), maxpo(r, 2, objective="min"))
     assert not torch.allclose(maxpo(r, 2, objective="min"), a)
+
+
+def test_every_parameter_of_a_step_reaches_the_estimators_that_name_it() -> None:
+    r = rows([1, 0, 0, 1, 0], [0, 0, 1, 0, 0])
+    for name, given, want in (
+        ("interpolated", {"mix": Mix(lam=0.3)}, interpolated(r, 2, lam=0.3)),
+        ("interpolated", {"objective": "top_m:2"}, interpolated(r, 2, objective="top_m:2")),
+        ("pkpo_loo_minus_one", {"objective": "mean"}, ADVANTAGES["rloo"](r)),
+        ("kappa", {"kappa": 8.0}, kappa(r, 2, kappa=8.0)),
+    ):
+        mix = given.pop("mix", Mix())
+        torch.testing.assert_close(mixed(AlgorithmConfig(advantage=name, **given), mix, r, 2), want)
+        assert not torch.allclose(mixed(AlgorithmConfig(advantage=name), Mix(), r, 2), want), name
+
+
+def test_a_weight_that_float32_cannot_hold_and_groups_of_different_sizes() -> None:
+    """A group of n = K valid samples has no L2O: it gets the other estimator alone."""
+    r = rows([1, 0, 0, 9, 9], [1, 0, 1, 0, 0]).double()
+    valid = torch.tensor([[True, True, True, False, False], [True] * 5])
+    both = [ADVANTAGES[name](r, 3, valid) for name in ("pkpo_loo_minus_one", "maxpo")]
+    own = interpolated(r, 3, valid, lam=0.1)
+    torch.testing.assert_close(own[0], both[0][0], rtol=0, atol=0)
+    torch.testing.assert_close(own[1], 0.9 * both[0][1] + 0.1 * both[1][1], rtol=1e-15, atol=1e-15)
 
 
 def test_groups_with_too_few_valid_samples_get_zero_and_the_others_their_own_size() -> None:
@@ -142,7 +168,7 @@ def test_rewards_and_masks_of_the_wrong_kind_are_refused() -> None:
 
 
 @pytest.mark.parametrize("wrong", [0.5, -1.0])
-@pytest.mark.parametrize("name", ["passk_training", "maxrl"])
+@pytest.mark.parametrize("name", ["passk_training", "maxrl", "kappa"])
 def test_a_formula_for_rewards_of_0_and_1_refuses_others(name: str, wrong: float) -> None:
     with pytest.raises(ValueError, match=rf"{name}.*rewards of 0 and 1.*a reward of {wrong:g}"):
         ADVANTAGES[name](rows([1, 0, wrong, 0]), 2)
@@ -172,13 +198,17 @@ def test_a_large_offset_keeps_the_digits_of_float32_rewards() -> None:
 
 @pytest.mark.parametrize("name", ADVANTAGES)
 def test_an_estimator_gives_advantages_from_min_valid_samples_on(name: str) -> None:
-    rewards: list[float] = [1, 0, 0, 0, 1, 0, 0] if name in ("passk_training", "maxrl") else [5, 1, 2, 7, 3, 9, 4]
+    rewards: list[float] = (
+        [1, 0, 0, 0, 1, 0, 0] if name in ("passk_training", "maxrl", "kappa") else [5, 1, 2, 7, 3, 9, 4]
+    )
     for count in range(1, 7):
         advantages = ADVANTAGES[name](rows(rewards), 3, torch.arange(7)[None] < count)
         assert bool(advantages.abs().max() > 0) == (count >= min_valid(name, 3)), count
 
 
-@pytest.mark.parametrize("name", ["maxpo", "canonical", "pkpo_loo_minus_one", "top1_gap", "rloo", "grpo", "dr_grpo"])
+@pytest.mark.parametrize(
+    "name", ["maxpo", "canonical", "pkpo_loo_minus_one", "interpolated", "top1_gap", "rloo", "grpo", "dr_grpo"]
+)
 @pytest.mark.parametrize(("reward", "n"), [(0.1, 6), (1e5 + 0.1, 7), (1e9 + 0.1, 7)])
 def test_equal_rewards_are_exactly_no_signal(reward: float, n: int, name: str) -> None:
     r = torch.full((2, n), reward, dtype=torch.float64)

@@ -213,6 +213,26 @@ def test_a_token_that_one_side_thinks_impossible_gives_a_large_finite_mismatch(i
     assert 40 < float(sums["mismatch_kl"]) < 1e30
 
 
+def test_tokens_that_are_not_trusted_have_no_gradient_and_count_in_the_denominators() -> None:
+    """The sampler gave token 1 a third of the probability; the second sequence is far off as a whole."""
+    first = sample([1, 2, 3, 4], prompt=1, logprobs=[0, -1.0 - math.log(3), -1.0, -1.0])
+    second = replace(sample([1, 2, 3], prompt=1, logprobs=[0, -1.0 - math.log(1.8), -1.0 - math.log(1.8)]), index=1)
+    row = pack([first, second], torch.ones(1, 2), lambda sample: 0.5)
+
+    def gradient(**settings: Any) -> tuple[list[float], float]:
+        logprobs = torch.tensor([0, -1.0, -1.0, -1.0, 0, -1.0, -1.0], requires_grad=True)
+        given = AlgorithmConfig(tis_cap=None, **settings)
+        loss, sums = microbatch_loss(logprobs, torch.zeros(7), row, given, old_logprobs=None, ref_logprobs=None)
+        (found,) = torch.autograd.grad(loss, logprobs)
+        return found.tolist(), float(sums.get("masked", torch.tensor(-1.0)))
+
+    everything = [0.0, -0.5, -0.5, -0.5, 0.0, -0.5, -0.5]
+    assert gradient() == (everything, -1.0)
+    assert gradient(token_mask=[0.5, 2.0]) == ([0.0, 0.0, *everything[2:]], 1.0)
+    assert gradient(sequence_mask=[0.5, 1.7]) == ([*everything[:4], 0.0, 0.0, 0.0], 2.0)
+    assert gradient(sequence_mask=[0.5, 3.1], sequence_mask_ratio="product") == ([*everything[:4], 0.0, 0.0, 0.0], 2.0)
+
+
 def test_the_mismatch_by_age_of_the_tokens() -> None:
     """Two sequences after prompts of two tokens: versions 5 and 7 in the first one, 6 in the second; now it is 7."""
     first = replace(sample([1, 2, 3, 4, 5], prompt=2, logprobs=[0, 0, -1.0, -1.0, -1.0]), versions=((5, 2), (7, 4)))

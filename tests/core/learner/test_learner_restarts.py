@@ -23,7 +23,7 @@ from maxpo.loop.state import RunResult
 from maxpo.loop.train import Trainer
 from maxpo.runtime.waits import who_waits
 from maxpo.tracking.run_log import RunLog
-from maxpo.types import StepResult
+from maxpo.types import Mix, StepResult
 from tests.core.checkpoints.test_checkpoint import STEPS, lines, settings
 from tests.fakes import FakeLearner, FakeRollouts, prompt
 
@@ -120,8 +120,8 @@ def test_a_start_that_fails_is_tried_again(tmp_path: Path) -> None:
 
     def attempt(start: Path | None, step: int | None) -> RunResult:
         steps.append(step)
-        learner.update(SimpleNamespace(groups=(), step=1, k=(), mix_weight=0.0))
-        learner.update(SimpleNamespace(groups=(), step=2, k=(), mix_weight=0.0))
+        learner.update(SimpleNamespace(groups=(), step=1, k=(), mix=Mix()))
+        learner.update(SimpleNamespace(groups=(), step=2, k=(), mix=Mix()))
         return RunResult(steps=2)
 
     assert with_restarts(attempt, None, checkpoints, learner.restart, config, console).steps == 2

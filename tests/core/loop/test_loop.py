@@ -24,7 +24,7 @@ from maxpo.loop.selection import assess
 from maxpo.loop.step_metrics import usable_metrics
 from maxpo.loop.train import Trainer
 from maxpo.tracking.run_log import RunLog
-from maxpo.types import Group, Prompt, Receiver, StepBatch, StepResult, WeightManifest
+from maxpo.types import Group, Mix, Prompt, Receiver, StepBatch, StepResult, WeightManifest
 from tests.fakes import FakeLearner, FakeRollouts, prompt, scored
 
 
@@ -310,19 +310,19 @@ def test_an_undocumented_metric_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_signal_is_a_matter_of_the_advantages(name: str, k: int, rewards: list[float], signal: bool) -> None:
-    (judged,) = assess([scored(rewards)], AlgorithmConfig(advantage=name, k=k, group_size=4), [k], 0.0)
+    (judged,) = assess([scored(rewards)], AlgorithmConfig(advantage=name, k=k, group_size=4), [k], Mix())
     assert (judged.enough, judged.has_signal) == (True, signal)
 
 
 def test_groups_with_too_few_valid_samples_are_counted_apart() -> None:
     group = scored([1, 0, 0, 1], valid=[True, True, False, False])
-    (judged,) = assess([group], AlgorithmConfig(k=2, group_size=4), [2], 0.0)
+    (judged,) = assess([group], AlgorithmConfig(k=2, group_size=4), [2], Mix())
     assert (judged.enough, judged.has_signal) == (False, False)
     # Each group needs what its own K asks for, and what the estimator that is mixed in asks for.
-    first, second = assess([group, group], AlgorithmConfig(k=2, group_size=4), [1, 2], 0.0)
+    first, second = assess([group, group], AlgorithmConfig(k=2, group_size=4), [1, 2], Mix())
     assert (first.enough, second.enough) == (True, False)
     mixing = AlgorithmConfig(advantage="grpo", mix_with="maxpo", k=2, group_size=4)
-    assert not assess([group], mixing, [2], 0.5)[0].enough
+    assert not assess([group], mixing, [2], Mix(weight=0.5))[0].enough
 
 
 def steps_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -397,14 +397,14 @@ def test_adaptive_k_stays_with_its_group_when_others_are_dropped_or_refilled(tmp
 def test_judged_advantages_are_those_of_the_settings(tmp_path: Path) -> None:
     groups = [scored([1, 0, 0, 1, 2], [True, True, True, False, True]), scored([3, 0, 1, 0, 0])]
     settings = AlgorithmConfig(objective="min", mix_with="grpo", k=2, group_size=5, shadow=["maxpo", "pkpo"])
-    judged = assess(groups, settings, [3, 2], 0.25)
+    judged = assess(groups, settings, [3, 2], Mix(weight=0.25))
     for group, k, found in zip(groups, (3, 2), judged, strict=True):
         rewards, valid = torch.tensor([group.rewards], dtype=torch.float64), torch.tensor([group.valid])
         want = 0.75 * maxpo(rewards, k, valid, objective="min") + 0.25 * ADVANTAGES["grpo"](rewards, k, valid)
         torch.testing.assert_close(torch.tensor([found.advantages], dtype=torch.float64), want)
     # The shadow takes each group's own K and the objective too.
-    alone = assess(groups, AlgorithmConfig(objective="min", k=2, group_size=5), [3, 2], 0.0)
-    metrics = usable_metrics(alone, settings)
+    alone = assess(groups, AlgorithmConfig(objective="min", k=2, group_size=5), [3, 2], Mix())
+    metrics = usable_metrics(alone, settings, Mix())
     assert metrics["shadow/maxpo/correlation"] == pytest.approx(1.0)
     assert metrics["shadow/maxpo/second_moment"] == pytest.approx(metrics["advantage/second_moment"])
 
@@ -412,14 +412,14 @@ def test_judged_advantages_are_those_of_the_settings(tmp_path: Path) -> None:
 def test_a_shadow_counts_only_groups_that_are_large_enough_for_it() -> None:
     groups = [scored([1, 0, 0, 1], [True, True, False, False]), scored([1, 0, 0, 0])]
     settings = AlgorithmConfig(advantage="grpo", k=2, group_size=4, shadow=["maxpo"])
-    metrics = usable_metrics(assess(groups, settings, [2, 2], 0.0), settings)
+    metrics = usable_metrics(assess(groups, settings, [2, 2], Mix()), settings, Mix())
     assert metrics["shadow/maxpo/nonzero"] == 1.0
     assert metrics["advantage/nonzero"] == 1.0
 
 
 def test_no_correlation_where_nothing_varies() -> None:
     settings = AlgorithmConfig(k=2, group_size=6, shadow=["pkpo_loo", "rloo"])
-    metrics = usable_metrics(assess([scored([0.1] * 6), scored([0.7] * 6)], settings, [2, 2], 0.0), settings)
+    metrics = usable_metrics(assess([scored([0.1] * 6), scored([0.7] * 6)], settings, [2, 2], Mix()), settings, Mix())
     assert not any("correlation" in name for name in metrics)
     assert metrics["shadow/rloo/nonzero"] == 0.0
 
@@ -428,7 +428,23 @@ def test_a_second_estimator_is_mixed_in_by_schedule(tmp_path: Path) -> None:
     settings = config(mix_with="grpo", mix_weight=[0.0, 1.0])
     _, learner, lines = run(tmp_path, settings, FakeRollouts())
     assert [line["algorithm/mix_weight"] for line in steps_of(lines)] == [0.0, 0.5, 1.0]
-    assert [b.mix_weight for b in learner.batches] == [0.0, 0.5, 1.0]
+    assert [b.mix.weight for b in learner.batches] == [0.0, 0.5, 1.0]
+
+
+def test_the_weight_that_a_probe_finds_is_used_from_the_next_step_on(tmp_path: Path) -> None:
+    """Never in the step of the probe, whose groups it depends on."""
+
+    class Probing(FakeLearner):
+        def update(self, batch: StepBatch) -> StepResult:
+            found = {"probe/along": -1.0, "probe/apart": 4.0 * batch.step} if batch.step % 2 else {}
+            return StepResult(metrics=dict(super().update(batch).metrics) | found)
+
+    adaptive = {"advantage": "interpolated", "lam": "adaptive", "probe_every": 2}
+    _, learner, lines = run(tmp_path / "a", config(**adaptive), FakeRollouts(), learner=Probing())
+    assert [b.mix.lam for b in learner.batches] == [None, 0.25, 0.25]
+    assert [line.get("algorithm/lam") for line in steps_of(lines)] == [None, 0.25, 0.25]
+    _, learner, _ = run(tmp_path / "b", config(advantage="interpolated", lam="0.5"), FakeRollouts())
+    assert [b.mix.lam for b in learner.batches] == [0.5] * 3
 
 
 def test_shadow_estimators_are_logged_and_change_nothing(tmp_path: Path) -> None:

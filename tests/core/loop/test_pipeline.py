@@ -26,7 +26,7 @@ from maxpo.loop.step_metrics import valid_successes
 from maxpo.loop.train import Trainer
 from maxpo.seeds import derive_seed
 from maxpo.tracking.run_log import RunLog
-from maxpo.types import Group, Prompt, StepBatch, StepResult, Ticket, WeightManifest
+from maxpo.types import Group, Mix, Prompt, StepBatch, StepResult, Ticket, WeightManifest
 from tests.fakes import FakeLearner, FakeRollouts, completion, prompt
 
 PROMPTS = [prompt(f"p{i}") for i in range(300)]
@@ -168,19 +168,19 @@ def synchronous_batches(settings: Config, rollouts: FakeRollouts, seed: int) -> 
     stream, rates = PromptStream(PROMPTS, seed), PassRates()
     rollouts.version = 0
     for step in range(1, steps + 1):
-        weight = mix_weight(algorithm.mix_weight, step, steps) if algorithm.mix_with else 0.0
+        mix = Mix(weight=mix_weight(algorithm.mix_weight, step, steps) if algorithm.mix_with else 0.0)
         groups, kept, refills = [], [], -1
         while len(kept) < algorithm.prompts_per_step and refills < algorithm.refill_rounds:
             refills += 1
             prompts = stream.next(algorithm.prompts_per_step - len(kept))
             ks = [k_of(algorithm, rates, p, step, steps) for p in prompts]
             sampled = rollouts.generate(prompts, algorithm.group_size, f"step{step}.{refills}")
-            assessed = assess(treat_truncated(rollouts.score(sampled), algorithm.truncated), algorithm, ks, weight)
+            assessed = assess(treat_truncated(rollouts.score(sampled), algorithm.truncated), algorithm, ks, mix)
             groups += assessed
             kept += [g for g in assessed if (g.has_signal if algorithm.drop_zero_signal else g.enough)]
         rates.observe(valid_successes([g.scored for g in groups]))
         if kept:
-            yield replace(step_batch(step, groups, kept, weight), version=rollouts.version)
+            yield replace(step_batch(step, groups, kept, mix), version=rollouts.version)
             rollouts.version += 1
 
 

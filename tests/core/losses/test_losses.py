@@ -3,36 +3,108 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from maxpo.config import AlgorithmConfig
 from maxpo.losses.aggregation import Aggregation, sequence_weight, weighted_sum
 from maxpo.losses.logprobs import token_logprobs
-from maxpo.losses.policy import kl_estimate, policy_gradient, ppo_clip, truncated_importance_weights
+from maxpo.losses.policy import LOSSES, LossInput, kl_estimate, truncated_importance_weights, trusted
 
 
 def logs(*ratios: float) -> torch.Tensor:
     return torch.tensor([math.log(r) for r in ratios])
 
 
-def test_ppo_clips_each_side_at_its_own_bound_and_only_against_the_advantage() -> None:
-    ratios = [1.0, 1.5, 1.5, 0.5, 0.5, 1.25]
-    advantages = torch.tensor([2.0, 1.0, -1.0, 1.0, -1.0, 1.0])
-    loss = ppo_clip(logs(*ratios), torch.zeros(6), advantages, clip_low=0.2, clip_high=0.3)
-    torch.testing.assert_close(loss, torch.tensor([-2.0, -1.3, 1.5, -0.5, 0.8, -1.25]))
+def row(new: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, **settings: Any) -> LossInput:
+    """Two sequences: the first half of the tokens, and the rest. All tokens count but the last one."""
+    mask = torch.ones(len(new), dtype=torch.bool)
+    mask[-1] = False
+    sequence = (torch.arange(len(new)) >= len(new) // 2).long()
+    given = AlgorithmConfig(**{"clip_low": 0.2, "clip_high": 0.3} | settings)
+    return LossInput(
+        logprobs=new, old_logprobs=old, advantages=advantages, mask=mask, sequence=sequence, algorithm=given
+    )
 
 
-def test_ppo_at_ratio_one_has_the_gradient_of_plain_policy_gradient_and_old_gets_none() -> None:
-    new = torch.tensor([-1.0, -2.0], requires_grad=True)
+RATIOS = (1.0, 1.5, 1.5, 0.5, 0.5, 1.25, 4.0, 0.1)
+ADVANTAGES = (2.0, 1.0, -1.0, 1.0, -1.0, 1.0, -2.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # min(rho A, clip(rho) A), negated
+        ("ppo_clip", (-2.0, -1.3, 1.5, -0.5, 0.8, -1.25, 8.0, -0.3)),
+        # at most c |A| with c = 3
+        ("dual_clip", (-2.0, -1.3, 1.5, -0.5, 0.8, -1.25, 6.0, -0.3)),
+        # 4 / tau sigmoid(tau (rho - 1)) A, negated
+        (
+            "sapo",
+            tuple(
+                -4 / tau / (1 + math.exp(-tau * (r - 1))) * a
+                for r, a in zip(RATIOS, ADVANTAGES, strict=True)
+                for tau in [1.0 if a > 0 else 1.05]
+            ),
+        ),
+    ],
+)
+def test_losses_by_hand(name: str, expected: tuple[float, ...]) -> None:
+    loss = LOSSES[name](row(logs(*RATIOS), torch.zeros(8), torch.tensor(ADVANTAGES)))
+    torch.testing.assert_close(loss, torch.tensor(expected))
+
+
+def test_cispo_weighs_every_token_and_lets_no_gradient_through_the_weight() -> None:
+    new = logs(*RATIOS).requires_grad_()
+    LOSSES["cispo"](row(new, torch.zeros(8), torch.tensor(ADVANTAGES))).sum().backward()
+    weights = [min(max(r, 0.8), 1.3) for r in RATIOS]
+    torch.testing.assert_close(new.grad, -torch.tensor(weights) * torch.tensor(ADVANTAGES))
+
+
+def test_gspo_has_one_ratio_for_a_sequence_and_the_gradient_of_its_mean() -> None:
+    """The loss of a sequence, its mean over tokens, has the gradient of -min(s A, clip(s) A)."""
+    new = torch.tensor([0.05, -0.1, 0.2, 0.02, 0.9, 0.8, 0.7, 9.0], requires_grad=True)
+    for advantages in ([1.0] * 4 + [1.0] * 4, [-1.0] * 4 + [-1.0] * 4):
+        x = row(new, torch.zeros(8), torch.tensor(advantages))
+        loss = LOSSES["gspo"](x)
+        got = torch.autograd.grad(loss[:4].mean() + loss[4:7].mean(), new)[0]
+        total = torch.zeros(())
+        for tokens in (new[:4], new[4:7]):  # the last token does not count
+            s = tokens.mean().exp()
+            total = total - torch.minimum(s * advantages[0], s.clamp(0.8, 1.3) * advantages[0])
+        torch.testing.assert_close(got, torch.autograd.grad(total, new)[0])
+        torch.testing.assert_close(loss[:4].mean() + loss[4:7].mean(), total)
+    assert float(got[4:].abs().sum()) > 0  # with a negative advantage the ratio above the bound is not cut
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_at_ratio_one_every_loss_has_the_gradient_of_plain_policy_gradient_and_old_gets_none(name: str) -> None:
+    new = torch.tensor([-1.0, -2.0, -0.5, -3.0], requires_grad=True)
     old = new.detach().clone().requires_grad_()
-    advantages = torch.tensor([3.0, -1.0])
-    ppo_clip(new, old, advantages, clip_low=0.2, clip_high=0.2).sum().backward()
+    advantages = torch.tensor([3.0, 3.0, -1.0, -1.0])
+    LOSSES[name](row(new, old.detach(), advantages)).sum().backward()
     torch.testing.assert_close(new.grad, -advantages)
-    assert old.grad is None
-    new.grad = None
-    policy_gradient(new, old, advantages, clip_low=0.2, clip_high=0.2).sum().backward()
-    torch.testing.assert_close(new.grad, -advantages)
+
+
+def test_tokens_and_sequences_out_of_bounds_are_not_trusted() -> None:
+    gap = logs(1.0, 3.0, 0.4, 1.0, 1.5, 1.5, 1.5, 100.0)
+    x = row(gap, gap, gap)
+
+    def kept(**settings: Any) -> list[int]:
+        return trusted(gap, x.sequence, x.mask, AlgorithmConfig(**settings)).int().tolist()
+
+    assert kept() == [1] * 8
+    assert kept(token_mask=[0.5, 2.0]) == [1, 0, 0, 1, 1, 1, 1, 0]
+    # Geometric means 1.2 ** .25 = 1.05 and 1.5; products 1.2 and 3.4. The last token does not count.
+    assert kept(sequence_mask=[0.5, 1.4]) == [1] * 4 + [0] * 4
+    assert kept(sequence_mask=[0.5, 1.6]) == [1] * 8
+    assert kept(sequence_mask=[0.5, 3.0], sequence_mask_ratio="product") == [1] * 4 + [0] * 4
+    assert kept(sequence_mask=[0.5, 1.1], sequence_mask_ratio="product") == [0] * 8
+    assert kept(sequence_mask=[0.5, 3.5], sequence_mask_ratio="product", token_mask=[0.5, 9]) == [1, 1, 0] + [1] * 4 + [
+        0
+    ]
 
 
 def test_kl_estimators_by_hand() -> None:
