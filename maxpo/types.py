@@ -207,6 +207,8 @@ class StepBatch:
     """[G] K of each group, fixed before the group was sampled."""
     mix: Mix = Mix()
     """How the estimators were mixed."""
+    entropy_coef: float | None = None
+    """Weight of the entropy bonus in this step. None: `algorithm.entropy_coef`."""
     version: int = 0
     """Version of the weights at the start of this step."""
 

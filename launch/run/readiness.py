@@ -19,7 +19,6 @@ from maxpo.configure.problems import Problem
 from maxpo.configure.writing import to_yaml
 from maxpo.data.order import Mixture, PromptStream
 from maxpo.errors import InputError, ProblemsError
-from maxpo.estimators.k_schedule import PassRates
 from maxpo.loop.state import RunResult, restore
 from maxpo.types import Prompt
 from rollout.vllm_engine.arguments import argument_problems
@@ -153,5 +152,5 @@ def _check_resume(loaded: LoadedConfig, train: Mixture | None) -> None:
     config = loaded.config
     source = resumed_from(config, to_yaml(loaded))
     if source is not None and train is not None:
-        restore(source, RunResult(), PromptStream(train, config.run.seed), PassRates())
+        restore(source, RunResult(), PromptStream(train, config.run.seed))
         check_learner_state(config, source)

@@ -22,7 +22,6 @@ from launch.terminal.progress import Terminal, comparison, counts, timing
 from maxpo.configure.loading import LoadedConfig
 from maxpo.data.order import Mixture, PromptStream
 from maxpo.errors import RunError
-from maxpo.estimators.k_schedule import PassRates
 from maxpo.files import replacing
 from maxpo.loop.observer import Observer
 from maxpo.loop.state import RunResult, restore
@@ -58,7 +57,7 @@ class _Run:
         self._exported = self._folder / "policy"
         if self._source is not None:
             # A state that cannot be read, or does not fit these prompts, must raise before anything is started.
-            restore(self._source, RunResult(), self._stream(), PassRates())
+            restore(self._source, RunResult(), self._stream())
             check_learner_state(self._config, self._source)
 
     def train(self, gpus: float, stop: StopRequest) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -71,6 +72,8 @@ class Updater:
             ValueError: No sample is valid.
         """
         started = time.perf_counter()
+        if batch.entropy_coef is not None:
+            self._algorithm = replace(self._algorithm, entropy_coef=batch.entropy_coef)
         rewards, valid = reward_matrix(batch.groups, self._engine.device)
         advantages = self._advantages(batch, rewards, valid)
         present = valid_samples(batch.groups)
@@ -97,7 +100,7 @@ class Updater:
         be rounded to zero on one device and not on another.
         """
         a = self._algorithm
-        if not a.drop_zero_signal or a.kl_coef or a.entropy_coef:
+        if not a.drop_zero_signal or a.kl_coef or a.entropy_coef or a.entropy_target is not None:
             return samples
         return [s for s in samples if batch.signal[s.group][s.index]]
 

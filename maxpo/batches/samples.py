@@ -63,6 +63,29 @@ def treat_truncated(groups: Sequence[ScoredGroup], rule: Literal["train", "mask"
     return [group if rule == "train" else _without_truncated(group, mask=rule == "mask") for group in groups]
 
 
+def penalise_length(groups: Sequence[ScoredGroup], buffer: int | None, penalty: float, most: int) -> list[ScoredGroup]:
+    """Return the groups with less reward for completions that come near the limit of tokens.
+
+    A completion of L sampled tokens loses `penalty` times (L - (most - buffer)) / buffer, within 0 and 1. DAPO
+    (arXiv 2503.14476), eq. 13. Success stays as it is.
+
+    Args:
+        groups: Scored groups.
+        buffer: Number of tokens before the limit in which the reward falls. None: no change.
+        penalty: Reward that a completion of full length loses.
+        most: Limit of tokens.
+    """
+    if buffer is None:
+        return list(groups)
+    penalised: list[ScoredGroup] = []
+    for group in groups:
+        over = [(c.loss_tokens - most + buffer) / buffer for c in group.group.completions]
+        lost = tuple(-penalty * min(1.0, max(0.0, o)) * ok for o, ok in zip(over, group.valid, strict=True))
+        rewards = tuple(reward + less for reward, less in zip(group.rewards, lost, strict=True))
+        penalised.append(replace(group, rewards=rewards, reward_parts={**group.reward_parts, "length_buffer": lost}))
+    return penalised
+
+
 def _without_truncated(scored: ScoredGroup, *, mask: bool) -> ScoredGroup:
     cut = [ok and c.finish_reason == "length" for c, ok in zip(scored.group.completions, scored.valid, strict=True)]
     return replace(

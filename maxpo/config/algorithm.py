@@ -101,7 +101,12 @@ class AlgorithmConfig:
     estimate of the KL, but its gradient is that of the reverse KL, which points elsewhere. k1 = d is refused: its value
     is unbiased, its gradient is zero on average. No effect while `kl_coef` is 0."""
     entropy_coef: Annotated[float, FACTOR_OR_NONE] = 0.0
-    """Weight of the entropy bonus."""
+    """Weight of the entropy bonus. With `entropy_target`, the weight of the first step."""
+    entropy_target: Annotated[float | None, FACTOR] = None
+    """Entropy in nats a token to which the weight of the bonus is steered: after each step the weight rises by
+    `entropy_step` if `policy/entropy` is below the target, and else falls, from 0 to 1. null: the weight stays."""
+    entropy_step: Annotated[float, Must(lambda v: 0 < v <= 1, "Must be more than 0 and at most 1.")] = 1e-4
+    """Change of the weight of the entropy bonus in each step. No effect without `entropy_target`."""
     tis_cap: Annotated[float | None, FACTOR] = 2.0
     """Truncated importance sampling: upper bound of the ratio of learner to sampler probability of each token. null:
     off."""
@@ -114,8 +119,13 @@ class AlgorithmConfig:
     sequence_mask_ratio: Literal["geometric", "product"] = "geometric"
     """Ratio of a sequence: geometric mean of the ratios of its tokens, or their product. No effect without
     `sequence_mask`."""
+    length_buffer: Annotated[int | None, COUNT] = None
+    """Tokens before `rollout.max_new_tokens` in which a completion loses reward: up to `length_penalty`, in
+    proportion to the tokens used of the buffer (DAPO's soft overlong punishment). In training only. null: none."""
+    length_penalty: Annotated[float, FACTOR] = 1.0
+    """Reward that a completion of full length loses. No effect without `length_buffer`."""
     drop_zero_signal: bool = True
-    """Drop groups whose advantages are all zero before the learner. With `kl_coef` and `entropy_coef` at 0, also drop
+    """Drop groups whose advantages are all zero before the learner. Without `kl_coef` and entropy bonus, also drop
     single sequences of zero advantage in the learner. Dropped groups and sequences are counted. The loss still divides
     by everything that was sampled, so the policy gradient does not change."""
     truncated: Literal["train", "mask", "zero"] = "train"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from maxpo.batches.samples import treat_truncated
+from maxpo.batches.samples import penalise_length, treat_truncated
 from maxpo.config import AlgorithmConfig, Config
 from maxpo.data.order import PromptStream
 from maxpo.errors import RunError
@@ -17,6 +18,7 @@ from maxpo.files import step_name
 from maxpo.loop.buffer import GroupBuffer
 from maxpo.loop.observer import Observer
 from maxpo.loop.selection import AssessedGroup, assess
+from maxpo.loop.state import LoopState
 from maxpo.loop.step_metrics import sampling_metrics, staleness_metrics, usable_metrics, valid_successes
 from maxpo.protocols import Rollouts
 from maxpo.rewards.checks import check_some_scored
@@ -40,6 +42,7 @@ class Collector:
 
     def __post_init__(self) -> None:
         self.buffer = GroupBuffer(self.config, self.stream, self.rates, self.rollouts)
+        self._entropy_coef = self.config.algorithm.entropy_coef
         self._beside = 0.0
 
     def sampled_beside(self, seconds: float) -> None:
@@ -90,7 +93,38 @@ class Collector:
         if algorithm.truncated != "train":
             treated = sum(g.scored.outcomes.count("truncated") for g in groups)
             metrics[f"completions/truncated_{algorithm.truncated}"] = float(treated)
-        return replace(step_batch(step, groups, kept, mix), version=version), metrics
+        batch = replace(step_batch(step, groups, kept, mix), version=version)
+        if algorithm.entropy_target is not None:
+            metrics["algorithm/entropy_coef"] = self._entropy_coef
+            batch = replace(batch, entropy_coef=self._entropy_coef)
+        return batch, metrics
+
+    def learned(self, metrics: Mapping[str, float]) -> None:
+        """Take note of the metrics of an update: what a probe found, and the entropy for the weight of the bonus."""
+        if "probe/apart" in metrics:
+            self.lam.observe(metrics["probe/along"], metrics["probe/apart"])
+        target, entropy = self.config.algorithm.entropy_target, metrics.get("policy/entropy")
+        if target is not None and entropy is not None:
+            change = self.config.algorithm.entropy_step * (1 if entropy < target else -1)
+            self._entropy_coef = min(1.0, max(0.0, self._entropy_coef + change))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint, as plain JSON values."""
+        return {
+            "buffer": list(self.buffer.state_dict()),
+            "pass_rates": self.rates.state_dict(),
+            "lam": self.lam.state_dict(),
+            "entropy_coef": self._entropy_coef,
+        }
+
+    def load_state_dict(self, state: LoopState) -> None:
+        """Restore what `state_dict` returned. Checkpoints of earlier versions lack some of it."""
+        self.rates.load_state_dict(state["pass_rates"])
+        self.buffer.load_state_dict(state.get("buffer", []))
+        if "lam" in state:
+            self.lam.load_state_dict(state["lam"])
+        if self.config.algorithm.entropy_target is not None:
+            self._entropy_coef = state.get("entropy_coef", self._entropy_coef)
 
     def _take(self, step: int, refills: int, missing: int, timing: dict[str, float]) -> list[Ticket]:
         """Admit prompts, and take the next groups. Adds the seconds of waiting to `timing`."""
@@ -111,7 +145,10 @@ class Collector:
         scored = [ticket.scored for ticket in tickets if ticket.scored]
         check_some_scored(scored)
         try:
-            return assess(treat_truncated(scored, algorithm.truncated), algorithm, [t.k for t in tickets], mix)
+            treated = treat_truncated(scored, algorithm.truncated)
+            longest = self.config.rollout.max_new_tokens
+            treated = penalise_length(treated, algorithm.length_buffer, algorithm.length_penalty, longest)
+            return assess(treated, algorithm, [t.k for t in tickets], mix)
         except ValueError as error:
             raise RunError(f"step {step}: {error}") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
@@ -14,8 +14,8 @@ from typing_extensions import TypedDict
 from maxpo.checkpoints.manifest import STATE, read_json
 from maxpo.data.order import PromptStream
 from maxpo.errors import CheckpointError
-from maxpo.estimators.adaptive_lam import AdaptiveLam, LamState
-from maxpo.estimators.k_schedule import PassRates, PassRatesState
+from maxpo.estimators.adaptive_lam import LamState
+from maxpo.estimators.k_schedule import PassRatesState
 from maxpo.evaluation.figures import EvalReport
 from maxpo.loop.buffer import PendingGroup
 
@@ -61,32 +61,24 @@ class LoopState(TypedDict):
     buffer: NotRequired[list[PendingGroup]]
     pass_rates: PassRatesState
     lam: NotRequired[LamState]
+    entropy_coef: NotRequired[float]
     totals: dict[str, int]
     evaluations: dict[Annotated[str, Field(pattern="^[0-9]+$")], dict[str, Any]]
 
 
-def state_of(
-    result: RunResult,
-    stream: PromptStream,
-    rates: PassRates,
-    lam: AdaptiveLam,
-    pending: Sequence[PendingGroup],
-    version: float,
-) -> dict[str, Any]:
-    """Return the loop's part of a checkpoint as plain JSON, see `LoopState`."""
+def state_of(result: RunResult, stream: PromptStream, collector: Mapping[str, Any], version: float) -> dict[str, Any]:
+    """Return the loop's part of a checkpoint as plain JSON, see `LoopState`. `collector` is that of the collector."""
     return {
         "step": result.steps,
         "version": int(version),
         "stream": stream.state_dict(),
-        "buffer": list(pending),
-        "pass_rates": rates.state_dict(),
-        "lam": lam.state_dict(),
         "totals": dict(result.totals),
         "evaluations": {str(step): asdict(report) for step, report in result.evaluations.items()},
+        **collector,
     }
 
 
-def restore(checkpoint: Path, result: RunResult, stream: PromptStream, rates: PassRates) -> LoopState:
+def restore(checkpoint: Path, result: RunResult, stream: PromptStream) -> LoopState:
     """Restore the values that `state_of` returned from a checkpoint; return all of them.
 
     Raises:
@@ -106,7 +98,6 @@ def restore(checkpoint: Path, result: RunResult, stream: PromptStream, rates: Pa
             f"{state['stream']['cursor']} of the stream"
         )
     stream.load_state_dict(state["stream"])
-    rates.load_state_dict(state["pass_rates"])
     result.steps = result.saved_step = state["step"]
     result.totals = Counter(state["totals"])
     result.evaluations = evaluations

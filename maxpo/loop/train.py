@@ -97,10 +97,8 @@ class Trainer:
         """Load a checkpoint into the learner and this object; None: start anew."""
         self.rollouts.abandon()  # what a lost learner has left behind
         if checkpoint is not None:
-            state = restore(checkpoint, self.result, self.stream, self.collector.rates)
-            self.collector.buffer.load_state_dict(state.get("buffer", []))
-            if "lam" in state:
-                self.collector.lam.load_state_dict(state["lam"])
+            state = restore(checkpoint, self.result, self.stream)
+            self.collector.load_state_dict(state)
             self.learner.load(checkpoint / "learner", state["version"])
 
     def publish(self) -> dict[str, float]:
@@ -134,8 +132,7 @@ class Trainer:
         except RemoteError as error:
             file = self.log.dump(step_name(batch.step, "failed_step"), batch.groups)
             raise RunError(f"{error}\nThe groups of step {batch.step} are in {file}.") from error
-        if "probe/apart" in metrics:
-            self.collector.lam.observe(metrics["probe/along"], metrics["probe/apart"])
+        self.collector.learned(metrics)
         if metrics["train/refused_steps"]:
             self.log.dump(step_name(batch.step, "nonfinite_step"), batch.groups)
         all_refused = metrics["train/refused_steps"] == self.config.algorithm.minibatches
@@ -271,9 +268,7 @@ class Trainer:
         with timed(timing, "time/checkpoint_s"):
             if step in self.result.evaluations:
                 metrics = metrics | self.result.evaluations[step].metrics()
-            source = self.collector
-            pending = source.buffer.state_dict()
-            state = state_of(self.result, self.stream, source.rates, source.lam, pending, self.version)
+            state = state_of(self.result, self.stream, self.collector.state_dict(), self.version)
             policy = self.config.checkpoint.policy
             self.checkpoints.write(step, state, metrics, lambda folder: self.learner.save(folder, policy=policy))
         self.log.log(step, timing)

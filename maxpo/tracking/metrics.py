@@ -61,6 +61,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "algorithm/k": ("Mean K of the groups sampled in this step", "1"),
     "algorithm/mix_weight": ("Weight of algorithm.mix_with", "1"),
     "algorithm/lam": ("Weight of maxpo in the estimator interpolated. Absent with lam: v", "1"),
+    "algorithm/entropy_coef": ("Weight of the entropy bonus, with algorithm.entropy_target", "1"),
     "probe/groups": ("Groups of this step whose samples' gradients were taken", "count"),
     "probe/second_moment/{estimator}": ("Mean squared gradient of a group under an estimator, divided by maxpo's", "1"),
     "probe/kappa": (

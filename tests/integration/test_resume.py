@@ -151,10 +151,10 @@ def test_ctrl_c_saves_and_another_layout_goes_on(whole: Path, tmp_path: Path, in
     # From the checkpoint by its absolute name, into the same folder, which must not be taken for a new run.
     newest = Checkpoints(run / "checkpoints").newest_good()[0]
     assert newest is not None
-    other = ["rollout.workers=2", "learner.ranks=2", "learner.zero_stage=3"]
+    other = ["rollout.workers=2", "learner.ranks=2", "learner.zero_stage=1"]
     done = maxpo(*training(tmp_path), *other, f"checkpoint.resume={newest.resolve()}")
     assert done.returncode == 0, done.stdout + done.stderr
-    for change in ("rollout.workers: 1 -> 2", "learner.ranks: 1 -> 2", "learner.zero_stage: 2 -> 3"):
+    for change in ("rollout.workers: 1 -> 2", "learner.ranks: 1 -> 2", "learner.zero_stage: 2 -> 1"):
         assert f"changed: {change}" in done.stdout
     ours, theirs = figures(run), figures(whole)
     assert len(ours) == len(theirs)
@@ -186,7 +186,7 @@ def test_ctrl_c_during_the_start_ends_it_at_once_and_leaves_the_name_free(tmp_pa
 def test_a_run_without_progress_ends_and_says_who_waits_for_whom(tmp_path: Path) -> None:
     """And until then a second process cannot train it."""
     run = tmp_path / "run"
-    process = start(tmp_path, "run.steps=1000", "run.stall_timeout_s=5", "eval.at_start=false")
+    process = start(tmp_path, "run.steps=1000", "run.stall_timeout_s=15", "eval.at_start=false")
     until_output("step 2 ", tmp_path, process)
     # A second process cannot train the same run meanwhile.
     refused = maxpo(*training(tmp_path), "run.overwrite=true")
@@ -197,7 +197,7 @@ def test_a_run_without_progress_ends_and_says_who_waits_for_whom(tmp_path: Path)
     assert process.wait(timeout=120) == 1
     text = (tmp_path / "output.txt").read_text()
     assert re.search(
-        r"maxpo: no progress for run.stall_timeout_s = 5 s in stage (update|sync|evaluate|checkpoint):", text
+        r"maxpo: no progress for run.stall_timeout_s = 15 s in stage (update|sync|evaluate|checkpoint):", text
     ), text[-3000:]
     doing = r"(step \d+|sending weights|scoring samples|writing a checkpoint)"
     assert re.search(rf"waits for learner rank 0, {doing}: \d+ s of at most 1[28]00 s", text)

@@ -123,6 +123,11 @@ COMBINATIONS: tuple[Combination, ...] = (
         "ZeRO stage 0 keeps no float32 gradients, so 16 bits lose precision: use stage 1 to 3, or float32.",
     ),
     *ESTIMATOR_COMBINATIONS,
+    (
+        ("algorithm.length_buffer", "rollout.max_new_tokens"),
+        lambda c: c.algorithm.length_buffer is None or c.algorithm.length_buffer <= c.rollout.max_new_tokens,
+        "algorithm.length_buffer must be at most rollout.max_new_tokens.",
+    ),
     *CLUSTER_COMBINATIONS,
     *PIPELINE_COMBINATIONS,
     *CODE_COMBINATIONS,

@@ -22,6 +22,7 @@ _ONLY_WITH: Mapping[str, Callable[[Config], bool]] = {
     "environment/": lambda c: c.environment.name is not None,
     "algorithm/mix_weight": lambda c: c.algorithm.mix_with is not None,
     "algorithm/lam": lambda c: "interpolated" in (c.algorithm.advantage, c.algorithm.mix_with),
+    "algorithm/entropy_coef": lambda c: c.algorithm.entropy_target is not None,
     "probe/": lambda c: c.algorithm.probe_every > 0,
     "time/probe_s": lambda c: c.algorithm.probe_every > 0,
     "mismatch/masked": lambda c: bool(c.algorithm.token_mask or c.algorithm.sequence_mask),

@@ -343,6 +343,8 @@ OUT_OF_RANGE = [
     "algorithm.lam=w",
     "algorithm.lam=.inf",
     "algorithm.dual_clip=1",
+    "algorithm.entropy_step=0",
+    "algorithm.length_buffer=0",
     "algorithm.loss=ppo",
     "reward.group=nope",
     "algorithm.sapo_temperatures=[1.0]",
@@ -614,6 +616,7 @@ class TestChecks:
                 for name in ("canonical", "pkpo_loo", "passk_training")
             ),
             (["algorithm.mix_with=maxpo"], "algorithm.mix_with algorithm.advantage"),
+            (["algorithm.length_buffer=100000"], "algorithm.length_buffer rollout.max_new_tokens"),
             (
                 ["algorithm.lam=adaptive", "algorithm.advantage=interpolated"],
                 "algorithm.lam algorithm.probe_every algorithm.advantage algorithm.mix_with",
@@ -775,6 +778,7 @@ class TestChecks:
                 ["pipeline.max_staleness=1", "pipeline.cache=keep"],
                 ["algorithm.advantage=interpolated", "algorithm.lam=adaptive", "algorithm.probe_every=2"],
                 ["learner.ranks=2", "learner.sequence_parallel=2"],
+                ["algorithm.length_buffer=2"],
             )
         ]
         for involved, holds, _ in COMBINATIONS:

@@ -27,7 +27,6 @@ from maxpo.checkpoints.manifest import describe, verify
 from maxpo.configure.loading import LoadedConfig, load_config
 from maxpo.data.order import Mixture, PromptStream
 from maxpo.errors import InputError, RunError
-from maxpo.estimators.k_schedule import PassRates
 from maxpo.loop.state import RunResult, restore
 from tests.changes import changed
 
@@ -157,7 +156,7 @@ def resume(run: Path, prompts: Mixture) -> None:
     loaded = settings_of(run, "checkpoint.resume=must", "run.overwrite=false")
     _, source, _ = open_run(loaded, CONSOLE)
     assert source is not None
-    restore(source, RunResult(), PromptStream(prompts, loaded.config.run.seed), PassRates())
+    restore(source, RunResult(), PromptStream(prompts, loaded.config.run.seed))
     check_learner_state(loaded.config, source)
 
 

@@ -7,17 +7,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
+from maxpo.batches.samples import penalise_length
 from maxpo.checkpoints.local import Checkpoints
 from maxpo.config import AlgorithmConfig, Config, EvalConfig, RunConfig
 from maxpo.data.order import PromptStream
 from maxpo.errors import RemoteError, RunError
 from maxpo.estimators.advantages import ADVANTAGES, maxpo
 from maxpo.estimators.k_schedule import PassRates, adapted_k
+from maxpo.loop.collect import Collector
 from maxpo.loop.observer import Observer
 from maxpo.loop.publish import publish
 from maxpo.loop.selection import assess
@@ -25,7 +27,7 @@ from maxpo.loop.step_metrics import usable_metrics
 from maxpo.loop.train import Trainer
 from maxpo.tracking.run_log import RunLog
 from maxpo.types import Group, Mix, Prompt, Receiver, StepBatch, StepResult, WeightManifest
-from tests.fakes import FakeLearner, FakeRollouts, prompt, scored
+from tests.fakes import FakeLearner, FakeRollouts, completion, prompt, scored
 
 
 def config(**algorithm: Any) -> Config:
@@ -445,6 +447,43 @@ def test_the_weight_that_a_probe_finds_is_used_from_the_next_step_on(tmp_path: P
     assert [line.get("algorithm/lam") for line in steps_of(lines)] == [None, 0.25, 0.25]
     _, learner, _ = run(tmp_path / "b", config(advantage="interpolated", lam="0.5"), FakeRollouts())
     assert [b.mix.lam for b in learner.batches] == [0.5] * 3
+
+
+def test_the_weight_of_the_entropy_bonus_follows_the_entropy_and_survives_a_checkpoint(tmp_path: Path) -> None:
+    entropies = [0.1, 0.1, 0.9, 0.9, 0.9, 0.1]
+
+    class Told(FakeLearner):
+        def update(self, batch: StepBatch) -> StepResult:
+            found = {"policy/entropy": entropies[batch.step - 1]}
+            return StepResult(metrics=dict(super().update(batch).metrics) | found)
+
+    settings = config(entropy_target=0.5, entropy_step=0.25, entropy_coef=0.25)
+    settings.run.steps = 6
+    _, learner, lines = run(tmp_path, settings, FakeRollouts(), learner=Told())
+    wanted = [0.25, 0.5, 0.75, 0.5, 0.25, 0.0]
+    assert [b.entropy_coef for b in learner.batches] == wanted
+    assert [line["algorithm/entropy_coef"] for line in steps_of(lines)] == wanted
+    log = RunLog(tmp_path, tensorboard=False, save_rollouts=0)
+    first, again = (
+        Collector(settings, PromptStream([prompt("p")], seed=0), FakeRollouts(), log, Observer()) for _ in range(2)
+    )
+    first.learned({"policy/entropy": 0.1})
+    again.load_state_dict(cast(Any, json.loads(json.dumps(first.state_dict()))))
+    assert again.state_dict()["entropy_coef"] == 0.5
+    _, learner, _ = run(tmp_path / "b", config(entropy_coef=0.25), FakeRollouts())
+    assert [b.entropy_coef for b in learner.batches] == [None] * 3
+
+
+def test_completions_near_the_limit_lose_reward() -> None:
+    (group,) = [scored([1.0, 1.0, 0.0, 1.0], valid=[True, True, True, False])]
+    lengths = (2, 6, 8, 8)
+    completions = tuple(completion(tokens=n) for n in lengths)
+    group = replace(group, group=replace(group.group, completions=completions))
+    (less,) = penalise_length([group], 4, 0.5, 8)
+    assert less.rewards == (1.0, 0.75, -0.5, 1.0)
+    assert less.reward_parts["length_buffer"] == (0.0, -0.25, -0.5, 0.0)
+    assert less.successes == group.successes
+    assert penalise_length([group], None, 0.5, 8) == [group]
 
 
 def test_shadow_estimators_are_logged_and_change_nothing(tmp_path: Path) -> None:
