@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from maxpo.estimators.advantages import ADVANTAGES, interpolated, kappa, maxpo, pkpo_loo_minus_one
+from maxpo.estimators.mixing import Parameters, estimator
 from maxpo.estimators.names import WITH_OBJECTIVE
 from maxpo.estimators.objectives import rank_coefficients
 from maxpo.estimators.order_statistics import deviation, include_one, increments, rank
@@ -335,7 +336,7 @@ def test_unbiased_for_every_objective(name: str, objective: str) -> None:
     logits = torch.tensor([0.3, -0.7, 0.1], dtype=torch.float64, requires_grad=True)
     target = gradient_of_objective(logits, ARMS, 3, objective)
     for n in (3, 5) if name != "maxpo" else (5,):
-        estimate = expected_estimate(logits, ARMS, n, partial(ADVANTAGES[name], k=3, objective=objective))
+        estimate = expected_estimate(logits, ARMS, n, partial(estimator(name, Parameters(objective=objective)), k=3))
         torch.testing.assert_close(estimate, target, rtol=1e-10, atol=1e-12)
 
 

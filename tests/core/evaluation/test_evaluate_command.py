@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
-from launch.run.evaluating import _make_folder
+from launch.run.destination import new_folder
 from launch.terminal.tables import one_line, report_table
 from maxpo.errors import InputError
 from maxpo.evaluation.measure import prompt_result
@@ -28,14 +28,14 @@ def test_a_run_folder_without_an_exported_policy(tmp_path: Path, capsys: pytest.
 
 
 def test_what_is_there_is_not_touched(tmp_path: Path) -> None:
-    _make_folder(tmp_path / "new" / "folder")
+    new_folder(tmp_path / "new" / "folder")
     (tmp_path / "new" / "folder" / "log").mkdir()  # of an evaluation that failed
-    _make_folder(tmp_path / "new" / "folder")
+    new_folder(tmp_path / "new" / "folder")
     (tmp_path / "new" / "folder" / "eval.json").touch()
     with pytest.raises(InputError, match=r"--out .*folder: the folder already holds eval\.json; name a new folder"):
-        _make_folder(tmp_path / "new" / "folder")
+        new_folder(tmp_path / "new" / "folder")
     with pytest.raises(InputError, match=r"--out .*eval\.json cannot be used"):
-        _make_folder(tmp_path / "new" / "folder" / "eval.json")
+        new_folder(tmp_path / "new" / "folder" / "eval.json")
 
 
 def test_greedy_completions_are_drawn_once_for_each_prompt_where_they_are_wanted(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from maxpo.loop.selection import assess
 from maxpo.loop.step_metrics import valid_successes
 from maxpo.rewards.base import Score, add_up, agreed, succeeds
 from maxpo.rewards.registry import REWARDS, SHAPING, find_scorer, find_verifier, unread
-from maxpo.types import Episode, Group, ScoredGroup
+from maxpo.types import Episode, Group, Mix, ScoredGroup
 from rollout.scoring.verifier_pool import Result, scored_group
 from tests.fakes import completion, prompt
 
@@ -69,7 +69,7 @@ def test_rewards_that_are_equal_up_to_rounding_have_no_signal():
     scored = scored_group(group, [Result("ok", Score(reward=r)) for r in (0.3, 0.1 + 0.2, 0.3)])
     assert set(scored.rewards) == {0.3}
     for advantage in ("maxpo", "grpo", "rloo"):
-        (assessed,) = assess([scored], AlgorithmConfig(advantage=advantage, k=2, group_size=3), [2], 0.0)
+        (assessed,) = assess([scored], AlgorithmConfig(advantage=advantage, k=2, group_size=3), [2], Mix())
         assert assessed.advantages == (0.0, 0.0, 0.0), advantage
         assert not assessed.has_signal
 
