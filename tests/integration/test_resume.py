@@ -203,7 +203,7 @@ def test_a_run_without_progress_ends_and_says_who_waits_for_whom(tmp_path: Path)
     assert re.search(rf"waits for learner rank 0, {doing}: \d+ s of at most 1[28]00 s", text)
     report = (run / "log" / "stalled.txt").read_text()
     assert re.search(rf"ray::LearnerWorker.*: process {learner.pid}, stopped", report)
-    assert "wait_for" in report
+    assert re.search("in (wait_for|serve)", report)  # an update is waited for beside sampling
     # A worker that is not stopped has printed where it is.
     assert "Thread 0x" in (run / "log" / "rollout-worker-0.log").read_text()
 
