@@ -194,7 +194,6 @@ def child(args: argparse.Namespace) -> int:
 
     secure_own_cluster()
     import launch.run.training
-    from launch.run.beginning import run_training
     from launch.run.signals import PREEMPTED, PreemptedError
     from launch.terminal.progress import Terminal
     from maxpo.configure.loading import load_config
@@ -219,7 +218,7 @@ def child(args: argparse.Namespace) -> int:
     record = args.out / "kills.jsonl"
     threading.Thread(target=killer, args=(now, kinds, args.mtbf, args.seed, record, until), daemon=True).start()
     try:
-        return run_training(loaded, Console())
+        return launch.run.training.run_training(loaded, Console())
     except PreemptedError:  # the end came before the first step of an attempt
         return PREEMPTED
 

@@ -45,37 +45,26 @@ class System:
 
 @contextmanager
 def system(config: Config, log_folder: Path) -> Iterator[System]:
-    """Start everything that a training needs, the cluster included, and end it whatever happens. See `workers`."""
-    with cluster(config, log_folder) as gpus, workers(config, gpus, log_folder) as running:
-        yield running
-
-
-@contextmanager
-def workers(config: Config, gpus: float, log_folder: Path) -> Iterator[System]:
-    """Start engines and learner on the cluster that this process is connected to, and end them whatever happens.
+    """Start everything that a training needs, and end it whatever happens.
 
     The output of the workers goes to `log_folder`. On a running cluster it stays in Ray's logs on each node.
-
-    Args:
-        config: a checked configuration.
-        gpus: number of GPUs of the cluster.
-        log_folder: folder of the output.
     """
-    placement = place(config, gpus=gpus)
-    logs = own_logs(config, log_folder)
-    with placement_groups(placement, config) as groups, ExitStack() as ending:
-        rollouts = RolloutPool(config, placement.rollout_device, placement.sync_backend, groups.engine, logs)
-        ending.callback(rollouts.shutdown)
-        learner = LearnerGroup(config, placement.learner_device, placement.sync_backend, groups.rank, logs)
-        ending.callback(learner.shutdown)
-        rollouts.begin_start()
-        if placement.sync_backend == "ipc":
-            # vLLM measures the free memory of a GPU while it starts, so no other process may change it.
+    with cluster(config, log_folder) as gpus:
+        placement = place(config, gpus=gpus)
+        logs = own_logs(config, log_folder)
+        with placement_groups(placement, config) as groups, ExitStack() as ending:
+            rollouts = RolloutPool(config, placement.rollout_device, placement.sync_backend, groups.engine, logs)
+            ending.callback(rollouts.shutdown)
+            learner = LearnerGroup(config, placement.learner_device, placement.sync_backend, groups.rank, logs)
+            ending.callback(learner.shutdown)
+            rollouts.begin_start()
+            if placement.sync_backend == "ipc":
+                # vLLM measures the free memory of a GPU while it starts, so no other process may change it.
+                rollouts.finish_start()
+            learner.begin_start()
+            parameters = learner.finish_start()
             rollouts.finish_start()
-        learner.begin_start()
-        parameters = learner.finish_start()
-        rollouts.finish_start()
-        rollouts.logprobs = learner.logprobs
-        rollouts.republish = lambda receivers: learner.publish(receivers, again=True)
-        freeze_heap()
-        yield System(rollouts=rollouts, learner=learner, placement=placement, groups=groups, parameters=parameters)
+            rollouts.logprobs = learner.logprobs
+            rollouts.republish = lambda receivers: learner.publish(receivers, again=True)
+            freeze_heap()
+            yield System(rollouts=rollouts, learner=learner, placement=placement, groups=groups, parameters=parameters)

@@ -55,7 +55,7 @@ def with_all_problems(load: Callable[[], LoadedConfig], *, dry_run: bool = False
 def train(loaded: LoadedConfig, console: Console) -> int:
     """Train. Return the exit code."""
     prepare_ray(loaded.config.ray)
-    from launch.run.beginning import run_training
+    from launch.run.training import run_training
 
     return run_training(loaded, console)
 
@@ -63,8 +63,8 @@ def train(loaded: LoadedConfig, console: Console) -> int:
 def dry_run(loaded: LoadedConfig, console: Console) -> int:
     """Check everything that can be checked without starting anything. Return the exit code."""
     from launch.cluster.ray_environment import cluster_address
-    from launch.run.date import with_date
     from launch.run.readiness import get_ready
+    from launch.run.resuming import with_date
     from launch.run.wording import banner
 
     sources: list[str] = []

@@ -15,9 +15,9 @@ from launch.cluster.paths import with_absolute_paths
 from launch.cluster.placement import place
 from launch.cluster.placement_groups import placement_groups
 from launch.cluster.ray_cluster import cluster, own_logs
-from launch.run.date import with_date
 from launch.run.destination import new_folder
 from launch.run.readiness import get_ready
+from launch.run.resuming import with_date
 from launch.terminal.printing import say
 from launch.terminal.tables import report_table
 from maxpo.configure.loading import LoadedConfig

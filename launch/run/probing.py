@@ -14,9 +14,9 @@ from rich.console import Console
 from launch.cluster.head import reach
 from launch.cluster.paths import with_absolute_paths
 from launch.cluster.system import system
-from launch.run.date import with_date
 from launch.run.destination import new_folder
 from launch.run.readiness import get_ready
+from launch.run.resuming import with_date
 from launch.terminal.printing import say
 from launch.terminal.probe import probe_tables
 from maxpo.batches.samples import reward_matrix, treat_truncated

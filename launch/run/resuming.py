@@ -18,13 +18,36 @@ from maxpo.checkpoints.local import Checkpoints
 from maxpo.checkpoints.manifest import read_manifest, verify
 from maxpo.checkpoints.remote import RemoteStore
 from maxpo.config import Config
+from maxpo.configure.loading import LoadedConfig, replaced
 from maxpo.configure.problems import show
+from maxpo.data.templates import today
 from maxpo.errors import CheckpointError
 from maxpo.files import step_of
 
 FIXED = ("run.seed", "data.task", "data.task_args", "data.train_size", "learner.lora")
 """Settings that must not change. They give a meaning to the position in the data, to the seeds of the samples and to
 the trained parameters. The rows of files are compared by their content instead."""
+
+
+def with_date(loaded: LoadedConfig) -> LoadedConfig:
+    """Return the settings with `data.date`: that of the run to continue, or else today's.
+
+    Raises:
+        CheckpointError: the settings of the run cannot be read.
+    """
+    config = loaded.config
+    if config.data.date is not None:
+        return loaded
+    wanted = config.checkpoint.resume
+    source = Path(config.run.dir) / config.run.name if wanted in ("auto", "must") else Path(wanted)
+    day = None
+    if wanted != "never" and (file := source / "config.yaml").is_file():
+        try:
+            day = yaml.safe_load(file.read_text(encoding="utf-8"))["data"].get("date")
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+            raise CheckpointError(f"{file} does not hold the settings of a run: {error}") from error
+    day = day or today()
+    return replaced(loaded, {"data.date": day})
 
 
 def find_checkpoint(config: Config, checkpoints: Checkpoints, console: Console) -> Path | None:

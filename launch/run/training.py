@@ -8,13 +8,15 @@ from pathlib import Path
 
 from rich.console import Console
 
+from launch.cluster.head import reach
+from launch.cluster.paths import with_absolute_paths
 from launch.cluster.ray_cluster import own_logs
-from launch.cluster.system import System, workers
+from launch.cluster.system import System, system
 from launch.run.folder import locked, open_run
-from launch.run.readiness import Ready
+from launch.run.readiness import get_ready
 from launch.run.restarts import with_restarts
-from launch.run.resuming import check_learner_state
-from launch.run.signals import StopRequest
+from launch.run.resuming import check_learner_state, with_date
+from launch.run.signals import StopRequest, stop_on_signal
 from launch.run.watchdog import Watchdog
 from launch.run.wording import banner, resume_command
 from launch.terminal.printing import say
@@ -30,20 +32,15 @@ from maxpo.tracking.run_log import RunLog
 from maxpo.types import Prompt
 
 
-def train(loaded: LoadedConfig, ready: Ready, gpus: float, stop: StopRequest, console: Console) -> int:
-    """Train as configured, and print the tables at the end. Return the exit code.
-
-    Args:
-        loaded: the settings, with absolute paths and a date.
-        ready: what the checks have found.
-        gpus: number of GPUs of the Ray cluster, to which this process is connected.
-        stop: the request to stop.
-        console: gets everything that is printed.
-    """
+def run_training(loaded: LoadedConfig, console: Console) -> int:
+    """Train as configured, and print the tables at the end. Return the exit code."""
+    loaded = with_absolute_paths(with_date(loaded))
     config = loaded.config
+    reach(config.ray)
+    ready = get_ready(loaded, say=partial(say, console))
     say(console, f"{banner(config, ready.train, ready.held_out)}\n{ready.tested}")
     with locked(Path(config.run.dir), config.run.name, console):
-        return _Run(loaded, console, ready.train, ready.held_out).train(gpus, stop)
+        return _Run(loaded, console, ready.train, ready.held_out).train()
 
 
 class _Run:
@@ -60,13 +57,14 @@ class _Run:
             restore(self._source, RunResult(), self._stream())
             check_learner_state(self._config, self._source)
 
-    def train(self, gpus: float, stop: StopRequest) -> int:
-        """Start the workers, train, and print the results. Return the exit code."""
+    def train(self) -> int:
+        """Start the cluster and the workers, train, and print the results. Return the exit code."""
         config, log_folder = self._config, self._folder / "log"
         with (
+            stop_on_signal(self._console, config.checkpoint.stop_within_s) as stop,
             Terminal(self._console, config.run.steps, config.algorithm.k) as terminal,
             Watchdog(terminal, config.run.stall_timeout_s, log_folder) as observer,
-            workers(config, gpus, log_folder) as running,
+            system(config, log_folder) as running,
         ):
             placement = running.placement
             say(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from launch.run.date import with_date
 from launch.run.preflight import chat_template
+from launch.run.resuming import with_date
 from maxpo.config import DataConfig
 from maxpo.configure.loading import LoadedConfig, load_config
 from maxpo.configure.problems import ConfigError
