@@ -92,13 +92,13 @@ def probe_step(
 
 
 def _scores(groups: Sequence[ScoredGroup], vectors: _Vectors) -> PromptScores:
-    """Return the samples of a prompt with their gradients, one backward pass for each valid sample."""
+    """Return the samples of a prompt with their gradients, one backward pass for each valid sample with loss tokens."""
     rewards, valid = reward_matrix(groups, torch.device("cpu"))
     scores = torch.zeros(*rewards.shape, vectors.dimensions, dtype=vectors.dtype)
     tokens = torch.zeros(rewards.shape, dtype=torch.int64)
     for j, group in enumerate(groups):
         for sample in samples_of(j, group.group):
-            if valid[j, sample.index]:
+            if valid[j, sample.index] and sample.loss_tokens:
                 tokens[j, sample.index] = sample.loss_tokens
                 scores[j, sample.index] = vectors.of(sample)
     return PromptScores(
@@ -130,14 +130,13 @@ class _Vectors:
         if self.dimensions < self.parameters:
             # Every coordinate gets a random sign, and coordinates that are `dimensions` apart are added up.
             generator = torch.Generator(engine.device).manual_seed(request.seed)
-            self._rows = -(-self.parameters // self.dimensions)
-            size = (self._rows, self.dimensions)
+            size = (-(-self.parameters // self.dimensions), self.dimensions)
             bits = torch.randint(0, 2, size, generator=generator, device=engine.device, dtype=torch.int8)
             self._signs = 2 * bits - 1
 
     def of(self, sample: Sample) -> Float[Tensor, " D"]:
         """Return the gradient of the log-probability of a sample, as a vector in memory of the host."""
-        row = pack([_alone(sample)], torch.zeros(1, 1), lambda s: 0.0).to(self._engine.device)
+        row = pack([replace(sample, group=0, index=0)], torch.zeros(1, 1), lambda s: 0.0).to(self._engine.device)
         logprobs, _ = self._engine.module(row, **self._forward)
         # With `sequence_mean` the loss divides the gradient of a sequence by its length, with the others by a constant.
         share = 1 / sample.loss_tokens if self._algorithm.aggregation == "sequence_mean" else 1.0
@@ -155,7 +154,3 @@ class _Vectors:
         if self._signs is not None:
             flat = (flat.view(self._signs.shape) * self._signs).sum(0)
         return flat.cpu()
-
-
-def _alone(sample: Sample) -> Sample:
-    return replace(sample, group=0, index=0)

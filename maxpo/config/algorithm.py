@@ -68,8 +68,7 @@ class AlgorithmConfig:
     tokens whose probability has changed since the start of the step, that is, with `minibatches` above 1. gspo: with
     aggregation: sequence_mean, and clip bounds of about 4e-4."""
     clip_low: Annotated[float, Must(lambda v: 0 <= v < 1, "Must be at least 0 and below 1.")] = 0.2
-    """Lower clip bound: the ratio is clipped at 1 - clip_low. No effect with `policy_gradient` and
-    `sapo`."""
+    """Lower clip bound: the ratio is clipped at 1 - clip_low. No effect with `policy_gradient` and `sapo`."""
     clip_high: Annotated[float, FACTOR_OR_NONE] = 0.28
     """Upper clip bound: the ratio is clipped at 1 + clip_high. No effect with `policy_gradient` and `sapo`."""
     dual_clip: Annotated[float, Must(lambda v: 1 < v <= 1000, "Must be more than 1 and at most 1000.")] = 3.0
