@@ -19,7 +19,7 @@ from launch.run.readiness import get_ready
 from launch.run.resuming import with_date
 from launch.terminal.printing import say
 from launch.terminal.probe import probe_tables
-from maxpo.batches.samples import reward_matrix, treat_truncated
+from maxpo.batches.samples import reward_matrix, training_rewards
 from maxpo.config import AlgorithmConfig
 from maxpo.configure.loading import LoadedConfig
 from maxpo.data.order import PromptStream
@@ -95,7 +95,7 @@ def _measure(loaded: LoadedConfig, prompts: Sequence[Prompt], folder: Path, cons
             groups = running.rollouts.generate(prompts, algorithm.group_size, draw)
             scored = running.rollouts.judge(running.rollouts.score(groups))
             log.log_rollouts(draw, scored)
-            sampled.append(treat_truncated(scored, algorithm.truncated))
+            sampled.append(training_rewards(scored, algorithm, config.rollout.max_new_tokens))
         running.rollouts.rest()
         say(console, f"{2 * len(prompts)} groups sampled; one backward pass for each of their samples")
         pairs = [pair for pair in zip(*sampled, strict=True) if all(sum(g.valid) > algorithm.k for g in pair)]

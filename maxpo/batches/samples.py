@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maxpo.config import AlgorithmConfig
 from maxpo.types import Group, ScoredGroup
 
 
@@ -49,6 +50,18 @@ class Sample:
     def loss_tokens(self) -> int:
         """Number of tokens that contribute to the loss."""
         return int(np.count_nonzero(self.loss_mask))
+
+
+def training_rewards(groups: Sequence[ScoredGroup], algorithm: AlgorithmConfig, most: int) -> list[ScoredGroup]:
+    """Return the groups as training sees them: with the rules for cut and for long completions.
+
+    Args:
+        groups: Scored groups.
+        algorithm: The rules.
+        most: Limit of tokens, `rollout.max_new_tokens`.
+    """
+    treated = treat_truncated(groups, algorithm.truncated)
+    return penalise_length(treated, algorithm.length_buffer, algorithm.length_penalty, most)
 
 
 def treat_truncated(groups: Sequence[ScoredGroup], rule: Literal["train", "mask", "zero"]) -> list[ScoredGroup]:

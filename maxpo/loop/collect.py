@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from maxpo.batches.samples import penalise_length, treat_truncated
+from maxpo.batches.samples import training_rewards
 from maxpo.config import AlgorithmConfig, Config
 from maxpo.data.order import PromptStream
 from maxpo.errors import RunError
@@ -145,9 +145,7 @@ class Collector:
         scored = [ticket.scored for ticket in tickets if ticket.scored]
         check_some_scored(scored)
         try:
-            treated = treat_truncated(scored, algorithm.truncated)
-            longest = self.config.rollout.max_new_tokens
-            treated = penalise_length(treated, algorithm.length_buffer, algorithm.length_penalty, longest)
+            treated = training_rewards(scored, algorithm, self.config.rollout.max_new_tokens)
             return assess(treated, algorithm, [t.k for t in tickets], mix)
         except ValueError as error:
             raise RunError(f"step {step}: {error}") from error
